@@ -1,0 +1,76 @@
+"""What every command line of the project shares: how it fails and how it shows progress."""
+
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import NoReturn
+
+from tqdm import tqdm
+
+
+class InputError(Exception):
+    """Something the user can put right. The message is one line: expected, found, what to do."""
+
+
+def command(main: Callable[[], int | None]) -> NoReturn:
+    """Run ``main`` and exit with its status; an InputError becomes one line and status 2, no traceback."""
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+class Progress:
+    """A bar on a terminal; in a log a plain line at most every ``every`` seconds, and one at the end.
+
+    Parameters
+    ----------
+    what : str
+        What is being done, e.g. "shards".
+    total : int
+        Number of units in all.
+    unit : str
+        Name of one unit, e.g. "slice".
+    start : int
+        Units already done before this process began (a resumed run).
+    every : float
+        Seconds between two lines in a log.
+    """
+
+    def __init__(self, what: str, total: int, unit: str, start: int = 0, every: float = 10.0) -> None:
+        self.what, self.total, self.unit, self.every = what, total, unit, every
+        self.done = self.start = start
+        self.note = ""
+        self.began = self.told = time.monotonic()
+        self.bar = tqdm(desc=what, total=total, initial=start, unit=f" {unit}") if sys.stderr.isatty() else None
+
+    def update(self, units: int = 1, note: str = "") -> None:
+        """Count ``units`` more; ``note`` (e.g. the loss, or MB/s) is shown behind the rate."""
+        self.done += units
+        self.note = note
+        if self.bar is not None:
+            self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update(units)
+        elif time.monotonic() - self.told >= self.every:
+            self._tell()
+
+    def _tell(self) -> None:
+        self.told = time.monotonic()
+        rate = (self.done - self.start) / max(self.told - self.began, 1e-9)
+        eta = f"{(self.total - self.done) / rate:.0f} s left" if rate else "rate not known yet"
+        note = f", {self.note}" if self.note else ""
+        print(f"{self.what}: {self.done}/{self.total} {self.unit}, {rate:.3g}/s, {eta}{note}", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        else:
+            self._tell()

@@ -1,0 +1,120 @@
+"""manifest.json: what a folder of shards holds, where each record lies, and what was left out."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shards.atomic import write_text
+from shards.command import InputError
+
+NAME = "manifest.json"
+FORMAT = "ldct-shards"
+VERSION = 1
+SPLITS = ("train", "val", "test")
+
+
+@dataclass
+class Record:
+    """One slice of one patient, as stored in a shard."""
+
+    key: str
+    """Name of the record; matches ``[A-Za-z0-9_-]+``, since webdataset splits a member's name at its first dot."""
+    patient: str
+    """Patient id, e.g. L067."""
+    z: float
+    """Table position of the slice, third component of ImagePositionPatient, in mm."""
+    offset: int
+    """Byte in the tar at which the array's data begin: behind the tar header and the .npy header."""
+    shape: list[int]
+    """Shape of the int16 array in HU: (n, 2, p, p) for train, (2, H, W) for val and test; (low dose, full dose)."""
+    body: list[float] = field(default_factory=list)
+    """Train only: for each tile the share of pixels above -500 HU in the full dose, rounded to 3 decimals."""
+
+
+@dataclass
+class Shard:
+    """One tar file."""
+
+    name: str
+    """File name, e.g. train-00000.tar."""
+    split: str
+    """train, val or test."""
+    bytes: int
+    """Size of the file."""
+    sha256: str
+    """Checksum of the file."""
+    records: list[Record]
+    """In the order in which they lie in the file."""
+
+
+@dataclass
+class Manifest:
+    """Everything a reader needs to know about a folder of shards."""
+
+    settings: dict[str, Any]
+    """The sharder's settings: patch, stride, tiling, seed, split, shard size; equal settings give equal bytes."""
+    shards: list[Shard]
+    """All shards, train first, in order of their names."""
+    split: dict[str, Any]
+    """``by`` ("patient" or "slab"), ``note`` for people, and per split a map of patient to keys."""
+    counts: dict[str, dict[str, int]]
+    """Per split: patients, slices, pairs (tiles; 0 for whole-slice splits)."""
+    statistics: dict[str, Any]
+    """Over the training split: mean and SD in HU of both doses, RMSE between them."""
+    left_out: list[dict[str, str]]
+    """What was not used: ``what`` (file, slice or patient) and ``why``."""
+    sharder: dict[str, str]
+    """Versions of the sharder and of the packages that decoded the pixels."""
+    format: str = FORMAT
+    version: int = VERSION
+
+    def of_split(self, split: str) -> list[Shard]:
+        """The shards of one split, in order.
+
+        Raises
+        ------
+        InputError
+            If the split has no shards; the message lists those there are.
+        """
+        found = [shard for shard in self.shards if shard.split == split]
+        if not found:
+            have = sorted({shard.split for shard in self.shards})
+            raise InputError(f"these shards have no split {split!r}; they have: {', '.join(have)}")
+        return found
+
+
+def save(manifest: Manifest, folder: Path) -> None:
+    """Write ``folder/manifest.json`` atomically, with sorted keys: the same shards give the same bytes."""
+    write_text(folder / NAME, json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True) + "\n")
+
+
+def load(folder: Path) -> Manifest:
+    """Read ``folder/manifest.json``.
+
+    Raises
+    ------
+    InputError
+        If there is none, it is no manifest, or it was written by another version of the format.
+    """
+    path = folder / NAME
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise InputError(f"expected {path}, written by shards/build.py: {error.strerror}; build the shards first") from None
+    try:
+        fields = json.loads(text)
+        found = (fields["format"], fields["version"])
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path} is not a shard manifest; build the shards again with shards/build.py") from None
+    if found != (FORMAT, VERSION):
+        raise InputError(f"{path} is of format {found}, this code reads {(FORMAT, VERSION)}; build the shards again")
+    shards = [Shard(**{**s, "records": [Record(**r) for r in s["records"]]}) for s in fields["shards"]]
+    return Manifest(**{**fields, "shards": shards})
+
+
+def digest(folder: Path) -> str:
+    """sha256 of the manifest file: names the data of a run, since the manifest holds every shard's checksum."""
+    return hashlib.sha256((folder / NAME).read_bytes()).hexdigest()
