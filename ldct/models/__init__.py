@@ -1,0 +1,1 @@
+"""The networks by name. Every variant goes through one code path; see ldct/config.py ModelConfig for the switches."""

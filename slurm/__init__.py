@@ -1,0 +1,1 @@
+"""SLURM and submitit: clusters, sweeps, jobs. Knows nothing of pixels."""
