@@ -1,0 +1,79 @@
+"""What the networks have in common: where their encoder stages lie on the image, and how weights start."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ldct.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where the features of an encoder stage lie on the input image."""
+
+    channels: int
+    """Feature channels."""
+    margin: int
+    """Input pixels lost at each side, by convolutions without padding."""
+    stride: int
+    """Input pixels per feature pixel."""
+
+
+class Network(nn.Module):
+    """A denoising network; input and output (B, 1, H, W), normalised values.
+
+    The output has no ReLU: normalised values may be negative (air is -1 in the scheme hu1000).
+    """
+
+    stages: list[Stage]
+    """Encoder stages, the shallowest first. A gate's place is the stage's position here, counted from 1."""
+    multiple: int
+    """The image is padded to a multiple of this many pixels."""
+    encoder: nn.ModuleList
+    """One module per stage; its output is the stage's features, before the gate."""
+    gates: nn.ModuleDict
+    """Attention by place ("1", "2", ...)."""
+    output: nn.Module
+    """The last layer."""
+
+    def receptive_field(self) -> int:
+        """Side in pixels of the input window that the convolutions let one output pixel see (gates not counted)."""
+        raise NotImplementedError
+
+    def feature_size(self, place: int, pixels: int) -> int:
+        """Side of the features at ``place`` (from 1) of an image with a side of ``pixels``."""
+        stage = self.stages[place - 1]
+        padded = -(-pixels // self.multiple) * self.multiple
+        return (padded - 2 * stage.margin) // stage.stride
+
+    def convolutions(self) -> Iterator[nn.Conv2d | nn.ConvTranspose2d]:
+        """Every convolution but the gates'."""
+        for name, part in self.named_modules():
+            if isinstance(part, nn.Conv2d | nn.ConvTranspose2d) and not name.startswith("gates."):
+                yield part
+
+
+def convolve(conv: nn.Conv2d | nn.ConvTranspose2d, model: ModelConfig) -> list[nn.Module]:
+    """``conv`` and its normalisation. The convolution keeps its bias beside batch norm, where it is idle, so that
+    both arms draw the same weights."""
+    return [conv, nn.BatchNorm2d(conv.out_channels)] if model.norm == "batch" else [conv]
+
+
+@torch.no_grad()
+def initialise(network: Network, model: ModelConfig) -> None:
+    """Set the starting weights that ``model.init`` and ``model.init_output`` ask for.
+
+    They are drawn from a generator of their own, seeded as the global one was: the arms of ``init`` leave the same
+    biases, gates and random state behind, and the arms of ``attention`` the same convolutions.
+    """
+    generator = torch.Generator().manual_seed(torch.initial_seed())
+    for conv in network.convolutions():
+        if model.init == "gaussian":
+            nn.init.normal_(conv.weight, std=0.01, generator=generator)
+        elif model.init == "kaiming":
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+    if model.init_output == "zero":
+        for weight in network.output.parameters():
+            nn.init.zeros_(weight)
