@@ -87,17 +87,15 @@ def vgg_weights(file: str) -> dict[str, Any]:
     path = Path(file) if file else Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
     if not path.is_file():
         raise InputError(
-            f"{path}: expected VGG16's ImageNet weights for loss mse+vgg, found no file; on a machine with a network run "
-            "python -c \"import torchvision; torchvision.models.vgg16(weights='IMAGENET1K_V1')\", or name a copy of the "
-            "file in loss.vgg_weights"
+            f"{path}: expected VGG16's ImageNet weights for loss mse+vgg, found no file; name it in loss.vgg_weights, or "
+            "fill the cache on a machine with a network: "
+            "python -c \"import torchvision; torchvision.models.vgg16(weights='IMAGENET1K_V1')\""
         )
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken zip, a pickle with code in it, an old format: torch raises many types
-        raise InputError(
-            f"{path}: expected VGG16's weights as torch saves them: {str(error).splitlines()[0]}"
-        ) from None
-    return weights
+        first = str(error).splitlines()[0]
+        raise InputError(f"{path}: expected VGG16's weights as torch.save writes them: {first}") from None
 
 
 def vgg_features(weights: dict[str, Any]) -> nn.Module:

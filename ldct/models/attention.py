@@ -148,8 +148,8 @@ def window_max(x: Tensor, axis: int, size: int) -> Tensor:
 def window_mean(x: Tensor, axis: int, size: int) -> Tensor:
     """Means of every ``size`` neighbours along ``axis``, in float32 or better.
 
-    The sum is put together from windows of 1, 2, 4, ... neighbours, those in the binary digits of ``size``: log2 passes,
-    and none of the rounding of a running sum.
+    The sum is put together from windows of 1, 2, 4, ... neighbours, those in the binary digits of ``size``: log2
+    passes, and none of the rounding of a running sum.
     """
     power = x.to(torch.promote_types(x.dtype, torch.float32))
     length, offset, covers = x.shape[axis] - size + 1, 0, 1
