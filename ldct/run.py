@@ -141,20 +141,22 @@ def find_runs(roots: list[Path]) -> list[Path]:
 
 
 class Metrics:
-    """metrics.jsonl, written by rank 0. Lines are whole: each is written at once and flushed."""
+    """metrics.jsonl, written by rank 0. Each line is written at once; ``count`` is the number of lines."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "metrics.jsonl"
+        self.path, self.count = folder / "metrics.jsonl", 0
 
     def append(self, line: dict[str, Any]) -> None:
         """Add one line; it must have ``step``. NaN is not JSON and is written as null."""
         with open(self.path, "a") as file:
             file.write(json.dumps(_plain(line)) + "\n")
+        self.count += 1
 
-    def truncate(self, step: int) -> None:
-        """Drop the lines after ``step`` and a torn last line: what the checkpoint does not know has not happened."""
-        kept = [line for line in read_metrics(self.path.parent) if line["step"] <= step]
+    def truncate(self, count: int) -> None:
+        """Keep the first ``count`` lines: what the restored checkpoint does not know has not happened."""
+        kept = read_metrics(self.path.parent)[:count]
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        self.count = len(kept)
 
 
 def _plain(value: Any) -> Any:
@@ -218,6 +220,11 @@ def _version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def here() -> tuple[str, int]:
+    """Host and process id of this process."""
+    return socket.gethostname(), os.getpid()
 
 
 def slurm_job() -> str:

@@ -49,12 +49,12 @@ class Progress:
         self.began = self.told = time.monotonic()
         self.bar = tqdm(desc=what, total=total, initial=start, unit=f" {unit}") if sys.stderr.isatty() else None
 
-    def update(self, units: int = 1, note: str = "") -> None:
-        """Count ``units`` more; ``note`` (e.g. the loss, or MB/s) is shown behind the rate."""
+    def update(self, units: int = 1, note: str | None = None) -> None:
+        """Count ``units`` more; ``note`` (e.g. the loss, or MB/s) is shown behind the rate until another one comes."""
         self.done += units
-        self.note = note
+        self.note = self.note if note is None else note
         if self.bar is not None:
-            self.bar.set_postfix_str(note, refresh=False)
+            self.bar.set_postfix_str(self.note, refresh=False)
             self.bar.update(units)
         elif time.monotonic() - self.told >= self.every:
             self._tell()
@@ -66,11 +66,15 @@ class Progress:
         note = f", {self.note}" if self.note else ""
         print(f"{self.what}: {self.done}/{self.total} {self.unit}, {rate:.3g}/s, {eta}{note}", file=sys.stderr, flush=True)
 
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def close(self) -> None:
+        """End the bar, or tell where it came to."""
         if self.bar is not None:
             self.bar.close()
         else:
             self._tell()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()

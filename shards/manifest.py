@@ -101,11 +101,7 @@ def load(folder: Path) -> Manifest:
     """
     path = folder / NAME
     try:
-        text = path.read_text()
-    except OSError as error:
-        raise InputError(f"expected {path}, written by shards/build.py: {error.strerror}; build the shards first") from None
-    try:
-        fields = json.loads(text)
+        fields = json.loads(_read(path))
         found = (fields["format"], fields["version"])
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path} is not a shard manifest; build the shards again with shards/build.py") from None
@@ -116,5 +112,19 @@ def load(folder: Path) -> Manifest:
 
 
 def digest(folder: Path) -> str:
-    """sha256 of the manifest file: names the data of a run, since the manifest holds every shard's checksum."""
-    return hashlib.sha256((folder / NAME).read_bytes()).hexdigest()
+    """sha256 of the manifest file: names the data of a run, since the manifest holds every shard's checksum.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    return hashlib.sha256(_read(folder / NAME)).hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        why = f"{error.strerror}; build the shards first"
+        raise InputError(f"expected {path}, written by shards/build.py: {why}") from None

@@ -1,0 +1,301 @@
+"""The training loop."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ldct import checkpoint, data, losses, models, optim
+from ldct import config as configuration
+from ldct.config import Config
+from ldct.distributed import Ranks
+from ldct.journal import Journal
+from ldct.preempt import Latch
+from ldct.validation import Validation
+from shards.command import InputError
+
+
+class NotFinite(Exception):
+    """The loss or the gradient is NaN or infinite; the message names step, rank and tiles."""
+
+
+def train(config: Config, latch: Latch) -> signal.Signals | None:
+    """Train until the last step or until a signal, going on from the newest checkpoint in ``config.run_dir``.
+
+    Called once in every rank's process.
+
+    Returns
+    -------
+    signal.Signals or None
+        None if the run is finished; else SIGUSR2 (requeue) or SIGTERM (stop): what all ranks stopped for, after a
+        checkpoint of the last step.
+
+    Raises
+    ------
+    InputError
+        If configuration, shards or checkpoint do not fit each other, or a checkpoint cannot be written.
+    NotFinite, RankLost
+        If the numbers, or another rank, broke.
+    """
+    ranks = Ranks(config.train.timeout_s)
+    check(config, ranks.world_size)
+    set_numerics(config)
+    journal = Journal(config, ranks)
+    if journal.finished:
+        return None
+    with journal, ranks.together():
+        stopped = Training(config, ranks, latch, journal).loop()
+        journal.close("stopped" if stopped else "finished")
+    return stopped
+
+
+def check(config: Config, world_size: int) -> None:
+    """Raise an InputError for a configuration that cannot be trained on ``world_size`` ranks."""
+    if not config.run_dir:
+        raise InputError("expected --run_dir, the folder of the run")
+    if not config.data.shards:
+        raise InputError("expected --data.shards, a folder written by shards/build.py")
+    parts = world_size * config.train.accumulate
+    if config.train.global_batch % parts:
+        raise InputError(
+            f"train.global_batch: expected a multiple of {parts} (world size {world_size} x train.accumulate "
+            f"{config.train.accumulate}), found {config.train.global_batch}"
+        )
+
+
+def set_numerics(config: Config) -> None:
+    """Process-wide switches of torch."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.train.precision == "bf16"
+    torch.use_deterministic_algorithms(config.train.deterministic)
+    torch.backends.cudnn.benchmark = not config.train.deterministic
+    if config.train.deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Draw everything random of a step (dropout) from (seed, step, rank), so that no checkpoint needs random states."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, 2, step, rank)).generate_state(1)[0]))
+
+
+class Training:
+    """A run between its start and its end in this process: the state, and the loop that moves it."""
+
+    def __init__(self, config: Config, ranks: Ranks, latch: Latch, journal: Journal) -> None:
+        self.config, self.ranks, self.latch, self.journal = config, ranks, latch, journal
+        shards = Path(config.data.shards)
+        self.tiles = data.Tiles(shards, config.data)
+        self.order = data.Order(
+            self.tiles.shard, config.train.seed, config.data.window_shards, config.train.global_batch
+        )
+        self.validation = Validation(config, ranks, self.tiles.patch)
+
+        torch.manual_seed(config.train.seed)
+        self.model = self._network()
+        self.average = optim.Average(self.model, self._network(), config.optim.ema) if config.optim.ema else None
+        self.parallel = ranks.parallel(self.model)
+        self.loss = losses.create(config.loss).to(ranks.device)
+        self.optimizer = optim.create(list(self.model.parameters()), config.optim)
+        self.rate = optim.LearningRate(config.optim, config.train.steps)
+        self.guard = optim.FiniteGuard(ranks.device)
+        self.clock = checkpoint.Clock(config.train.save_every_s)
+
+        self.step = 0
+        self.validated = -1
+        """Step of the last validation."""
+        self.skipped = 0
+        """Steps left out because their gradient was not finite."""
+        self.best: dict[str, float] = {}
+        """Step and PSNR of the best validation."""
+        self.loss_sum = torch.zeros((), device=ranks.device)
+        """Sum of this rank's losses since the last line of metrics."""
+        self._restore()
+
+    def _network(self) -> nn.Module:
+        """The network on the device; every rank draws the same weights."""
+        model = models.create(self.config.model).to(self.ranks.device)
+        return model.to(memory_format=torch.channels_last) if self.config.train.channels_last else model  # type: ignore[call-overload]
+
+    def loop(self) -> signal.Signals | None:
+        """Validate where it is due, make a step, log where it is due; until the last step or a signal."""
+        store = data.open_store(self.tiles, self.config.data.store, self.ranks.device)
+        ranks, last = self.ranks, self.config.train.steps
+        loader = data.Loader(store, self.order, ranks.rank, ranks.world_size, self.step, last)
+        batches = iter(loader)
+        try:
+            while True:
+                if self._validation_due() and not self._validate():
+                    break
+                if self.step >= last:
+                    self.latch.close()
+                    self._save()
+                    return None
+                self._update(next(batches))
+                if self.step % self.config.train.log_every == 0 or self.step == last:
+                    self._log()
+                if self._signalled():
+                    break
+            self._save()
+            return self.stopped_by
+        finally:
+            loader.close()
+
+    def _update(self, pairs: Tensor) -> None:
+        """One optimizer step on ``pairs``, this rank's share of the global batch."""
+        seed_step(self.config.train.seed, self.step, self.ranks.rank)
+        loss = self._backward(self._prepare(pairs))
+        limit = self.config.optim.clip_norm or float("inf")
+        self.norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True)
+        if self._applicable(loss):
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate.at(self.step)
+            self.optimizer.step()
+            if self.average:
+                self.average.update(self.step)
+            self.loss_sum += loss
+        self.optimizer.zero_grad()
+        self.step += 1
+        self.journal.stepped(self.step)
+
+    def _prepare(self, pairs: Tensor) -> Tensor:
+        """Tiles in HU to network values on the device, turned and flipped; (n, 2, p, p), channel 0 the low dose."""
+        config, ranks = self.config, self.ranks
+        pairs = pairs.to(ranks.device, non_blocking=True)
+        if config.data.augment:
+            codes = data.augmentation_codes(config.train.seed, self.step, config.train.global_batch)
+            pairs = data.augment(pairs, codes.chunk(ranks.world_size)[ranks.rank].to(ranks.device, non_blocking=True))
+        return data.normalise(pairs, config.data.scheme)
+
+    def _backward(self, pairs: Tensor) -> Tensor:
+        """Gradients of the mean loss, averaged over the ranks; this rank's loss."""
+        config = self.config.train
+        total = torch.zeros((), device=pairs.device)
+        self.parallel.train()
+        parts = pairs.chunk(config.accumulate)
+        for number, part in enumerate(parts):
+            with self.ranks.averaging(self.parallel, number == len(parts) - 1):
+                with torch.autocast(part.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                    output = self.parallel(part[:, :1])
+                loss = self.loss(output.float(), part[:, 1:]) / len(parts)
+                loss.backward()
+            total += loss.detach()
+        return total
+
+    def _applicable(self, loss: Tensor) -> bool:
+        """Whether the step may be made. Without skip_nonfinite nothing here waits for the device."""
+        if self.skipped < self.config.train.skip_nonfinite and not bool(self.norm.isfinite()):
+            self.skipped += 1
+            if self.ranks.first:
+                print(f"warning: step {self.step}: gradient not finite, step left out", file=sys.stderr)
+            return False
+        self.guard.note(self.step, loss, self.norm)
+        return True
+
+    def _check_finite(self) -> None:
+        """Raise NotFinite on every rank if any of them met a loss or a gradient that is not finite."""
+        found = self.ranks.gather(self.guard.found())
+        first = min(min(steps) for steps in found)
+        if first == optim.NEVER:
+            return
+        guilty = [rank for rank, (loss, _) in enumerate(found) if loss == first]
+        what = "loss" if guilty else "gradient"
+        shares = np.array_split(self.order[first], self.ranks.world_size)
+        tiles = [self.tiles.name(tile) for rank in guilty or range(len(found)) for tile in shares[rank]]
+        raise NotFinite(
+            f"{what} not finite at step {first}, rank {', '.join(map(str, guilty)) or 'not known'}, tiles "
+            f"{', '.join(tiles[:8])}{f' and {len(tiles) - 8} more' if tiles[8:] else ''}; the checkpoints are from "
+            f"before; lower optim.lr, look at these tiles, or tolerate some steps with train.skip_nonfinite"
+        )
+
+    def _log(self) -> None:
+        """A line of training metrics: the mean loss since the last line, and the last step's rate and gradient."""
+        self._check_finite()
+        count = (self.step - 1) % self.config.train.log_every + 1
+        loss = self.ranks.mean(self.loss_sum) / count
+        self.loss_sum.zero_()
+        self.journal.pace()
+        line = {"train/loss": loss, "train/lr": self.rate.at(self.step - 1), "train/grad_norm": self.norm.item()}
+        self.journal.line(line, note=f"loss {loss:.3g}, {self.journal.status.patches_per_s:.0f} patches/s")
+
+    def _validation_due(self) -> bool:
+        due = self.step % self.config.val.every == 0 or self.step >= self.config.train.steps
+        return due and self.validated != self.step
+
+    def _validate(self) -> bool:
+        """Validate, and keep the weights if they are the best so far; False if a signal came in between."""
+        self._check_finite()
+        model = self.average.copy if self.average else self.model
+        metrics = self.validation.run(model.eval(), self._signalled)
+        if metrics is None:
+            return False
+        value = metrics[f"val/{self.config.val.protocol}/psnr"]
+        self.rate.validated(value)
+        if not self.best or value > self.best["psnr"]:
+            self.best = {"step": self.step, "psnr": value}
+            self._write(checkpoint.BEST, {"model": model.state_dict(), "metrics": metrics})
+        self.validated = self.step
+        self.journal.status.best = self.best
+        self.journal.status.flags = self.validation.flags(metrics)
+        self.journal.line({**metrics, "val/flags": self.journal.status.flags})
+        self.journal.pause()
+        return True
+
+    def _signalled(self) -> bool:
+        """Whether any rank was signalled, by agreement of all; also saves by the clock and keeps the heartbeat."""
+        requeue = self.latch.signal is signal.SIGUSR2
+        mine = 2.0 if requeue else float(self.latch.signal is not None)
+        agreed, save_due = self.ranks.maximum([mine, float(self.ranks.first and self.clock.due())])
+        if agreed:
+            self.stopped_by = signal.SIGUSR2 if agreed == 2 else signal.SIGTERM
+            return True
+        if save_due:
+            self._save()
+        self.journal.beat()
+        return False
+
+    def _save(self) -> None:
+        """A checkpoint of this step, unless the numbers are broken."""
+        self._check_finite()
+        content: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "average": self.average.copy.state_dict() if self.average else None,
+            "optimizer": self.optimizer.state_dict(),
+            "rate": self.rate.state(),
+            "validated": self.validated,
+            "skipped": self.skipped,
+            "best": self.best,
+            "loss_sums": self.ranks.gather(self.loss_sum.item()),
+            "lines": self.journal.metrics.count,
+        }
+        self._write(checkpoint.step_name(self.step), content)
+        self.clock.saved()
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        """Rank 0 writes a checkpoint file, with what tells whose it is."""
+        if self.ranks.first:
+            own = {
+                "step": self.step,
+                "config": configuration.to_dict(self.config),
+                "manifest_sha256": self.journal.manifest_sha256,
+            }
+            checkpoint.save(self.journal.checkpoints, name, own | content)
+
+    def _restore(self) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        found, self.journal.restored = self.journal.restored, None
+        if found is None:
+            return
+        self.model.load_state_dict(found["model"])
+        if self.average:
+            self.average.copy.load_state_dict(found["average"])
+        self.optimizer.load_state_dict(found["optimizer"])
+        self.rate.restore(found["rate"])
+        self.step, self.validated, self.skipped = found["step"], found["validated"], found["skipped"]
+        self.best = found["best"]
+        sums = found["loss_sums"]
+        same = len(sums) == self.ranks.world_size
+        self.loss_sum.fill_(sums[self.ranks.rank] if same else sum(sums) / len(sums))

@@ -1,0 +1,84 @@
+"""Validation on whole slices while training: the protocol's numbers of the network and of the low dose beside it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ldct import protocols
+from ldct.config import Config
+from ldct.data import Slices, denormalise, normalise
+from ldct.distributed import Ranks
+from ldct.inference import denoise
+
+CONSTANT_HU = 1.0
+"""An output whose SD over a slice is below this shows nothing, whatever its metrics."""
+
+
+class Validation:
+    """The validation slices of a run, dealt out to the ranks; every rank gets the same numbers.
+
+    Metrics are averaged over the slices of a patient, then over patients.
+    """
+
+    def __init__(self, config: Config, ranks: Ranks, patch: int) -> None:
+        self.config, self.ranks, self.patch = config, ranks, patch
+        self.slices = Slices(Path(config.data.shards), "val", config.val.slices)
+        self.protocol = protocols.get(config.val.protocol)
+        self.low_dose: dict[int, dict[str, float]] = {}
+
+    def run(self, model: nn.Module, stop: Callable[[], bool]) -> dict[str, float] | None:
+        """Metrics of ``model`` by name, e.g. ``val/abd400/psnr``; None if ``stop`` said so, asked after each slice.
+
+        Every rank asks the same number of times, since the answer is agreed on together.
+        """
+        mine: list[tuple[int, dict[str, float]]] = []
+        for turn in range(-(-len(self.slices) // self.ranks.world_size)):
+            number = turn * self.ranks.world_size + self.ranks.rank
+            if number < len(self.slices):
+                mine.append((number, self._slice(model, number)))
+            if stop():
+                return None
+        found = dict(pair for part in self.ranks.gather(mine) for pair in part)
+        return self._average([found[number] for number in sorted(found)])
+
+    @torch.no_grad()
+    def _slice(self, model: nn.Module, number: int) -> dict[str, float]:
+        _, pixels = self.slices[number]
+        low, full = torch.from_numpy(pixels.astype(np.float32)).to(self.ranks.device)
+        output = self._output(model, low)
+        if number not in self.low_dose:
+            self.low_dose[number] = self.protocol.measure(low, full)
+        name = self.config.val.protocol
+        values = {f"val/{name}/{key}": value for key, value in self.protocol.measure(output, full).items()}
+        values |= {f"val/low_dose/{name}/{key}": value for key, value in self.low_dose[number].items()}
+        return values | {"val/output_sd_hu": output.std().item()}
+
+    def _output(self, model: nn.Module, low: Tensor) -> Tensor:
+        scheme = self.config.data.scheme
+        with torch.autocast(low.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
+            return denormalise(denoise(model, normalise(low, scheme)[None, None], self.patch), scheme)[0, 0]
+
+    def _average(self, values: list[dict[str, float]]) -> dict[str, float]:
+        patients = [record.patient for _, record in self.slices.found]
+        means = [
+            {
+                key: float(np.mean([v[key] for v, p in zip(values, patients, strict=True) if p == patient]))
+                for key in values[0]
+            }
+            for patient in dict.fromkeys(patients)
+        ]
+        return {key: float(np.mean([mean[key] for mean in means])) for key in means[0]}
+
+    def flags(self, metrics: dict[str, float]) -> list[str]:
+        """What a person should look at in these metrics: an output that is constant, or worse than its input."""
+        name = self.config.val.protocol
+        found = []
+        if not metrics["val/output_sd_hu"] >= CONSTANT_HU:
+            found.append("output is constant")
+        # a network that starts as the identity equals its input but for rounding
+        if not metrics[f"val/{name}/psnr"] >= metrics[f"val/low_dose/{name}/psnr"] - 0.01:
+            found.append("worse than the low dose")
+        return found
