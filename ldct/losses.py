@@ -87,8 +87,8 @@ def vgg_weights(file: str) -> dict[str, Any]:
     path = Path(file) if file else Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
     if not path.is_file():
         raise InputError(
-            f"{path}: expected VGG16's ImageNet weights for loss mse+vgg, found no file; name it in loss.vgg_weights, or "
-            "fill the cache on a machine with a network: "
+            f"{path}: expected VGG16's ImageNet weights for loss mse+vgg, found no file; name it in loss.vgg_weights, "
+            "or fill the cache on a machine with a network: "
             "python -c \"import torchvision; torchvision.models.vgg16(weights='IMAGENET1K_V1')\""
         )
     try:

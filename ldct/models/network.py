@@ -48,6 +48,11 @@ class Network(nn.Module):
         padded = -(-pixels // self.multiple) * self.multiple
         return (padded - 2 * stage.margin) // stage.stride
 
+    def padding(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Pixels added (left, right, above, below) to an image for a multiple of ``multiple``, half at each side."""
+        rows, columns = -height % self.multiple, -width % self.multiple
+        return columns // 2, columns - columns // 2, rows // 2, rows - rows // 2
+
     def convolutions(self) -> Iterator[nn.Conv2d | nn.ConvTranspose2d]:
         """Every convolution but the gates'."""
         for name, part in self.named_modules():

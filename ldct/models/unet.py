@@ -50,9 +50,8 @@ class UNet(Network):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        below, right = -height % self.multiple, -width % self.multiple
-        top, left = below // 2, right // 2
-        features = F.pad(x, (left, right - left, top, below - top), mode="replicate")
+        left, right, top, below = self.padding(height, width)
+        features = F.pad(x, (left, right, top, below), mode="replicate")
         skips = []
         for place, stage in enumerate(self.encoder, start=1):
             features = gated(self.gates, place, stage(features))
