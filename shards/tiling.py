@@ -1,0 +1,62 @@
+"""Square tiles of a slice, and back."""
+
+import numpy as np
+
+from shards.command import InputError
+
+TILINGS = ("document", "cover")
+BODY_HU = -500
+"""Above this a pixel of the full dose counts as body, not air."""
+
+
+def origins(shape: tuple[int, int], patch: int, stride: int, tiling: str) -> list[list[int]]:
+    """Upper left corners (row, column) of the tiles, row by row.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Rows and columns of the slice.
+    patch : int
+        Side of a tile in pixels.
+    stride : int
+        Step between tiles in pixels.
+    tiling : str
+        "document": whole steps only; 512 x 512 gives 9 x 9 tiles of 55, the last 17 rows and columns stay out.
+        "cover": one more row and column flush with the border, so that every pixel lies in a tile (10 x 10).
+
+    Raises
+    ------
+    InputError
+        If the slice is smaller than a tile.
+    """
+    if min(shape) < patch:
+        raise InputError(f"a slice of {shape[0]} x {shape[1]} pixels is smaller than a tile of {patch}; give --patch")
+    steps = [list(range(0, side - patch + 1, stride)) for side in shape]
+    if tiling == "cover":
+        for starts, side in zip(steps, shape, strict=True):
+            if starts[-1] != side - patch:
+                starts.append(side - patch)
+    return [[row, column] for row in steps[0] for column in steps[1]]
+
+
+def cut(image: np.ndarray, corners: list[list[int]], patch: int) -> np.ndarray:
+    """The tiles of ``image``, shape (..., H, W), at ``corners``: a new array of shape (n, ..., patch, patch)."""
+    tiles = np.empty((len(corners), *image.shape[:-2], patch, patch), image.dtype)
+    for tile, (row, column) in zip(tiles, corners, strict=True):
+        tile[...] = image[..., row : row + patch, column : column + patch]
+    return tiles
+
+
+def join(tiles: np.ndarray, corners: list[list[int]], shape: tuple[int, int]) -> np.ndarray:
+    """Tiles, shape (n, p, p), back in a slice: float32 of ``shape``, the mean where they overlap, nan where none is."""
+    total, count = np.zeros(shape, np.float64), np.zeros(shape, np.int32)
+    side = tiles.shape[-1]
+    for tile, (row, column) in zip(tiles, corners, strict=True):
+        total[row : row + side, column : column + side] += tile
+        count[row : row + side, column : column + side] += 1
+    return np.where(count, total / np.maximum(count, 1), np.nan).astype(np.float32)
+
+
+def body_fractions(full: np.ndarray) -> list[float]:
+    """Share of the pixels above -500 HU in each tile, shape (n, p, p), of the full dose, to 3 decimals."""
+    return [round(float(share), 3) for share in (full > BODY_HU).mean(axis=(1, 2))]
