@@ -1,0 +1,61 @@
+"""Check every run of a sweep, show the table and the cost, and submit what is not finished.
+
+python launch/sweep.py configs/sweeps/demo.yaml --cluster configs/clusters/local.yaml --set data.shards=data/shards
+"""
+
+import argparse
+from pathlib import Path
+
+from shards.command import command
+from slurm import executor, search, snapshot, table
+from slurm.local import Local
+from slurm.submit import submit
+from slurm.sweep import locked, note_states, plan, write_configs
+
+
+def main() -> int:
+    """Parse, plan, show, submit."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, epilog="Run again after an "
+        "interruption or a failure: finished runs are skipped, running and waiting ones are left alone."
+    )  # fmt: skip
+    parser.add_argument("sweep", type=Path, help="YAML file in the schema of W&B sweeps; see configs/sweeps")
+    parser.add_argument("--cluster", type=Path, required=True, help="YAML file; see configs/clusters")
+    parser.add_argument("--dry-run", action="store_true", help="check and show everything, submit nothing")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", dest="settings",
+        help="the same field for every run, e.g. --set data.shards=data/shards; repeat as needed",
+    )  # fmt: skip
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all sweeps, default: runs")
+    args = parser.parse_args()
+
+    cluster = executor.load(args.cluster)
+    sweep = search.read(args.sweep)
+    planned = plan(sweep, cluster, args.settings, args.runs)
+    folder = planned[0].folder.parent
+    if args.dry_run:
+        note_states(planned, folder)
+        print(table.of_plan(planned, cluster, args.runs))
+        print(table.dry_run(planned, cluster, folder))
+        return 0
+    # a launcher of local runs holds the sweep until they end, one of SLURM jobs for seconds
+    with locked(folder, wait_s=0 if cluster.executor == "local" else 120):
+        note_states(planned, folder)
+        print(table.of_plan(planned, cluster, args.runs), flush=True)
+        chosen = [run for run in planned if run.open]
+        write_configs(chosen)
+        if cluster.executor == "local":
+            adopted = [run for run in planned if run.state in ("running", "pending")]
+            left = Local(cluster, folder, snapshot.take(folder)).run(adopted, chosen)
+            print(f"{len(planned) - len(left)} of {len(planned)} runs finished in {folder}")
+            return 1 if left else 0
+        if not chosen:
+            print("nothing to submit")
+            return 0
+        job = submit(cluster, folder, snapshot.take(folder), chosen)
+        print(f"submitted {len(chosen)} runs as job {job}; look at them with: python launch/status.py {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,155 @@
+"""Runs on this machine: submitit's local executor, with a bound on how many run at once, waited for here."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import submitit
+
+from ldct import run as runs
+from shards.command import Progress
+from slurm import submission
+from slurm.executor import Cluster, cores, local_parallelism
+from slurm.job import Train
+from slurm.submission import Submission
+from slurm.sweep import Run
+
+POLL_S = 0.2
+
+
+class Local:
+    """Starts runs as others end, and shows how far all of them are.
+
+    The runs do not belong to the terminal's foreground group in effect: they ignore Ctrl-C, and the launcher passes
+    it on as SIGTERM, which lets them save at a step boundary. If the launcher is killed they go on; the next launcher
+    finds them and waits for them.
+
+    Parameters
+    ----------
+    cluster : Cluster
+        executor: local.
+    sweep : Path
+        The sweep's folder.
+    code : Path
+        Copy of the code that the runs import.
+    """
+
+    def __init__(self, cluster: Cluster, sweep: Path, code: Path) -> None:
+        self.cluster, self.sweep, self.code = cluster, sweep, code
+        self.slots = local_parallelism(cluster)
+        self.busy: dict[str, tuple[int, Submission, str]] = {}
+        self.jobs: list[Any] = []  # submitit's, kept so that ended controllers are reaped
+
+    def run(self, adopted: list[Run], chosen: list[Run]) -> list[Run]:
+        """Train ``chosen`` and wait for ``adopted``, which an earlier launcher started; return those not finished."""
+        everything = adopted + chosen
+        last = submission.latest(self.sweep)
+        for slot, one in enumerate(adopted):
+            self.busy[one.name] = (slot, *last[one.name])
+        waiting = list(chosen)
+        record, folder = (
+            submission.new(self.sweep, "local", [r.name for r in waiting], self.code) if waiting else (None, None)
+        )
+        total = sum(one.config.train.steps for one in everything)
+        done = sum(runs.read_status(one.folder).step for one in everything)
+        with stoppable(), Progress(f"{len(everything)} runs", total, "step", done) as progress:
+            try:
+                while waiting or self.busy:
+                    self._settle(everything)
+                    while waiting and len(self.busy) < self.slots:
+                        assert record and folder
+                        self._start(waiting.pop(0), record, folder)
+                    time.sleep(POLL_S)
+                    steps = sum(runs.read_status(one.folder).step for one in everything)
+                    note = f"{len(self.busy)} running, {len(waiting)} waiting"
+                    progress.update(max(0, steps - progress.done), note)
+            except KeyboardInterrupt:
+                self._stop()
+                raise
+        return [one for one in everything if runs.read_status(one.folder).state != "finished"]
+
+    def _start(self, one: Run, record: Submission, folder: Path) -> None:
+        slot = min(set(range(self.slots + len(self.busy))) - {used for used, *_ in self.busy.values()})
+        executor = submitit.LocalExecutor(folder, max_num_timeout=self.cluster.max_requeues, python=self.cluster.python)
+        gpus = self.cluster.gpus_per_node
+        executor.update_parameters(
+            tasks_per_node=self.cluster.tasks_per_node,
+            gpus_per_node=gpus,
+            visible_gpus=list(range(slot * gpus, (slot + 1) * gpus)),
+            timeout_min=self.cluster.time_min,
+            signal_delay_s=self.cluster.signal_lead_s,
+        )
+        with child_environment(self.slots * self.cluster.tasks_per_node, self.code):
+            job = executor.submit(Train(str(one.folder)))
+        self.jobs.append(job)
+        record.jobs[one.name] = job.job_id
+        submission.save(record, folder)
+        self.busy[one.name] = (slot, record, job.job_id)
+
+    def _settle(self, everything: list[Run]) -> None:
+        """Take note of runs that ended; a failure is one line that names its log."""
+        for job in self.jobs:
+            job.get_info()
+        for one in everything:
+            if one.name in self.busy and not submission.local_alive(*self.busy[one.name][1:]):
+                _, record, job = self.busy.pop(one.name)
+                status = runs.read_status(one.folder)
+                if status.state != "finished":
+                    why = status.error or f"ended while {status.state}"
+                    print(f"failed: {one.name}: {why}; log: {submission.log_of(self.sweep, record, job)}", flush=True)
+
+    def _stop(self) -> None:
+        """Let every run save and end. TERM is sent again: one that comes while a run still starts is lost."""
+        print(f"stopping {len(self.busy)} runs at their next step", file=sys.stderr, flush=True)
+        while self.busy:
+            for _, _, job in self.busy.values():
+                os.kill(int(job), signal.SIGTERM)
+            for _ in range(10):
+                time.sleep(POLL_S)
+                for job in self.jobs:
+                    job.get_info()
+                self.busy = {k: v for k, v in self.busy.items() if submission.local_alive(*v[1:])}
+
+
+@contextmanager
+def child_environment(ranks: int, code: Path) -> Iterator[None]:
+    """The environment and the disposition of Ctrl-C that a started run inherits.
+
+    Each rank gets its share of the cores: without that, every one would start as many threads as there are cores.
+    An ignored signal stays ignored over exec, and Python then installs no handler for it.
+    """
+    path = os.pathsep.join([str(code), *filter(None, [os.environ.get("PYTHONPATH")])])
+    wanted = {"OMP_NUM_THREADS": str(max(1, cores() // ranks)), "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+    before = {key: os.environ.get(key) for key in wanted}
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+        signal.signal(signal.SIGINT, handler)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Treat SIGTERM and the loss of the terminal like Ctrl-C."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

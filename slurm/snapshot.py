@@ -1,0 +1,45 @@
+"""A copy of the code for each sweep.
+
+cloudpickle stores importable code by reference: a requeued task imports whatever is on disk by then. Jobs therefore
+import from a copy that no later edit touches.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from ldct.run import SNAPSHOT, code_version
+
+PACKAGES = ("shards", "ldct", "slurm", "launch")
+
+
+def files(root: Path) -> list[Path]:
+    """Files of the packages below ``root``, relative to it, sorted."""
+    found = [path for package in PACKAGES for path in (root / package).rglob("*") if path.is_file()]
+    return sorted(path.relative_to(root) for path in found if "__pycache__" not in path.parts)
+
+
+def take(sweep: Path) -> Path:
+    """Copy the code that runs here to ``sweep/code/HASH``, once for each state of it; return that folder.
+
+    With PYTHONPATH at the copy and PYTHONSAFEPATH set (else ``python -m`` puts the working directory first),
+    imports come from it.
+    """
+    root = Path(__file__).resolve().parents[1]
+    names = files(root)
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(f"{name}\0".encode() + hashlib.sha256((root / name).read_bytes()).digest())
+    copy = sweep / "code" / digest.hexdigest()[:12]
+    if copy.is_dir():
+        return copy
+    temporary = copy.with_name(f"{copy.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    for name in names:
+        (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(root / name, temporary / name)
+    (temporary / SNAPSHOT).write_text(json.dumps(code_version(), indent=1) + "\n")
+    os.replace(temporary, copy)
+    return copy

@@ -1,0 +1,78 @@
+"""What was submitted as which job: one record for each call of the launcher, beside the logs of its jobs."""
+
+import dataclasses
+import json
+import os
+import secrets
+import socket
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shards.atomic import write_text
+from slurm.executor import Kind
+
+NAME = "submission.json"
+LOGS = "logs"
+
+
+@dataclass
+class Submission:
+    """A set of runs given to SLURM or started here together. Written before sbatch is called, and again after it."""
+
+    id: str
+    """Name of its folder below logs/; also the comment of the SLURM job, by which a lost answer of sbatch is found."""
+    executor: Kind
+    """slurm or local."""
+    runs: list[str]
+    """Names of the runs, in the order of the array's tasks."""
+    host: str = field(default_factory=socket.gethostname)
+    """Where the launcher ran."""
+    time: float = field(default_factory=time.time)
+    """When, in Unix seconds."""
+    code: str = ""
+    """The copy of the code that the jobs run."""
+    jobs: dict[str, str] = field(default_factory=dict)
+    """Run -> job: ARRAY_TASK or ID of SLURM; local: the process id of submitit's controller."""
+
+
+def new(sweep: Path, executor: Kind, runs: list[str], code: Path) -> tuple[Submission, Path]:
+    """A record for ``runs`` and its folder, made on disk."""
+    made = Submission(f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}", executor, runs, code=str(code))
+    folder = sweep / LOGS / made.id
+    folder.mkdir(parents=True)
+    save(made, folder)
+    return made, folder
+
+
+def save(submission: Submission, folder: Path) -> None:
+    """Write the record."""
+    write_text(folder / NAME, json.dumps(dataclasses.asdict(submission), indent=1) + "\n")
+
+
+def read_all(sweep: Path) -> list[Submission]:
+    """Records of a sweep's folder, oldest first."""
+    paths = sorted(sweep.glob(f"{LOGS}/*/{NAME}"))
+    found = [Submission(**json.loads(path.read_text())) for path in paths]
+    return sorted(found, key=lambda submission: submission.time)
+
+
+def latest(sweep: Path) -> dict[str, tuple[Submission, str]]:
+    """Run -> its last submission and job there ("" where sbatch's answer never came)."""
+    return {run: (one, one.jobs.get(run, "")) for one in read_all(sweep) for run in one.runs}
+
+
+def log_of(sweep: Path, submission: Submission, job: str) -> Path:
+    """Where rank 0 of ``job`` writes its errors."""
+    return sweep / LOGS / submission.id / f"{job}_0_log.err"
+
+
+def local_alive(submission: Submission, job: str) -> bool:
+    """Whether a local run's controller still runs on this machine; its command line names the submission."""
+    if submission.host != socket.gethostname() or not job:
+        return False
+    try:
+        command = Path(f"/proc/{int(job)}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return os.fsencode(submission.id) in command

@@ -1,0 +1,48 @@
+"""Giving the open runs of a sweep to SLURM, all at once or not at all."""
+
+import shutil
+from pathlib import Path
+
+from submitit.core.utils import FailedJobError
+
+from shards.command import InputError
+from slurm import queue, submission
+from slurm.executor import Cluster, slurm_executor
+from slurm.job import Train
+from slurm.sweep import Run
+
+
+def submit(cluster: Cluster, sweep: Path, code: Path, chosen: list[Run]) -> str:
+    """Submit ``chosen`` as one array (one run: as a plain job); return the job's id.
+
+    The record is written first, without job ids. Should the answer of sbatch get lost although SLURM took the job,
+    the next launcher finds the job in the queue by its comment, which is the record's name.
+
+    Raises
+    ------
+    InputError
+        If SLURM does not answer or refuses; then nothing is submitted.
+    """
+    controller_up()
+    record, folder = submission.new(sweep, "slurm", [run.name for run in chosen], code)
+    try:
+        executor = slurm_executor(cluster, folder, sweep.name, record.id, code)
+        jobs = executor.submit_array([Train(str(run.folder)) for run in chosen])
+    except FailedJobError as error:
+        said = " ".join(str(error).split())
+        if any(job.comment == record.id for job in queue.live().values()):
+            raise InputError(f"sbatch failed, but SLURM has the job; run this again to see: {said}") from None
+        shutil.rmtree(folder)
+        raise InputError(f"SLURM refused, nothing was submitted: {said}") from None
+    except InputError:
+        shutil.rmtree(folder)
+        raise
+    record.jobs = {run.name: job.job_id for run, job in zip(chosen, jobs, strict=True)}
+    submission.save(record, folder)
+    return jobs[0].job_id.split("_")[0]
+
+
+def controller_up() -> None:
+    """Raise an InputError unless a controller answers; sbatch itself would try for a minute or more."""
+    if " is UP" not in queue.ask("scontrol", "ping", timeout=20.0):
+        raise InputError("SLURM's controller is down (scontrol ping); nothing was submitted; try again when it is back")

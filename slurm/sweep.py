@@ -1,0 +1,278 @@
+"""From a sweep file to checked runs, and which of them there is still something to do for."""
+
+import contextlib
+import copy
+import fcntl
+import functools
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ldct import config as configuration
+from ldct import run as runs
+from ldct.config import Config
+from shards import manifest
+from shards.atomic import write_text
+from shards.command import InputError
+from slurm import queue, submission
+from slurm.executor import Cluster
+from slurm.search import Search, combinations
+
+
+@dataclass
+class Run:
+    """One run of a sweep."""
+
+    name: str
+    """INDEX-HASH8: its folder's name, and its id in W&B."""
+    folder: Path
+    """Run folder, absolute."""
+    overrides: dict[str, Any]
+    """The values that the sweep chose for it."""
+    config: Config
+    """Everything that decides it."""
+    weights: int
+    """Number of trained weights."""
+    state: str = "new"
+    """new, pending, running, finished, failed, stopped or lost; see state_of."""
+
+    @property
+    def open(self) -> bool:
+        """Whether it is to be submitted: not finished, and nothing works on it."""
+        return self.state not in ("finished", "running", "pending")
+
+
+def plan(search: Search, cluster: Cluster, settings: list[str], root: Path) -> list[Run]:
+    """All runs of a sweep, each checked in full, with the folder it has or will have.
+
+    Parameters
+    ----------
+    search : Search
+        The sweep file.
+    cluster : Cluster
+        For the number of ranks.
+    settings : list of str
+        FIELD=VALUE, the same for every run; goes over the base file's.
+    root : Path
+        Folder of all sweeps.
+
+    Raises
+    ------
+    InputError
+        Naming the first run that cannot be, before anything is written or submitted.
+    """
+    fixed = dict(parse_setting(text, search) for text in settings)
+    folder = Path(os.path.abspath(root / search.name))
+    known = {path.name.rpartition("-")[2]: path.name for path in sorted(folder.glob("*-*")) if path.is_dir()}
+    planned: dict[str, Run] = {}
+    for index, values in enumerate(combinations(search)):
+        chosen = {name: values[name] for name in search.swept}
+        try:
+            config = configure(search, {**values, **fixed})
+            weights = check(config, cluster.world_size)
+        except InputError as error:
+            named = ", ".join(f"{name}={value}" for name, value in chosen.items()) or "the only one"
+            raise InputError(f"run {index} ({named}): {error}") from None
+        digest = configuration.hash8(config)
+        # a run keeps its folder when values are added to the sweep and the indices move
+        name = known.get(digest, f"{index:03d}-{digest}")
+        config.run_dir = str(folder / name)
+        planned.setdefault(digest, Run(name, folder / name, chosen, config, weights))
+    return list(planned.values())
+
+
+def parse_setting(text: str, search: Search) -> tuple[str, Any]:
+    """FIELD=VALUE, the value as in YAML."""
+    name, equals, value = text.partition("=")
+    if not equals or ("." not in name and name != "config"):
+        raise InputError(f"--set: expected SECTION.FIELD=VALUE, as in train.steps=1000, found {text!r}")
+    if name in search.swept:
+        raise InputError(f"--set {name}: the sweep chooses this field itself; change it in the sweep file")
+    return name, yaml.safe_load(value)
+
+
+@functools.cache
+def base(path: str) -> dict[str, Any]:
+    """Content of a base configuration as written, checked on its own so that an error names the file."""
+    configuration.load(Path(path))
+    return yaml.safe_load(Path(path).read_text())
+
+
+def configure(search: Search, values: dict[str, Any]) -> Config:
+    """The configuration of one run: base file, then the track section from the sweep's head, then ``values``."""
+    values = dict(values)
+    source = values.pop("config", None)
+    fields = copy.deepcopy(base(str(source))) if source else {}
+    for name, value in {**{f"track.{key}": text for key, text in search.track.items()}, **values}.items():
+        section, dot, field = name.partition(".")
+        if not dot:
+            raise InputError(f"parameter {name!r}: expected config, or a field as SECTION.FIELD, e.g. model.name")
+        fields.setdefault(section, {})[field] = value
+    config = configuration.from_dict(fields)
+    if not config.data.shards:
+        raise InputError("data.shards is not given; add --set data.shards=FOLDER")
+    config.data.shards = os.path.abspath(config.data.shards)  # a job may start elsewhere
+    return config
+
+
+def check(config: Config, world_size: int) -> int:
+    """Check what only the data and the cluster can tell, and count the trained weights.
+
+    Raises
+    ------
+    InputError
+        If the shards are not there or too few, the batch cannot be divided, or the network cannot be made.
+    """
+    pairs = check_shards(Path(config.data.shards), config.data.min_body)
+    batch, parts = config.train.global_batch, world_size * config.train.accumulate
+    if batch % parts:
+        raise InputError(
+            f"train.global_batch: expected a multiple of {parts} ({world_size} ranks x {config.train.accumulate} "
+            f"accumulated parts), found {batch}; {batch // parts * parts or parts} would do"
+        )
+    if pairs < batch:
+        raise InputError(
+            f"{config.data.shards} has {pairs} training pairs with data.min_body={config.data.min_body}, fewer than "
+            f"one train.global_batch of {batch}; build more shards or lower one of the two"
+        )
+    return count_weights(json.dumps(vars(config.model)))
+
+
+@functools.cache
+def check_shards(folder: Path, min_body: float) -> int:
+    """Number of training pairs; all shards must be there in full (their checksums are for shards/verify.py)."""
+    content = manifest.load(folder)
+    content.of_split("val")
+    for shard in content.shards:
+        path = folder / shard.name
+        size = path.stat().st_size if path.is_file() else None
+        if size != shard.bytes:
+            found = "no file" if size is None else f"{size} bytes"
+            raise InputError(f"{path}: expected {shard.bytes} bytes, found {found}; build or copy the shards again")
+    return sum(body >= min_body for s in content.of_split("train") for record in s.records for body in record.body)
+
+
+@functools.cache
+def count_weights(model: str) -> int:
+    """Trained weights of a ModelConfig given as JSON; made without memory, on the meta device."""
+    import torch
+
+    from ldct import models
+
+    with torch.device("meta"):
+        made = models.create(configuration.ModelConfig(**json.loads(model)))
+    return sum(p.numel() for p in made.parameters() if p.requires_grad)
+
+
+def note_states(planned: list[Run], folder: Path) -> None:
+    """Set the state of every run from its folder, the record of submissions and, where there is one, the queue."""
+    last = submission.latest(folder)
+    jobs = queue.live() if any(one.executor == "slurm" for one, _ in last.values()) else {}
+    for run in planned:
+        run.state = state_of(run.folder, last.get(run.name), jobs)
+
+
+def state_of(folder: Path, sent: tuple[submission.Submission, str] | None, jobs: dict[str, queue.Job]) -> str:
+    """What is known of a run.
+
+    pending and running mean that something works on it or will; "new" that nothing ever did. submitit's own
+    ``done()`` and ``state`` are not asked: they count a lost node as the end of a job that SLURM runs again.
+    """
+    status = runs.read_status(folder)
+    if status.state == "finished":
+        return "finished"
+    if sent:
+        one, job = sent
+        if one.executor == "local" and one.host == socket.gethostname():
+            if submission.local_alive(one, job):
+                return "running" if status.state == "running" else "pending"
+            return "lost" if status.state == "running" else status.state.replace("pending", "new")
+        if one.executor == "slurm":
+            entry = jobs.get(job) if job else next((j for j in jobs.values() if j.comment == one.id), None)
+            if entry:
+                return "pending" if entry.waiting else "running"
+            return "lost" if status.state == "running" else status.state.replace("pending", "new")
+    if status.state == "running":  # started by hand, or from another machine: its heartbeat is all there is
+        return "lost" if status.lost else "running"
+    return status.state.replace("pending", "new")
+
+
+def device_hours(planned: list[Run], cluster: Cluster, root: Path) -> dict[str, float | None]:
+    """Hours times devices that each run will take, from the speed of the newest earlier run of the same network.
+
+    None where no such run was found. Earlier runs count if they trained on the same kind of device.
+    """
+    gpu = bool(cluster.gpus_per_node or cluster.gres)
+    speeds: dict[tuple[str, str], float] = {}
+    statuses = sorted(root.glob("*/*/status.json"), key=lambda path: path.stat().st_mtime)[-100:]
+    for path in statuses:
+        status = runs.read_status(path.parent)
+        if status.patches_per_s > 0 and on_gpu(status) == gpu:
+            with contextlib.suppress(InputError):
+                speeds[speed_key(runs.read_config(path.parent))] = status.patches_per_s / status.world_size
+    hours: dict[str, float | None] = {}
+    for run in planned:
+        speed = speeds.get(speed_key(run.config))
+        pairs = run.config.train.steps * run.config.train.global_batch
+        hours[run.name] = pairs / speed / 3600 if speed else None
+    return hours
+
+
+def on_gpu(status: runs.Status) -> bool:
+    """Whether rank 0 trained on a GPU."""
+    return bool(status.device) and not status.device.lower().startswith("cpu")
+
+
+def speed_key(config: Config) -> tuple[str, str]:
+    """What a run's speed depends on most."""
+    return json.dumps(vars(config.model)), config.train.precision
+
+
+def write_configs(chosen: list[Run]) -> None:
+    """Make the run folders. In threads: each file waits for the disk, not for the processor."""
+
+    def write(run: Run) -> None:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_text(run.folder / "config.yaml", configuration.to_yaml(run.config))
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(write, chosen))
+
+
+@contextlib.contextmanager
+def locked(folder: Path, wait_s: float) -> Iterator[None]:
+    """Hold the sweep: only one launcher at a time may decide what to submit.
+
+    Raises
+    ------
+    InputError
+        If another launcher still holds it after ``wait_s`` seconds.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+") as file:
+        end = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    file.seek(0)
+                    holder = file.read().strip() or "unknown"
+                    raise InputError(
+                        f"another launcher works on {folder} ({holder}); wait for it, or stop it"
+                    ) from None
+                time.sleep(0.1)
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
