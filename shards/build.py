@@ -8,33 +8,27 @@ Prints what it found before any work; killed and run again, it does what is miss
 """
 
 import argparse
-import contextlib
 import dataclasses
 import errno
-import fcntl
-import hashlib
 import importlib.metadata
 import json
 import math
 import shutil
-from collections.abc import Iterator
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shards import tiling
+from shards import report, tiling
 from shards.atomic import write_text
 from shards.command import InputError, Progress, command
-from shards.dicom import files_under
-from shards.manifest import NAME, SPLITS, Manifest, Record, Shard, save
+from shards.manifest import SPLITS, Manifest, save
 from shards.pairing import Pairing, find_pairs
-from shards.pool import each
+from shards.pool import Workers
 from shards.split import Split, by_patient, by_slab
+from shards.state import REPORT, begin, fingerprint, locked, saved
 from shards.writer import Finished, ShardPlan, Sums, write_shard
-
-STATE = ".build"
-"""Folder in OUT with the state of the build: its settings, and what each finished shard holds."""
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -55,12 +49,17 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--shard-slices", type=int, default=64, help="most slices in a shard (%(default)s, 63 MB)")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the training slices")
     parser.add_argument("--workers", type=int, default=1, help="processes (%(default)s); the bytes do not depend on it")
+    parser.add_argument("--allow", nargs="+", default=[], metavar="ID", help="patients to build in spite of the report")
     parser.add_argument("--report-only", action="store_true", help="stop after the pairing report")
     return parser
 
 
 def check(options: argparse.Namespace) -> None:
     """Refuse numbers and pairs of options that make no sense."""
+    if not options.source.is_dir():
+        raise InputError(f"expected a folder with DICOM series, found no folder {options.source}")
+    if options.out.resolve().is_relative_to(options.source.resolve()):
+        raise InputError(f"OUT {options.out} lies inside IN {options.source}; choose a folder beside it")
     options.stride = options.patch if options.stride is None else options.stride
     for name in ("patch", "stride", "shard_slices", "workers"):
         if getattr(options, name) < 1:
@@ -77,83 +76,8 @@ def check(options: argparse.Namespace) -> None:
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """What decides the bytes of the shards, apart from the input."""
-    names = (
-        "full",
-        "quarter",
-        "series",
-        "split",
-        "val",
-        "test",
-        "fold",
-        "patch",
-        "stride",
-        "tiling",
-        "shard_slices",
-        "seed",
-    )
-    return {name: getattr(options, name) for name in names}
-
-
-def fingerprint(source: Path, settings: dict[str, Any]) -> str:
-    """Names settings and input: sha256 over every file's name, size and time of change."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for path in files_under(source):
-        stat = path.stat()
-        digest.update(f"{path.relative_to(source).as_posix()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[Path]:
-    """Hold OUT for one build alone; yield the folder of its state.
-
-    Raises
-    ------
-    InputError
-        If another build works in OUT, or it cannot be written.
-    """
-    state = out / STATE
-    try:
-        state.mkdir(parents=True, exist_ok=True)
-        (state / "lock").touch()
-    except OSError as error:
-        raise InputError(f"cannot write to {out}: {error.strerror}") from None
-    with open(state / "lock") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"another build is at work in {out}; wait for it, or choose another folder") from None
-        yield state
-
-
-def begin(out: Path, state: Path, settings: dict[str, Any], mark: str) -> bool:
-    """Claim OUT for these settings and this input; return whether all is done already.
-
-    Raises
-    ------
-    InputError
-        If OUT holds something else.
-    """
-    note = state / "plan.json"
-    if note.exists():
-        before = json.loads(note.read_text())
-        if before["fingerprint"] != mark:
-            changed = [k for k in settings if before["settings"].get(k) != settings[k]]
-            what = "other settings: " + ", ".join(
-                f"{k} was {before['settings'].get(k)!r}, is {settings[k]!r}" for k in changed
-            )
-            raise InputError(
-                f"{out} holds shards of {what if changed else 'another state of the input'}; "
-                "delete it or choose another folder"
-            )
-        for stale in [*out.glob("*.tmp"), *state.glob("*.tmp")]:
-            stale.unlink(missing_ok=True)
-        return (out / NAME).exists()
-    others = [path.name for path in out.iterdir() if path.name != STATE]
-    if others:
-        raise InputError(f"{out} is not empty and not a build's (it holds {others[0]}); choose another folder")
-    write_text(note, json.dumps({"fingerprint": mark, "settings": settings}, indent=1) + "\n")
-    return False
+    names = "full quarter series split val test fold patch stride tiling shard_slices seed"
+    return {name: getattr(options, name) for name in names.split()}
 
 
 def plan_shards(split: Split, source: Path, out: Path, options: argparse.Namespace) -> list[ShardPlan]:
@@ -177,30 +101,18 @@ def plan_shards(split: Split, source: Path, out: Path, options: argparse.Namespa
     return plans
 
 
-def _saved(state: Path, plan: ShardPlan) -> Finished | None:
-    """What an earlier run noted of a shard, if the shard is there in full length."""
-    try:
-        fields = json.loads((state / f"{plan.name}.json").read_text())
-        shard = Shard(**{**fields["shard"], "records": [Record(**record) for record in fields["shard"]["records"]]})
-        if (plan.folder / plan.name).stat().st_size != shard.bytes:
-            return None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return Finished(shard, Sums(**fields["sums"]), fields["left_out"])
-
-
-def write_all(plans: list[ShardPlan], state: Path, workers: int) -> list[Finished]:
+def write_all(plans: list[ShardPlan], state: Path, workers: Workers) -> list[Finished]:
     """Write the shards that are missing; return what all of them hold."""
-    finished = {plan.name: done for plan in plans if (done := _saved(state, plan)) is not None}
+    finished = {plan.name: done for plan in plans if (done := saved(state, plan)) is not None}
     todo = [plan for plan in plans if plan.name not in finished]
     total, there = sum(len(p.pairs) for p in plans), sum(len(p.pairs) for p in plans if p.name in finished)
-    written = 0
+    written, began = 0, time.monotonic()
     with Progress("shards", total, "slices", start=there) as progress:
-        for plan, done in zip(todo, each(write_shard, todo, workers), strict=True):
+        for plan, done in zip(todo, workers.each(write_shard, todo), strict=True):
             write_text(state / f"{plan.name}.json", json.dumps(dataclasses.asdict(done), sort_keys=True))
             finished[plan.name] = done
             written += done.shard.bytes
-            progress.update(len(plan.pairs), f"{written / 1e6:.0f} MB")
+            progress.update(len(plan.pairs), f"{written / 1e6 / (time.monotonic() - began):.3g} MB/s")
     return [finished[plan.name] for plan in plans]
 
 
@@ -265,42 +177,75 @@ def check_space(plans: list[ShardPlan], options: argparse.Namespace, out: Path) 
         raise InputError(f"the shards need {(need - there) / 1e9:.2f} GB, {out} has {free / 1e9:.2f} GB free")
 
 
+def look(options: argparse.Namespace, workers: Workers) -> Pairing:
+    """Pair the slices and report what was found, on the screen and in OUT/pairing.json.
+
+    Raises
+    ------
+    InputError
+        If nothing pairs, or a pair cannot be right.
+    """
+    globs = (options.full, options.quarter) if options.full else None
+    pairing = find_pairs(options.source, workers, globs, options.series)
+    rows = report.describe(pairing, workers)
+    small = [pair for patient in pairing.patients for pair in patient.pairs if min(pair.full.shape) < options.patch]
+    for patient in pairing.patients:
+        patient.pairs = [pair for pair in patient.pairs if min(pair.full.shape) >= options.patch]
+    pairing.left_out += [{"what": pair.key, "why": f"smaller than a tile of {options.patch} pixels"} for pair in small]
+    print(report.table(rows))
+    if pairing.left_out:
+        print(report.reasons(pairing.left_out))
+    options.out.mkdir(parents=True, exist_ok=True)
+    content = report.as_json(options.source, rows, pairing.left_out)
+    write_text(options.out / REPORT, json.dumps(content, indent=1) + "\n")
+    report.refuse(rows, options.allow)
+    return pairing
+
+
 def build(options: argparse.Namespace) -> None:
     """Pair, split, write, describe."""
     settings = settings_of(options)
-    if not options.source.is_dir():
-        raise InputError(f"expected a folder with DICOM series, found no folder {options.source}")
     mark = fingerprint(options.source, settings)
-    with locked(options.out) as state:
+    with locked(options.out) as state, Workers(options.workers) as workers:
         if begin(options.out, state, settings, mark):
             print(f"{options.out}: all shards are there already")
             return
-        globs = (options.full, options.quarter) if options.full else None
-        pairing = find_pairs(options.source, options.workers, globs, options.series)
-        split = (
-            by_slab(pairing.patients)
-            if options.split == "slabs"
-            else by_patient(pairing.patients, options.val, options.test, options.fold)
-        )
+        pairing = look(options, workers)
+        split = choose_split(pairing, options)
         plans = plan_shards(split, options.source, options.out, options)
         check_space(plans, options, options.out)
-        try:
-            finished = write_all(plans, state, options.workers)
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            remedy = "free some space and run again to go on" if full else "run again to go on"
-            raise InputError(f"cannot write to {options.out}: {error.strerror or error}; {remedy}") from None
+        finished = write_all(plans, state, workers)
         manifest = make_manifest(settings, pairing, split, finished)
         save(manifest, options.out)
+    for done in finished:
+        for out in done.left_out:
+            print(f"left out {out['what']}: {out['why']}")
     for name, counts in manifest.counts.items():
         print(f"{name}: {counts['patients']} patients, {counts['slices']} slices, {counts['pairs']} pairs")
     print(f"{options.out}: {len(finished)} shards, {sum(done.shard.bytes for done in finished) / 1e6:.1f} MB")
 
 
+def choose_split(pairing: Pairing, options: argparse.Namespace) -> Split:
+    """The split by patient, or the slabs of a single one."""
+    if options.split == "slabs":
+        return by_slab(pairing.patients)
+    return by_patient(pairing.patients, options.val, options.test, options.fold)
+
+
 def main() -> None:
     options = arguments().parse_args()
     check(options)
-    build(options)
+    try:
+        if options.report_only:
+            with Workers(options.workers) as workers:
+                look(options, workers)
+        else:
+            build(options)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free some space and run again to go on" if full else "run again to go on"
+        where = error.filename or options.out
+        raise InputError(f"{where}: {error.strerror or error}; {remedy}") from None
 
 
 if __name__ == "__main__":

@@ -93,8 +93,12 @@ class Slice:
 
 def files_under(folder: Path) -> Iterator[Path]:
     """Every file below ``folder`` in a fixed order, without hidden ones."""
+    seen = set()
     for where, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        real = os.path.realpath(where)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        names = [] if real in seen else names  # a link back to a folder above would never end
+        seen.add(real)
         yield from (Path(where) / name for name in sorted(names) if not name.startswith("."))
 
 
@@ -154,9 +158,12 @@ def read_slices(path: Path) -> list[Slice]:
         If the file is no DICOM, no CT image, a localizer, a capture, not axial, or lacks its geometry.
     """
     header = _read(path, stop_before_pixels=True, specific_tags=_TAGS)
-    _check_image(header, path)
-    frames = range(int(header.NumberOfFrames)) if header.get("PerFrameFunctionalGroupsSequence") else [None]
-    return [_slice(header, path, frame) for frame in frames]
+    try:
+        _check_image(header, path)
+        frames = range(int(header.NumberOfFrames)) if header.get("PerFrameFunctionalGroupsSequence") else [None]
+        return [_slice(header, path, frame) for frame in frames]
+    except (ValueError, TypeError, LookupError, AttributeError, OSError) as error:
+        raise Unusable(f"broken header: {error}") from None
 
 
 def _check_image(header: FileDataset, path: Path) -> None:
@@ -281,28 +288,39 @@ def _to_hu(pixels: np.ndarray, dataset: FileDataset, frame: int | None) -> tuple
     intercept = _number(rescale.get("RescaleIntercept", 0))
     if not slope or intercept is None:
         raise Unusable("RescaleSlope or RescaleIntercept is broken")
-    if slope == 1 and intercept == int(intercept):
-        hu = pixels.astype(np.int32) + int(intercept)
+    ends = sorted(float(value) * slope + intercept for value in (pixels.min(), pixels.max()))
+    if (
+        slope == 1
+        and intercept == int(intercept)
+        and ends[1] <= 32767
+        and abs(intercept) <= 32767
+        and ends[0] >= -32768
+    ):
+        hu = pixels.astype(np.int16) + np.int16(intercept)  # may wrap on the way, the sum is right modulo 2^16
+        clipped = 0
     else:
-        hu = np.rint(pixels * slope + intercept)
-    outside = hu < NO_TISSUE
-    outside |= _padding(pixels, dataset, slope, intercept)
-    hu[outside] = PADDING
-    clipped = int(np.count_nonzero(hu > 32767))
-    return np.minimum(hu, 32767).astype(np.int16), clipped
+        exact = np.rint(pixels * slope + intercept)
+        clipped = int(np.count_nonzero((exact > 32767) | (exact < -32768)))
+        hu = np.clip(exact, -32768, 32767).astype(np.int16)
+    if ends[0] < NO_TISSUE:
+        hu[hu < NO_TISSUE] = PADDING
+    padded = _padding(pixels, dataset, slope, intercept)
+    if padded is not None:
+        hu[padded] = PADDING
+    return hu, clipped
 
 
-def _padding(pixels: np.ndarray, dataset: FileDataset, slope: float, intercept: float) -> np.ndarray:
+def _padding(pixels: np.ndarray, dataset: FileDataset, slope: float, intercept: float) -> np.ndarray | None:
     """Mask of the padded pixels, after PixelPaddingValue and PixelPaddingRangeLimit (DICOM PS3.3 C.7.5.1.1.2)."""
     first = _number(dataset.get("PixelPaddingValue"))
     if first is None:
-        return np.zeros(pixels.shape, bool)
+        return None
     last = _number(dataset.get("PixelPaddingRangeLimit"))
     ends = [first, first if last is None else last]
     if dataset.PixelRepresentation == 1:  # -2000 is often written with the VR of an unsigned value: 63536
         ends = [end - 65536 if end > 32767 else end for end in ends]
     if max(end * slope + intercept for end in ends) > MAX_PADDING:
-        return np.zeros(pixels.shape, bool)
+        return None
     return (pixels >= min(ends)) & (pixels <= max(ends))
 
 

@@ -25,7 +25,7 @@ def soft_tissue(hu: np.ndarray) -> np.ndarray:
 
 
 def noise_sd(image: np.ndarray, mask: np.ndarray) -> float:
-    """The lower quartile of the local SD under ``mask``, in the unit of ``image``; nan where under 200 windows are left.
+    """The lower quartile of the local SD under ``mask``, in the unit of ``image``; nan for under 200 windows.
 
     Vessels and organ borders only raise a local SD, so the lower part of its distribution is the noise of the flat
     parts. The most frequent value is a usual choice too (Christianson et al., AJR 2015;205:W93) and the same on a

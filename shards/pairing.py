@@ -11,7 +11,7 @@ import numpy as np
 from shards import layouts
 from shards.command import InputError, Progress
 from shards.dicom import Slice, Unusable, files_under, read_slices
-from shards.pool import each
+from shards.pool import Workers
 
 SAME_Z = 0.01
 """Largest difference in mm of the z of a pair."""
@@ -54,7 +54,7 @@ class Pairing:
 
 
 def find_pairs(
-    folder: Path, workers: int = 1, globs: tuple[str, str] | None = None, variant: str | None = None
+    folder: Path, workers: Workers, globs: tuple[str, str] | None = None, variant: str | None = None
 ) -> Pairing:
     """Read every header below ``folder`` and pair the slices of each patient by z.
 
@@ -62,8 +62,8 @@ def find_pairs(
     ----------
     folder : Path
         Any of the layouts of shards/layouts.py.
-    workers : int
-        Processes that read headers.
+    workers : Workers
+        Read the headers.
     globs : tuple of str, optional
         The user's own patterns for full and reduced dose, with ``{patient}``.
     variant : str, optional
@@ -146,13 +146,25 @@ def _try_read(path: Path) -> list[Slice] | str:
         return str(reason)
 
 
+def _try_read_all(paths: list[Path]) -> list[list[Slice] | str]:
+    return [_try_read(path) for path in paths]
+
+
+def _chunks(placed: list[tuple[Path, layouts.Place]]) -> Iterable[list[Path]]:
+    """The paths in lists of 64, each worth sending to a process."""
+    for start in range(0, len(placed), 64):
+        yield [path for path, _ in placed[start : start + 64]]
+
+
 def _read_headers(
-    folder: Path, placed: list[tuple[Path, layouts.Place]], workers: int, left_out: list[dict[str, str]]
+    folder: Path, placed: list[tuple[Path, layouts.Place]], workers: Workers, left_out: list[dict[str, str]]
 ) -> tuple[dict[str, Patient], dict[tuple[str, bool], list[tuple[Slice, float | None]]]]:
     """Read every header; collect the slices by patient and dose."""
     patients: dict[str, Patient] = {}
     slices: dict[tuple[str, bool], list[tuple[Slice, float | None]]] = collections.defaultdict(list)
-    results = each(_try_read, [path for path, _ in placed], workers if len(placed) > 500 else 1)
+    if len(placed) < 500:  # sooner read than processes started
+        workers = Workers(1)
+    results = (found for chunk in workers.each(_try_read_all, _chunks(placed)) for found in chunk)
     with Progress("headers", len(placed), "files") as progress:
         for (path, where), found in zip(placed, results, strict=True):
             progress.update()

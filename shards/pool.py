@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
 from typing import TypeVar
 
 from shards.command import InputError
@@ -29,32 +30,48 @@ def _start_worker() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def each(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """Yield ``function(item)`` for each item, in order, computed in ``workers`` processes.
+class Workers:
+    """``count`` processes, started when there is work for them; with one, the work is done in this process.
 
-    Processes are spawned, so nothing (threads, locks, open files) leaks into them. With one worker the work is
-    done here. At most four items a worker are in flight, so memory does not grow with the number of items.
-
-    Raises
-    ------
-    InputError
-        If a worker was killed, as the system does when memory runs out.
+    Processes are spawned, so that nothing (threads, locks, open files) leaks into them. Leaving the ``with`` block
+    lets the work in hand end and drops the rest.
     """
-    if workers <= 1:
-        yield from map(function, items)
-        return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
-    waiting: collections.deque[Future[Result]] = collections.deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= 4 * workers:
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(wait=True, cancel_futures=True)
+
+    def each(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """Yield ``function(item)`` for each item, in order.
+
+        At most four items a worker are in flight, so memory does not grow with their number.
+
+        Raises
+        ------
+        InputError
+            If a worker was killed, as the system does when memory runs out.
+        """
+        if self.count <= 1:
+            yield from map(function, items)
+            return
+        if self.pool is None:
+            self.pool = ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn"), _start_worker)
+        waiting: collections.deque[Future[Result]] = collections.deque()
+        try:
+            for item in items:
+                waiting.append(self.pool.submit(function, item))
+                if len(waiting) >= 4 * self.count:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise InputError(
-            "a worker process was killed, most likely for lack of memory; run again with fewer --workers"
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        except BrokenProcessPool:
+            raise InputError(
+                "a worker process was killed, most likely for lack of memory; run again with fewer --workers"
+            ) from None

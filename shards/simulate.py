@@ -24,7 +24,7 @@ from shards.command import InputError, Progress, command
 from shards.dicom import PADDING, Slice, Unusable, files_under, read_hu, read_slices, write_derived
 from shards.layouts import place
 from shards.noise import noise_sd, soft_tissue
-from shards.pool import each
+from shards.pool import Workers
 
 CALIBRATION = 3
 """Slices of a series in which ``--i0 auto`` measures the noise."""
@@ -157,7 +157,9 @@ def measure(item: tuple[Slice, lowdose.Kernel]) -> float:
     return lowdose.DEFAULT_I0 * (noise_sd(extra, mask) / noise_sd(hu, mask)) ** 2
 
 
-def photons(name: str, pieces: list[Slice], kernel: lowdose.Kernel, settings: Settings, workers: int) -> list[float]:
+def photons(
+    name: str, pieces: list[Slice], kernel: lowdose.Kernel, settings: Settings, workers: Workers
+) -> list[float]:
     """I0 of each slice of a series, by ``--i0``."""
     mas = exposures(pieces)
     if settings.i0 == "mas":
@@ -170,7 +172,7 @@ def photons(name: str, pieces: list[Slice], kernel: lowdose.Kernel, settings: Se
     chosen = [int((i + 0.5) * len(pieces) / count) for i in range(count)]
     per_mas = [
         value / (mas[i] or 1.0)
-        for i, value in zip(chosen, each(measure, [(pieces[i], kernel) for i in chosen], workers), strict=True)
+        for i, value in zip(chosen, workers.each(measure, [(pieces[i], kernel) for i in chosen]), strict=True)
     ]
     factor = float(np.nanmedian(per_mas)) if not np.all(np.isnan(per_mas)) else math.nan
     if not 0 < factor < math.inf:
@@ -224,7 +226,7 @@ def _write_low(task: Task) -> None:
     write_derived(piece, low.astype(np.int16), task.low, about, series, task.number)
 
 
-def plan(out: Path, name: str, pieces: list[Slice], settings: Settings, workers: int) -> list[Task]:
+def plan(out: Path, name: str, pieces: list[Slice], settings: Settings, workers: Workers) -> list[Task]:
     """The tasks of one series."""
     kernel = pick_kernel(pieces, settings.kernel)
     i0 = photons(name, pieces, kernel, settings, workers)
@@ -265,6 +267,33 @@ def check_settings(out: Path, settings: Settings, pieces: dict[str, list[Slice]]
         raise InputError(f"cannot write to {out}: {error.strerror}") from None
 
 
+def write_all(out: Path, tasks: list[Task], workers: Workers) -> None:
+    """Write the slices that are not there yet.
+
+    Raises
+    ------
+    InputError
+        If the disk is full or the folder cannot be written.
+    """
+    todo = [task for task in tasks if not (task.full.exists() and task.low.exists())]
+    if not todo:
+        print(f"{out}: all {len(tasks)} slices are there already")
+        return
+    bad = 0
+    try:
+        for folder in {path.parent for task in tasks for path in (task.full, task.low)}:
+            folder.mkdir(parents=True, exist_ok=True)
+        with Progress("simulate", len(tasks), "slices", start=len(tasks) - len(todo)) as progress:
+            for task, problem in zip(todo, workers.each(write_slice, todo), strict=True):
+                if problem:
+                    print(f"left out {task.source.path}: {problem}")
+                    bad += 1
+                progress.update()
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror}; run again to go on") from None
+    print(f"{out}: {len(tasks) - bad} slices at both doses")
+
+
 def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
@@ -285,23 +314,9 @@ def main() -> None:
     for reason, count in collections.Counter(passed.values()).most_common():
         print(f"passed over {count} file{'s' * (count > 1)}: {reason}")
     check_settings(options.out, settings, series)
-    plans = [plan(options.out, name, pieces, settings, options.workers) for name, pieces in series.items()]
-    tasks = [task for tasks in plans for task in tasks]
-    for folder in {path.parent for task in tasks for path in (task.full, task.low)}:
-        folder.mkdir(parents=True, exist_ok=True)
-    todo = [task for task in tasks if not (task.full.exists() and task.low.exists())]
-    if not todo:
-        print(f"{options.out}: all {len(tasks)} slices are there already")
-        return
-    try:
-        with Progress("simulate", len(tasks), "slices", start=len(tasks) - len(todo)) as progress:
-            for task, problem in zip(todo, each(write_slice, todo, options.workers), strict=True):
-                if problem:
-                    print(f"left out {task.source.path}: {problem}")
-                progress.update()
-    except OSError as error:
-        raise InputError(f"cannot write to {options.out}: {error.strerror}; run again to go on") from None
-    print(f"{options.out}: {len(tasks)} slices")
+    with Workers(options.workers) as workers:
+        plans = [plan(options.out, name, pieces, settings, workers) for name, pieces in series.items()]
+        write_all(options.out, [task for tasks in plans for task in tasks], workers)
 
 
 if __name__ == "__main__":

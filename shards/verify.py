@@ -19,7 +19,7 @@ import numpy as np
 
 from shards.command import Progress, command
 from shards.manifest import SPLITS, Manifest, Record, Shard, load
-from shards.pool import each
+from shards.pool import Workers
 
 
 def check_shard(item: tuple[Path, Shard, int]) -> list[str]:
@@ -120,8 +120,8 @@ def main() -> int:
     manifest = load(options.shards)
     problems = list(check_manifest(options.shards, manifest))
     items = [(options.shards, shard, int(manifest.settings["patch"])) for shard in manifest.shards]
-    with Progress("verify", len(items), "shards") as progress:
-        for found in each(check_shard, items, options.workers):
+    with Workers(options.workers) as workers, Progress("verify", len(items), "shards") as progress:
+        for found in workers.each(check_shard, items):
             problems += found
             progress.update()
     for problem in problems:
