@@ -111,7 +111,7 @@ class Collector:
 
 @contextmanager
 def collect(network: Network) -> Iterator[Collector]:
-    """Within the block every forward pass of ``network`` (bare or inside DDP) is counted; outside, nothing is hooked."""
+    """Within the block every pass through ``network`` (bare or inside DDP) is counted; outside, nothing is hooked."""
     collector = Collector(network)
     handles = [network.register_forward_pre_hook(collector.remember)] if collector.places else []
     for place, gate in network.gates.items():
@@ -231,11 +231,11 @@ def draw(path: Path, image: Tensor, shown: dict[int, Tensor]) -> Path:
     axes = figure.subplots(rows, len(shown) + 1, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
-    axes[0, 0].imshow(image, cmap="gray")
+    axes[0, 0].imshow(image.numpy(), cmap="gray")
     axes[0, 0].set_title("low dose", fontsize=8)
     for column, (place, panels) in enumerate(shown.items(), start=1):
         for row, panel in enumerate(panels):
-            axes[row, column].imshow(panel, cmap="gray")
+            axes[row, column].imshow(panel.numpy(), cmap="gray")
             axes[row, column].set_title(f"place {place}: {panel.min():.3g} to {panel.max():.3g}", fontsize=8)
     with atomic(path) as file:
         figure.savefig(file, format="png", dpi=120)
