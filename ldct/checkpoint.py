@@ -60,7 +60,7 @@ def save(folder: Path, name: str, content: dict[str, Any]) -> None:
         If it cannot be written, e.g. on a full disk; the files that were there stay as they are.
     """
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save(_canonical(content), buffer)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic(folder / name) as file:
@@ -71,6 +71,16 @@ def save(folder: Path, name: str, content: dict[str, Any]) -> None:
         kept = [path.name for path in steps(folder)]
         still = f"{kept[0]} is whole" if kept else "there is no earlier one"
         raise InputError(f"cannot write {folder / name}: {error.strerror}; {still}; make room and run again") from None
+
+
+def _canonical(value: Any) -> Any:
+    """``value`` rebuilt with one object per string: pickle refers back to a string that it has met, which it knows by
+    identity, and so equal contents would give unequal files."""
+    if isinstance(value, dict):
+        return {_canonical(key): _canonical(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_canonical(each) for each in value)
+    return sys.intern(value) if isinstance(value, str) else value
 
 
 def steps(folder: Path) -> list[Path]:

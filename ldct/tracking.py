@@ -97,9 +97,8 @@ class Mirror:
         )
         run.define_metric("*", step_metric="step")
         for key, goal in (("psnr", "max"), ("ssim", "max"), ("rmse", "min")):
-            run.define_metric(
-                f"val/{self.config.val.protocol}/{key}", step_metric="step", summary=f"{goal},last", goal=f"{goal}imize"
-            )
+            name = f"val/{self.config.val.protocol}/{key}"
+            run.define_metric(name, step_metric="step", summary=f"{goal},last")
         return run
 
     def send(self) -> None:

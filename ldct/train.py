@@ -1,5 +1,6 @@
 """The training loop."""
 
+import dataclasses
 import os
 import signal
 import sys
@@ -279,7 +280,7 @@ class Training:
         if self.ranks.first:
             own = {
                 "step": self.step,
-                "config": configuration.to_dict(self.config),
+                "config": configuration.to_dict(dataclasses.replace(self.config, run_dir="")),
                 "manifest_sha256": self.journal.manifest_sha256,
             }
             checkpoint.save(self.journal.checkpoints, name, own | content)

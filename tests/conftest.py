@@ -1,0 +1,60 @@
+"""What tests of several rooms share: tiny shards built by the real sharder, and the flags of a tiny training run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from phantom import make_dataset
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# one thread a process: the tests' networks are too small to share, and two ranks must not fight for the cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def run_command(*argv, check=True, timeout=120, **kwargs):
+    """Run one of the project's commands with this Python, from the project's root; returns the finished process."""
+    done = subprocess.run(
+        [sys.executable, *map(str, argv)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **kwargs},
+    )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory):
+    """Shards of four patients: 128 training tiles of 55 x 55 in 4 shards, 4 val and 4 test slices of 128 x 128."""
+    folder = tmp_path_factory.mktemp("tiny")
+    make_dataset(folder / "dicom", patients=("L067", "L096", "L109", "L143"), slices=4, size=128, seed=0)
+    split = ["--val", "L096", "--test", "L143", "--stride", "24", "--shard-slices", "2"]
+    run_command("shards/build.py", folder / "dicom", folder / "shards", *split)
+    return folder / "shards"
+
+
+def tiny_flags(shards, run_dir, **changes):
+    """Flags of a run of 20 steps that takes a second; ``changes`` by dotted name with __ for the dot."""
+    fields = {
+        "data.shards": shards,
+        "data.window_shards": 2,
+        "model.name": "redcnn",
+        "model.channels": 4,
+        "model.depth": 3,
+        "optim.warmup": 2,
+        "optim.ema": 0.9,
+        "train.steps": 20,
+        "train.global_batch": 8,
+        "train.log_every": 3,
+        "val.every": 7,
+        "val.slices": 2,
+        "track.wandb": "off",
+        "run_dir": run_dir,
+    }
+    fields |= {name.replace("__", "."): value for name, value in changes.items()}
+    return [f"--{name}={value}" for name, value in fields.items()]
