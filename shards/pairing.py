@@ -54,7 +54,10 @@ class Pairing:
 
 
 def find_pairs(
-    folder: Path, workers: Workers, globs: tuple[str, str] | None = None, variant: str | None = None
+    folder: Path,
+    workers: Workers | None = None,
+    globs: tuple[str, str] | None = None,
+    variant: str | None = None,
 ) -> Pairing:
     """Read every header below ``folder`` and pair the slices of each patient by z.
 
@@ -62,8 +65,8 @@ def find_pairs(
     ----------
     folder : Path
         Any of the layouts of shards/layouts.py.
-    workers : Workers
-        Read the headers.
+    workers : Workers, optional
+        Read the headers; without, this process does.
     globs : tuple of str, optional
         The user's own patterns for full and reduced dose, with ``{patient}``.
     variant : str, optional
@@ -87,7 +90,7 @@ def find_pairs(
         )
     if not placed:
         raise InputError(_nothing(folder, globs, variant, variants, left_out))
-    patients, slices = _read_headers(folder, placed, workers, left_out)
+    patients, slices = _read_headers(folder, placed, workers or Workers(1), left_out)
     for name in sorted(patients):
         _pair_patient(patients[name], slices[name, True], slices[name, False], left_out, folder)
     pairing = Pairing([patients[name] for name in sorted(patients)], left_out)

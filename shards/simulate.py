@@ -21,7 +21,8 @@ import numpy as np
 from shards import lowdose
 from shards.atomic import atomic, write_text
 from shards.command import InputError, Progress, command
-from shards.dicom import PADDING, Slice, Unusable, files_under, read_hu, read_slices, write_derived
+from shards.derived import write_derived
+from shards.dicom import PADDING, Slice, Unusable, files_under, read_hu, read_slices
 from shards.layouts import place
 from shards.noise import noise_sd, soft_tissue
 from shards.pool import Workers

@@ -7,7 +7,7 @@ import json
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import numpy as np
 
@@ -34,6 +34,11 @@ class ShardPlan:
     tiling: str
 
 
+def _squares(values: np.ndarray) -> int:
+    """Sum of squares. Not ``values @ values``: BLAS threads of N processes would fight for N cores."""
+    return int(np.einsum("i,i->", values, values))
+
+
 @dataclass
 class Sums:
     """Exact sums over the tiles of a shard, in HU, from which mean, SD and RMSE follow in any order of adding."""
@@ -53,10 +58,9 @@ class Sums:
         self.pixels += low.size
         self.low += int(low.sum())
         self.full += int(full.sum())
-        self.low_squares += int(low @ low)
-        self.full_squares += int(full @ full)
-        low -= full
-        self.error_squares += int(low @ low)
+        self.low_squares += _squares(low)
+        self.full_squares += _squares(full)
+        self.error_squares += _squares(low - full)
 
     def __iadd__(self, other: "Sums") -> "Sums":
         for one in dataclasses.fields(self):
@@ -73,19 +77,30 @@ class Finished:
     left_out: list[dict[str, str]]
 
 
-class _Hashed(io.RawIOBase):
-    """A file that is hashed while it is written."""
+class _Tar:
+    """A tar written to a file, hashed on the way. Only what shards need of the format (POSIX ustar), and no copies."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.sha256, self.position = file, hashlib.sha256(), 0
+        self.file, self.sha256, self.size = file, hashlib.sha256(), 0
 
-    def write(self, data: Any) -> int:
+    def _write(self, data: bytes | memoryview) -> None:
+        self.file.write(data)
         self.sha256.update(data)
-        self.position += self.file.write(data)
-        return len(data)
+        self.size += len(data)
 
-    def tell(self) -> int:
-        return self.position
+    def add(self, name: str, *parts: bytes | memoryview) -> None:
+        """Add a member that consists of ``parts``, whose header depends on nothing but its name and length."""
+        info = tarfile.TarInfo(name)  # mtime, uid and gid are 0 and the names empty
+        info.size, info.mode = sum(len(part) for part in parts), 0o644
+        self._write(info.tobuf(tarfile.USTAR_FORMAT))
+        for part in parts:
+            self._write(part)
+        self._write(bytes(-info.size % tarfile.BLOCKSIZE))
+
+    def close(self) -> None:
+        """Write the two empty blocks that end a tar, and fill up its last record."""
+        self._write(bytes(2 * tarfile.BLOCKSIZE))
+        self._write(bytes(-self.size % tarfile.RECORDSIZE))
 
 
 def write_shard(plan: ShardPlan) -> Finished:
@@ -101,33 +116,29 @@ def write_shard(plan: ShardPlan) -> Finished:
     """
     sums, left_out, records = Sums(), [], []
     with atomic(plan.folder / plan.name) as file:
-        hashed = _Hashed(file)
-        with tarfile.open(fileobj=cast(IO[bytes], hashed), mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for pair in plan.pairs:
-                try:
-                    low, low_clipped = read_hu(pair.low)
-                    full, full_clipped = read_hu(pair.full)
-                except Unusable as reason:
-                    left_out.append({"what": f"{pair.key} ({_inside(pair.full, plan)}, {_inside(pair.low, plan)})",
-                                     "why": str(reason)})  # fmt: skip
-                    continue
-                sums.clipped += low_clipped + full_clipped
-                records.append(_add_record(tar, hashed, plan, pair, np.stack([low, full]), sums))
+        tar = _Tar(file)
+        for pair in plan.pairs:
+            try:
+                (low, low_clipped), (full, full_clipped) = read_hu(pair.low), read_hu(pair.full)
+            except Unusable as reason:
+                what = f"{pair.key} ({_inside(pair.full, plan)}, {_inside(pair.low, plan)})"
+                left_out.append({"what": what, "why": str(reason)})
+                continue
+            sums.clipped += low_clipped + full_clipped
+            records.append(_add_record(tar, plan, pair, np.stack([low, full]), sums))
+        tar.close()
         file.flush()
         size = Path(file.name).stat().st_size
-        if size != hashed.position:
-            raise OSError(f"{file.name} has {size} bytes, expected {hashed.position}")
-    shard = Shard(plan.name, plan.split, hashed.position, hashed.sha256.hexdigest(), records)
-    return Finished(shard, sums, left_out)
+        if size != tar.size:
+            raise OSError(f"{file.name} has {size} bytes, expected {tar.size}")
+    return Finished(Shard(plan.name, plan.split, tar.size, tar.sha256.hexdigest(), records), sums, left_out)
 
 
 def _inside(piece: Slice, plan: ShardPlan) -> str:
     return piece.path.relative_to(plan.source).as_posix()
 
 
-def _add_record(
-    tar: tarfile.TarFile, file: _Hashed, plan: ShardPlan, pair: Pair, slices: np.ndarray, sums: Sums
-) -> Record:
+def _add_record(tar: _Tar, plan: ShardPlan, pair: Pair, slices: np.ndarray, sums: Sums) -> Record:
     """Add the array and the JSON of one slice; return where they lie."""
     about: dict[str, Any] = {
         "patient": pair.patient,
@@ -151,14 +162,7 @@ def _add_record(
         array, member = slices, "slice.npy"
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    offset = file.tell() + tarfile.BLOCKSIZE + len(header.getvalue())
-    _add(tar, f"{pair.key}.{member}", header.getvalue() + array.tobytes())
-    _add(tar, f"{pair.key}.json", json.dumps(about, sort_keys=True).encode())
+    offset = tar.size + tarfile.BLOCKSIZE + len(header.getvalue())
+    tar.add(f"{pair.key}.{member}", header.getvalue(), array.data.cast("B"))
+    tar.add(f"{pair.key}.json", json.dumps(about, sort_keys=True).encode())
     return Record(pair.key, pair.patient, pair.full.z, offset, list(array.shape), body)
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    """Add a member whose header depends on nothing but its name and content."""
-    info = tarfile.TarInfo(name)  # mtime, uid and gid are 0 and the names empty
-    info.size, info.mode = len(content), 0o644
-    tar.addfile(info, io.BytesIO(content))
