@@ -3,6 +3,9 @@
 import getpass
 import subprocess
 from dataclasses import dataclass
+from datetime import datetime
+
+from submitit.slurm.slurm import SlurmInfoWatcher
 
 from shards.command import InputError
 
@@ -33,6 +36,8 @@ class Job:
     """Why it waits."""
     comment: str
     """The submission it belongs to (slurm/submission.py)."""
+    began: float
+    """When it was started last, in Unix seconds; 0 if it waits."""
 
     @property
     def waiting(self) -> bool:
@@ -70,7 +75,7 @@ def live() -> dict[str, Job]:
     InputError
         If the controller does not answer.
     """
-    widths = {"JobArrayID": 48, "State": 20, "RestartCnt": 12, "Reason": 40, "Comment": 64}
+    widths = {"JobArrayID": 48, "State": 20, "RestartCnt": 12, "Reason": 40, "Comment": 64, "StartTime": 24}
     fields = ",".join(f"{name}:{width}" for name, width in widths.items())
     found: dict[str, Job] = {}
     for line in ask("squeue", "-h", "-r", "-u", getpass.getuser(), "-O", fields).splitlines():
@@ -79,20 +84,29 @@ def live() -> dict[str, Job]:
             cells.append(line[at : at + width].strip())
             at += width
         if cells[1] not in ENDED:
-            found[cells[0]] = Job(cells[1], int(cells[2] or 0), cells[3], cells[4])
+            found[cells[0]] = Job(cells[1], int(cells[2] or 0), cells[3], cells[4], unix_seconds(cells[5]))
     return found
+
+
+def unix_seconds(text: str) -> float:
+    """SLURM's local time 2025-12-31T23:59:59 in Unix seconds; 0 for N/A."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return 0.0
 
 
 def ended(jobs: list[str]) -> dict[str, str]:
     """How jobs ended, by id, from the accounting; empty where there is none. It may lag by seconds."""
-    if not jobs:
+    arrays = sorted({job.split("_")[0] for job in jobs if job})
+    if not arrays:
         return {}
     try:
-        lines = ask("sacct", "-n", "-P", "-X", "-o", "JobID,State", "-j", ",".join(jobs)).splitlines()
+        said = ask("sacct", "-X", "--parsable2", "-o", "JobID,State", "-j", ",".join(arrays))
     except InputError:
         return {}
-    pairs = (line.split("|") for line in lines)
-    return {pair[0]: pair[1].split()[0] for pair in pairs if len(pair) == 2 and pair[1]}
+    # submitit knows how sacct writes the tasks of an array that never started: 12_[3-7,9%2]
+    return {job: info["State"].split()[0] for job, info in SlurmInfoWatcher().read_info(said).items() if info["State"]}
 
 
 def cancel(jobs: list[str]) -> None:

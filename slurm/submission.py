@@ -28,6 +28,8 @@ class Submission:
     """Names of the runs, in the order of the array's tasks."""
     host: str = field(default_factory=socket.gethostname)
     """Where the launcher ran."""
+    launcher: int = field(default_factory=os.getpid)
+    """Process id of the launcher."""
     time: float = field(default_factory=time.time)
     """When, in Unix seconds."""
     code: str = ""

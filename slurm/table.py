@@ -27,13 +27,13 @@ def of_plan(planned: list[Run], cluster: Cluster, root: Path) -> str:
                 *(str(run.overrides[name]) for name in swept),
                 f"{run.weights:,}",
                 f"{run.config.train.steps:,}",
-                "unknown" if cost is None else f"{cost:.2f}",
+                "unknown" if cost is None else f"{cost:.2g}",
                 run.state,
             ]
         )
     chosen = [run for run in planned if run.open]
     known = [cost for run in chosen if (cost := hours[run.name]) is not None]
-    cost_of_all = f"{sum(known):.2f} {unit}" + (
+    cost_of_all = f"{sum(known):.2g} {unit}" + (
         f" and {len(chosen) - len(known)} unknown" if chosen[len(known) :] else ""
     )
     parts = [f"{len(planned)} runs", f"{sum(run.state == 'finished' for run in planned)} finished"]

@@ -1,0 +1,51 @@
+"""State, step, speed, time left and GPU-hours of every run; failures grouped by what they say.
+
+python launch/status.py runs/demo --watch
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from shards.command import InputError, command
+from slurm import status
+
+EVERY_S = 5.0
+
+
+def main() -> int:
+    """Parse, report, and cancel if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", help="folders with runs at any depth, e.g. runs or runs/demo")
+    parser.add_argument("--watch", action="store_true", help="show it again every 5 s until nothing waits or runs")
+    parser.add_argument("--cancel", action="store_true", help="end what waits or runs, after asking")
+    parser.add_argument("--json", action="store_true", help="print a list of objects instead of the table")
+    args = parser.parse_args()
+    if args.json and (args.watch or args.cancel):
+        raise InputError("--json prints once and changes nothing; leave out --watch and --cancel")
+
+    while True:
+        made, silent = status.reports(args.runs)
+        if args.json:
+            print(json.dumps([vars(one) for one in made], indent=1))
+            return 0
+        if args.watch and sys.stdout.isatty():
+            print("\033[H\033[2J", end="")  # home, clear
+        print(status.show(made, silent), flush=True)
+        live = sum(one.state in status.LIVE for one in made)
+        if not args.watch or not live:
+            break
+        time.sleep(EVERY_S)
+    if args.cancel and live:
+        print(f"cancel {live} runs? [y/N] ", end="", flush=True)
+        if sys.stdin.readline().strip().lower() in ("y", "yes"):
+            print(status.cancel(args.runs, made))
+        else:
+            print("nothing was cancelled")
+    return 0
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,203 @@
+"""What became of runs: their folders first, what SLURM knows added to it."""
+
+import contextlib
+import os
+import re
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldct import run as runs
+from shards.command import InputError
+from slurm import queue, submission
+from slurm.submission import Submission
+from slurm.sweep import on_gpu, state_of
+from slurm.table import columns
+
+LIVE = ("pending", "requeued", "running")
+
+
+@dataclass
+class Report:
+    """One run, as launch/status.py shows it; with ``--json`` these are the keys."""
+
+    run: str
+    """SWEEP/RUN."""
+    state: str
+    """pending, requeued (waits again), running, finished, failed, stopped, lost (its heartbeat is too old or its job
+    is gone) or new (never submitted)."""
+    requeues: int
+    """Times it was put back into the queue or started again."""
+    step: int
+    steps: int
+    patches_per_s: float
+    eta_s: float | None
+    """Seconds to the end at its last speed; running only."""
+    gpu_hours: float | None
+    """None if it trains on CPUs."""
+    best: dict[str, float]
+    """Step and value of the best validation."""
+    flags: list[str]
+    """What a person should look at."""
+    job: str
+    """SLURM's job, or the local process."""
+    error: str
+    """Last line of the traceback, or how SLURM says the job ended; "" if nothing went wrong."""
+    log: str
+    """Where rank 0 writes its errors."""
+
+
+def reports(roots: list[Path]) -> tuple[list[Report], str]:
+    """Reports of all runs at or below ``roots``, and why SLURM could not be asked ("" if it was, or need not be)."""
+    folders = runs.find_runs(roots)
+    latest = {sweep: submission.latest(sweep) for sweep in {folder.parent for folder in folders}}
+    sent = {folder: latest[folder.parent].get(folder.name) for folder in folders}
+    jobs: dict[str, queue.Job] = {}
+    silent = ""
+    if any(found and found[0].executor == "slurm" for found in sent.values()):
+        try:
+            jobs = queue.live()
+        except InputError as error:
+            silent = str(error)
+    made = [report(folder, sent[folder], jobs, bool(silent)) for folder in folders]
+    if not silent:
+        slurm = {f"{f.parent.name}/{f.name}" for f in folders if (one := sent[f]) and one[0].executor == "slurm"}
+        explain([one for one in made if one.state in ("lost", "new") and one.run in slurm])
+    return made, silent
+
+
+def report(folder: Path, sent: tuple[Submission, str] | None, jobs: dict[str, queue.Job], silent: bool) -> Report:
+    """What the folder of one run says, and the queue."""
+    status = runs.read_status(folder)
+    record, job = sent or (None, status.job)
+    entry = jobs.get(job)
+    state = status.state if silent and record and record.executor == "slurm" else state_of(folder, sent, jobs)
+    if state == "running" and status.lost and (not entry or time.time() - entry.began > runs.LOST_AFTER_S):
+        state = "lost"
+    restarts = entry.restarts if entry else max(0, status.attempt - 1)
+    if state == "pending" and restarts:
+        state = "requeued"
+    return Report(
+        run=f"{folder.parent.name}/{folder.name}",
+        state=state,
+        requeues=restarts,
+        step=status.step,
+        steps=status.steps,
+        patches_per_s=status.patches_per_s,
+        eta_s=status.eta_s if state == "running" else None,
+        gpu_hours=status.train_s * status.world_size / 3600 if on_gpu(status) else None,
+        best=status.best,
+        flags=status.flags,
+        job=job,
+        error=status.error if state == "failed" else "",
+        log=str(submission.log_of(folder.parent, record, job)) if record and job else "",
+    )
+
+
+def explain(unclear: list[Report]) -> None:
+    """Say of runs whose job is gone how it ended: by their log's last traceback, else by SLURM's accounting."""
+    how = queue.ended([one.job for one in unclear])
+    for one in unclear:
+        one.error = last_error(Path(one.log)) or (f"SLURM: {how[one.job]}" if one.job in how else "")
+        if how.get(one.job) == "CANCELLED":
+            one.state, one.error = "stopped", ""
+        elif one.error:
+            one.state = "failed"
+
+
+def last_error(log: Path) -> str:
+    """Last line of the last traceback in a log; "" if there is none."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, os.path.getsize(log) - 65536))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    _, found, after = text.rpartition("Traceback (most recent call last):\n")
+    last = re.search(r"^\S.*", after, re.MULTILINE) if found else None
+    return last[0].strip() if last else ""
+
+
+def show(made: list[Report], silent: str) -> str:
+    """The table, its sums, and the failures grouped by what they say."""
+    rows = [["run", "state", "step", "patches/s", "left", "GPU-h", "best", "job"]]
+    for one in made:
+        state = f"requeued {one.requeues} times" if one.state == "requeued" else one.state
+        best = " ".join(f"{key} {value:.2f}" for key, value in one.best.items() if key != "step")
+        rows.append(
+            [
+                one.run,
+                state,
+                f"{one.step:,}/{one.steps:,}" if one.steps else "-",
+                f"{one.patches_per_s:.0f}" if one.patches_per_s else "-",
+                duration(one.eta_s),
+                "-" if one.gpu_hours is None else f"{one.gpu_hours:.2f}",
+                f"{best} at {one.best['step']:.0f}" if best else "-",
+                one.job or "-",
+            ]
+        )
+    counts = {state: sum(one.state == state for one in made) for state in dict.fromkeys(one.state for one in made)}
+    hours = sum(one.gpu_hours or 0 for one in made)
+    sums = ", ".join(f"{number} {state}" for state, number in counts.items())
+    lines = [columns(rows), f"{len(made)} runs: {sums}; {hours:.2f} GPU-hours"]
+    for flag in dict.fromkeys(flag for one in made for flag in one.flags):
+        lines.append(f"warning: {flag}: {some([one.run for one in made if flag in one.flags])}")
+    lines += failures(made)
+    if silent:
+        lines.append(f"without SLURM's word: {silent}")
+    return "\n".join(lines)
+
+
+def failures(made: list[Report]) -> list[str]:
+    """Failed and lost runs by their last traceback line, each group with a log to look into."""
+    groups: dict[str, list[Report]] = {}
+    for one in made:
+        if one.state in ("failed", "lost"):
+            groups.setdefault(one.error or "no heartbeat, and no word of why", []).append(one)
+    lines = []
+    for error, group in sorted(groups.items(), key=lambda item: -len(item[1])):
+        lines.append(
+            f"{len(group)} x {error}\n    {some([one.run for one in group])}\n    log: {group[0].log or 'none'}"
+        )
+    return lines
+
+
+def some(names: list[str]) -> str:
+    """The first names, and how many more."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as 1:02:03."""
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def cancel(roots: list[Path], made: list[Report]) -> str:
+    """End the runs that wait or run; each saves at its next step. What was done, in words."""
+    live = {one.run: one for one in made if one.state in LIVE}
+    jobs, local = [], 0
+    for folder in runs.find_runs(roots):
+        one = live.get(f"{folder.parent.name}/{folder.name}")
+        sent = submission.latest(folder.parent).get(folder.name) if one else None
+        if sent and sent[0].executor == "slurm" and sent[1]:
+            jobs.append(sent[1])
+        elif sent and sent[0].executor == "local":
+            local += stop_local(*sent)
+    if jobs:
+        queue.cancel(jobs)
+    return f"cancelled {len(jobs)} SLURM jobs and {local} local runs; launch/sweep.py continues them"
+
+
+def stop_local(record: Submission, job: str) -> bool:
+    """Send SIGTERM to a local run, and to its launcher, which would start the next one; whether it ran here."""
+    alive = submission.local_alive(record, job)
+    with contextlib.suppress(OSError):
+        if alive and b"sweep" in Path(f"/proc/{record.launcher}/cmdline").read_bytes():
+            os.kill(record.launcher, signal.SIGTERM)
+        if alive:
+            os.kill(int(job), signal.SIGTERM)
+    return alive
