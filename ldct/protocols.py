@@ -151,12 +151,14 @@ _ALL = (
     _window("ldctbench_head", "head", 40, 80),
 )
 _BY_NAME = {protocol.name: protocol for protocol in _ALL}
+DEFAULT = ("abd400", "hu2000", "full4096", "ldctbench", "sinyu", "document55")
+"""What is measured unless others are asked for; the first is the one that ranks. Chest and head are for their scans."""
 METRICS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "rmse": "RMSE (HU)"}
 """Keys of ``measure`` and what a table calls them. Of rmse, less is better."""
 
 
 def names() -> list[str]:
-    """Names of all protocols; the first is the one runs are ranked by."""
+    """Names of all protocols."""
     return list(_BY_NAME)
 
 

@@ -1,0 +1,68 @@
+"""Measure runs on the whole slices of a split, beside the low dose, the best Gaussian blur and non-local means.
+
+python launch/evaluate.py runs/demo --shards data/shards --split test
+
+Writes RUN/eval/SPLIT.json and .csv for each run and prints the table. Run again, it measures only what is new.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from shards.command import InputError, command
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders of runs")
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--shards", type=Path, help="folder written by shards/build.py")
+    data.add_argument("--pairs", type=Path, help="folder with DICOM series at both doses, in any layout build.py knows")
+    parser.add_argument("--series", metavar="NAME", help="of --pairs, where a patient has several, e.g. 1mm_sharp")
+    parser.add_argument("--split", choices=("val", "test"), default="test", help="of the shards (%(default)s)")
+    parser.add_argument(
+        "--protocol", nargs="+", metavar="P", help="metric protocols, the first ranks (a wrong one lists all)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
+    parser.add_argument(
+        "--require-gain",
+        type=float,
+        metavar="DB",
+        help="exit 1 unless every run gains DB over the low dose and beats the blur",
+    )
+    parser.add_argument("--require-best-gain", type=float, metavar="DB", help="exit 1 unless the best run gains DB")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Measure, print, and check what was required."""
+    options = arguments()
+    from ldct import cases, evaluate, protocols, tables  # --help and a typo need no torch
+    from ldct.denoise import pick_device
+    from ldct.run import read_config
+
+    chosen = [protocols.get(name).name for name in dict.fromkeys(options.protocol or protocols.DEFAULT)]
+    device = pick_device(options.device)
+    runs = evaluate.usable(options.runs)
+    if options.shards:
+        data = cases.open_shards(options.shards, options.split)
+    else:
+        data = cases.open_pairs(options.pairs, options.series)
+    try:
+        found = evaluate.evaluate(runs, data, chosen, device)
+    except OSError as error:
+        raise InputError(f"cannot write the results: {error}; give a folder of runs that is yours") from None
+    rows = tables.rows(found, {run.name: read_config(run) for run in runs})
+    print(tables.as_text(found, rows))
+    print("", *tables.tests(found, rows), tables.about(found), sep="\n")
+    missing = []
+    if options.require_gain is not None or options.require_best_gain is not None:
+        missing = evaluate.shortfalls(found, options.require_gain or 0.0, options.require_best_gain or 0.0)
+    for line in missing:
+        print(f"not reached: {line}", file=sys.stderr)
+    return 1 if missing else 0
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,153 @@
+"""Measure methods on whole slices: every method on every slice, under every protocol."""
+
+import dataclasses
+import hashlib
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ldct import baselines, checkpoint, evaluation, protocols
+from ldct import run as runs
+from ldct.baselines import BLUR, LOW, Method
+from ldct.cases import Cases, Data
+from ldct.denoise import Denoiser, device_name
+from ldct.evaluation import Evaluation, Result
+from ldct.stats import Measured
+from ldct.texture import texture
+from shards.command import InputError, Progress
+
+PICTURES = 3
+"""Slices kept for people to look at, evenly spaced over the split."""
+
+
+def measure(name: str, method: Method, detail: str, device: str, cases: Cases, chosen: list[str]) -> Result:
+    """Run ``method`` over all slices, under the protocols ``chosen``.
+
+    It is run once before the clock starts: a first call chooses kernels and fills caches.
+    """
+    result, seconds = Result(name, detail, [], math.inf, device), 0.0
+    method(cases[0][1][0])
+    with Progress(name, len(cases), "slices") as progress:
+        for number in range(len(cases)):
+            record, (low, full) = cases[number]
+            began = time.perf_counter()
+            output = method(low)
+            seconds += time.perf_counter() - began
+            result.slices.append(Measured(record.patient, record.key, compare(output, full, chosen)))
+            if number in shown(len(cases)):
+                result.pictures[record.key] = output
+            progress.update()
+    if name != LOW:  # doing nothing has no speed
+        result.rate = len(cases) / seconds
+    return result
+
+
+def compare(output: np.ndarray, full: np.ndarray, chosen: list[str]) -> dict[str, float]:
+    """Metrics of one slice (int16 HU, shape (H, W)) by ``protocol/metric``, and its noise texture."""
+    values: dict[str, float] = {}
+    for name in chosen:
+        try:
+            found = protocols.get(name).measure(torch.from_numpy(output), torch.from_numpy(full))
+        except ValueError as error:
+            raise InputError(f"protocol {name} does not fit these slices: {error}") from None
+        values |= {f"{name}/{key}": value for key, value in found.items()}
+    return values | texture(output, full)
+
+
+def shown(count: int) -> list[int]:
+    """Numbers of the slices kept as pictures; the ends of a scan show the least."""
+    inner = np.linspace(0, count - 1, min(PICTURES, count) + 2)[1:-1]
+    return sorted({round(i) for i in inner})
+
+
+def usable(roots: list[Path]) -> list[Path]:
+    """Runs at or below ``roots`` that have a checkpoint to use; the others are named and left out.
+
+    Raises
+    ------
+    InputError
+        If there is none, or if a run given by itself has none.
+    """
+    found = runs.find_runs(roots)
+    without = [run for run in found if not (run / "checkpoints" / checkpoint.BEST).is_file()]
+    for run in without:
+        if run in roots or len(without) == len(found):
+            expected = run / "checkpoints" / checkpoint.BEST
+            raise InputError(f"{run} has no checkpoint to use: expected {expected}; train it with launch/train.py")
+        print(f"left out {run}: no checkpoint yet (state: {runs.read_status(run).state})", file=sys.stderr)
+    names = [run.name for run in found]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"several runs are called {', '.join(sorted(twice))}; evaluate their sweeps one by one")
+    return [run for run in found if run not in without]
+
+
+def evaluate(folders: list[Path], data: Data, chosen: list[str], device: torch.device) -> Evaluation:
+    """Measure the baselines and the runs in ``folders``, and write each run's eval/.
+
+    A run whose eval/ holds the same checkpoint under the same conditions is not measured again.
+
+    Parameters
+    ----------
+    chosen : list of str
+        Protocols; the first ranks, and the baselines are tuned for it.
+
+    Returns
+    -------
+    Evaluation
+        All of them together, baselines first.
+    """
+    about = Evaluation(data.split, data.digest, data.note, chosen)
+    stored = {run: evaluation.load(run, data.split) for run in folders}
+    known = {run: old for run, old in stored.items() if old and old.conditions() == about.conditions()}
+    if known:
+        before = next(iter(known.values()))
+        about.results, about.full = before.results[:-1], before.full
+    else:
+        about.results = [_baseline(name, data, chosen) for name in baselines.NAMES]
+        about.full = {record.key: pair[1] for record, pair in map(data.cases.__getitem__, shown(len(data.cases)))}
+    results = []
+    for run in folders:
+        mark = hashlib.sha256((run / "checkpoints" / checkpoint.BEST).read_bytes()).hexdigest()
+        result = known[run].results[-1] if run in known else None
+        if result is None or result.mark != mark:
+            result = _run(run, mark, data.cases, chosen, device)
+            evaluation.save(run, dataclasses.replace(about, results=[*about.results, result]))
+        results.append(result)
+    return dataclasses.replace(about, results=about.results + results)
+
+
+def _baseline(name: str, data: Data, chosen: list[str]) -> Result:
+    method, detail = baselines.create(name, data.tuning, protocols.get(chosen[0]), data.tuned)
+    return measure(name, method, detail, "CPU", data.cases, chosen)
+
+
+def _run(run: Path, mark: str, cases: Cases, chosen: list[str], device: torch.device) -> Result:
+    denoiser = Denoiser(run, device)
+    detail = f"best checkpoint (step {denoiser.step}), {denoiser.mode}"
+    result = measure(run.name, denoiser, detail, device_name(device), cases, chosen)
+    result.mark = mark
+    return result
+
+
+def shortfalls(found: Evaluation, gain: float, best_gain: float) -> list[str]:
+    """What is missing for every run to beat the low dose by ``gain`` dB and every blur, and the best by ``best_gain``.
+
+    PSNR under the first protocol, mean over patients. Empty if nothing is missing.
+    """
+    protocol = found.protocols[0]
+    psnr = {result.name: result.means[f"{protocol}/psnr"].mean for result in found.results}
+    runs = {name: value for name, value in psnr.items() if name not in baselines.NAMES}
+    missing = []
+    for name, value in runs.items():
+        if not value - psnr[LOW] >= gain:
+            missing.append(f"{name} gains {value - psnr[LOW]:.2f} dB over the low dose, expected {gain:g} dB")
+        if not value > psnr[BLUR]:
+            missing.append(f"{name} has {value:.2f} dB, not more than the best Gaussian blur's {psnr[BLUR]:.2f} dB")
+    best = max((v for v in runs.values() if v == v), default=math.nan) - psnr[LOW]
+    if not best >= best_gain:
+        missing.append(f"the best run gains {best:.2f} dB over the low dose, expected {best_gain:g} dB")
+    return [f"{line} ({protocol})" for line in missing]

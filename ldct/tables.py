@@ -1,0 +1,148 @@
+"""The main table: one row per method, the metrics of every protocol; as text, CSV and LaTeX."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ldct import baselines, protocols, stats
+from ldct import config as configuration
+from ldct.config import Config
+from ldct.evaluation import REGION, Evaluation
+from ldct.stats import Estimate
+
+DIGITS = {"psnr": 2, "ssim": 4, "rmse": 2, "frequency": 3, "high_band": 2, "slices_per_s": 1}
+"""Digits behind the point."""
+HIDDEN = ("run_dir", "data.shards", "data.store", "train.timeout_s", "train.save_every_s")
+"""Fields that say where and how a run was done, not what it is."""
+
+
+def differing(configs: list[Config]) -> list[str]:
+    """Names of the fields in which the runs differ, in the order of the configuration.
+
+    A size that differs only because each network has its published one is not among them.
+    """
+    flats = [configuration.flat(config) for config in configs]
+    published = {
+        f"model.{key}"
+        for key in ("channels", "depth", "kernel")
+        if all(flat[f"model.{key}"] == configuration.PLAIN[flat["model.name"]][key] for flat in flats)
+    }
+    return [
+        key
+        for key in flats[0]
+        if key not in HIDDEN
+        and key not in published
+        and not key.startswith("track.")
+        and any(flat[key] != flats[0][key] for flat in flats)
+    ]
+
+
+def labels(configs: dict[str, Config]) -> dict[str, str]:
+    """A short name for each run: what differs between the runs; the network and its attention if nothing does."""
+    keys = differing(list(configs.values())) or ["model.name", "model.attention"]
+    out = {}
+    for name, config in configs.items():
+        flat = configuration.flat(config)
+        words = [str(flat[key]) if key == "model.name" else f"{key.split('.')[-1]} {text(flat[key])}" for key in keys]
+        out[name] = ", ".join(words)
+    return out
+
+
+def text(value: Any) -> str:
+    """A configuration value as a person writes it."""
+    return f"{value:g}" if isinstance(value, float) else "-" if value is None else str(value)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    """A baseline's name or a run folder's."""
+    label: str
+    """What differs between the runs; a baseline's name."""
+    is_run: bool
+    gain: float
+    """PSNR over the low dose under the ranking protocol, in dB."""
+    values: dict[str, Estimate]
+    rate: float
+    """Slices per second."""
+
+    detail: str
+    """How the method was set."""
+
+
+def rows(found: Evaluation, configs: dict[str, Config]) -> list[Row]:
+    """Runs and baselines together, by PSNR under the first protocol, the best first."""
+    key = f"{found.protocols[0]}/psnr"
+    low = found.get(baselines.LOW).means[key].mean
+    named = labels(configs) if configs else {}
+    made = []
+    for result in found.results:
+        means, is_run = result.means, result.name in named
+        gain = means[key].mean - low
+        made.append(
+            Row(result.name, named.get(result.name, result.name), is_run, gain, means, result.rate, result.detail)
+        )
+    return sorted(made, key=lambda row: -row.values[key].mean if row.gain == row.gain else math.inf)
+
+
+def columns(found: Evaluation) -> list[str]:
+    """Names of the metrics in the table, protocol by protocol, then the noise texture."""
+    return list(found.results[0].slices[0].values)
+
+
+def number(value: float, column: str) -> str:
+    """``value`` with the digits of its column; a dash for nan."""
+    return "-" if math.isnan(value) else f"{value:.{DIGITS[column.split('/')[-1]]}f}"
+
+
+def cell(estimate: Estimate, column: str) -> str:
+    """Mean, and half the interval where there is one."""
+    half = f" ± {number(estimate.half, column)}" if estimate.half is not None else ""
+    return number(estimate.mean, column) + half
+
+
+def as_text(found: Evaluation, made: list[Row]) -> str:
+    """For a terminal: the ranking protocol with intervals and noise texture, then every protocol side by side."""
+    first = found.protocols[0]
+    main = [["", "gain dB", "PSNR dB", "SSIM", "RMSE HU", "noise freq", "high band", "slices/s"]]
+    every = [["PSNR dB / SSIM", *found.protocols]]
+    for row in made:
+        shown = [f"{first}/psnr", f"{first}/ssim", f"{first}/rmse", "texture/frequency", "texture/high_band"]
+        speed = number(row.rate, "slices_per_s") if math.isfinite(row.rate) else "-"
+        main.append([row.label, f"{row.gain:+.2f}", *(cell(row.values[c], c) for c in shown), speed])
+        pairs = [[number(row.values[f"{p}/{m}"].mean, m) for m in ("psnr", "ssim")] for p in found.protocols]
+        every.append([row.label, *(" / ".join(pair) for pair in pairs)])
+    return "\n".join([f"{first}: {protocols.get(first).text}", *_aligned(main), "", *_aligned(every)])
+
+
+def _aligned(lines: list[list[str]]) -> list[str]:
+    """The first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]).rstrip()
+        for line in lines
+    ]
+
+
+def about(found: Evaluation) -> str:
+    """How many slices of how many patients, and how they were chosen; one line."""
+    slices, patients = len(found.results[0].slices), len(found.patients)
+    few = "" if patients >= stats.LEAST_PATIENTS else f"; no interval with fewer than {stats.LEAST_PATIENTS} patients"
+    plural = "s" if patients > 1 else ""
+    return f"{slices} slices of {patients} patient{plural} ({found.split}; {found.note}); {REGION}{few}"
+
+
+def tests(found: Evaluation, made: list[Row]) -> list[str]:
+    """One line per run: the best run against it, paired, in PSNR under the first protocol."""
+    key = f"{found.protocols[0]}/psnr"
+    runs = [row for row in made if row.is_run]
+    lines = []
+    for row in runs[1:]:
+        test = stats.paired(found.get(runs[0].name).slices, found.get(row.name).slices, key)
+        p = f"p = {test.p:.2g}" if not math.isnan(test.p) else f"too few for a test (at least {stats.LEAST_PAIRS})"
+        lines.append(
+            f"{runs[0].label} against {row.label}: {test.difference:+.2f} dB over {test.count} {test.unit}, {p}"
+        )
+    return lines
