@@ -30,7 +30,7 @@ PATIENTS = ("L001", "L002")
 
 
 def generate(folder: Path, pairs: int) -> None:
-    """Write ``pairs`` uncompressed 512 x 512 slices at two doses: a disc of water with noise, the challenge's layout."""
+    """Write ``pairs`` uncompressed 512 x 512 slices at two doses: a noisy disc of water, in the challenge's layout."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     disc = np.where(x * x + y * y < 0.7, 40.0, -1000.0) + 60 * (np.hypot(x - 0.3, y) < 0.2)
@@ -104,7 +104,12 @@ def measure(pairs: int, repeats: int, scratch: Path | None) -> dict[str, Any]:
         Machine, versions, shapes, the seconds of every round, and for each way the slices per second (files, two a
         pair): median, lowest, highest; ratios of medians taken round by round; the largest process in MB.
     """
-    ways = {"bare decode": bare_decode, "common script": common_script, "shards": build_with(1), "shards x 2": build_with(2)}
+    ways = {
+        "bare decode": bare_decode,
+        "common script": common_script,
+        "shards": build_with(1),
+        "shards x 2": build_with(2),
+    }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         source, out = Path(folder) / "in", Path(folder) / "out"
@@ -148,7 +153,10 @@ def measure(pairs: int, repeats: int, scratch: Path | None) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """The result for people."""
     text = io.StringIO()
-    print(f"{result['files']} files of {SIDE} x {SIDE}, uncompressed; {result['repeats']} rounds, {result['machine']}", file=text)
+    print(
+        f"{result['files']} files of {SIDE} x {SIDE}, uncompressed; {result['repeats']} rounds, {result['machine']}",
+        file=text,
+    )
     for name, rate in result["slices_per_second"].items():
         print(f"{name:15} {rate['median']:7.0f} slices/s ({rate['low']:.0f} to {rate['high']:.0f})", file=text)
     for name, value in result["ratios"].items():
@@ -161,7 +169,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``launch/bench.py shard``."""
     parser.add_argument("--pairs", type=int, default=512, help="slices at two doses (%(default)s: 540 MB of DICOM)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds that count, after one to warm up (%(default)s)")
-    parser.add_argument("--scratch", type=Path, help="folder on the disk to measure (default: the system's temporary one)")
+    parser.add_argument(
+        "--scratch", type=Path, help="folder on the disk to measure (default: the system's temporary one)"
+    )
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

@@ -351,10 +351,18 @@ def _read_plain(piece: Slice, start: int) -> np.ndarray:
         raise Unusable(f"cannot be read: {error.strerror or error}") from None
     if len(pixels) != count:
         raise Unusable(f"truncated: {len(pixels)} pixels, expected {count}")
-    pixels = pixels.reshape(piece.shape)
-    if coding.stored == 16:
-        return pixels
-    return (pixels << (15 - coding.high)) >> (16 - coding.stored)  # to the top bit and down: arithmetic where signed
+    if coding.stored < 16 and not _in_range(pixels, coding):
+        pixels <<= 15 - coding.high  # to the top bit and down: arithmetic where signed
+        pixels >>= 16 - coding.stored
+    return pixels.reshape(piece.shape)
+
+
+def _in_range(pixels: np.ndarray, coding: Coding) -> bool:
+    """Whether the pixels are what BitsStored allows, so that nothing has to be removed above or below."""
+    lowest, highest = (
+        (-(1 << (coding.stored - 1)), 1 << (coding.stored - 1)) if coding.signed else (0, 1 << coding.stored)
+    )
+    return coding.high == coding.stored - 1 and lowest <= int(pixels.min()) and int(pixels.max()) < highest
 
 
 def _decode(piece: Slice) -> np.ndarray:
@@ -374,9 +382,10 @@ def _to_hu(pixels: np.ndarray, coding: Coding) -> tuple[np.ndarray, int]:
     """Apply slope, intercept and padding; round and clip to int16."""
     slope, intercept = coding.slope, coding.intercept
     lowest, highest = sorted(float(value) * slope + intercept for value in (pixels.min(), pixels.max()))
-    fits = -32768 <= lowest and highest <= 32767 and abs(intercept) <= 32767
+    fits = lowest >= -32768 and highest <= 32767 and abs(intercept) <= 32767
     if fits and slope == 1 and intercept.is_integer():
-        hu = pixels.astype(np.int16) + np.int16(intercept)  # may wrap on the way, the sum is right modulo 2^16
+        hu = pixels.astype(np.int16)
+        hu += np.int16(intercept)  # may wrap on the way, the sum is right modulo 2^16
         clipped = 0
     else:
         exact = np.rint(pixels * slope + intercept)

@@ -1,5 +1,7 @@
 """Square tiles of a slice, and back."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from shards.command import InputError
@@ -39,11 +41,12 @@ def origins(shape: tuple[int, int], patch: int, stride: int, tiling: str) -> lis
     return [[row, column] for row in steps[0] for column in steps[1]]
 
 
-def cut(image: np.ndarray, corners: list[list[int]], patch: int) -> np.ndarray:
-    """The tiles of ``image``, shape (..., H, W), at ``corners``: a new array of shape (n, ..., patch, patch)."""
-    tiles = np.empty((len(corners), *image.shape[:-2], patch, patch), image.dtype)
+def cut(images: Sequence[np.ndarray], corners: list[list[int]], patch: int) -> np.ndarray:
+    """The tiles of k images of one shape (H, W) at ``corners``: a new array of shape (n, k, patch, patch)."""
+    tiles = np.empty((len(corners), len(images), patch, patch), images[0].dtype)
     for tile, (row, column) in zip(tiles, corners, strict=True):
-        tile[...] = image[..., row : row + patch, column : column + patch]
+        for part, image in zip(tile, images, strict=True):
+            part[...] = image[row : row + patch, column : column + patch]
     return tiles
 
 
@@ -59,4 +62,4 @@ def join(tiles: np.ndarray, corners: list[list[int]], shape: tuple[int, int]) ->
 
 def body_fractions(full: np.ndarray) -> list[float]:
     """Share of the pixels above -500 HU in each tile, shape (n, p, p), of the full dose, to 3 decimals."""
-    return [round(float(share), 3) for share in (full > BODY_HU).mean(axis=(1, 2))]
+    return [round(np.count_nonzero(tile > BODY_HU) / tile.size, 3) for tile in full]
