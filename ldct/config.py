@@ -375,7 +375,17 @@ def hash8(config: Config) -> str:
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:8]
 
 
+def decisive(config: Config) -> dict[str, Any]:
+    """Nested fields that a run cannot change on its way: all but RESUMABLE."""
+    kept: dict[str, Any] = {}
+    for name, value in flat(config).items():
+        section, _, field_name = name.partition(".")
+        if name not in RESUMABLE and section not in RESUMABLE:
+            kept.setdefault(section, {})[field_name] = value
+    return kept
+
+
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Fields in which ``new`` is another run than ``old``: {name: (old, new)}; RESUMABLE ones do not count."""
-    a, b = flat(old), flat(new)
-    return {k: (a[k], b[k]) for k in a if a[k] != b[k] and k not in RESUMABLE and k.split(".")[0] not in RESUMABLE}
+    a, b = ({f"{s}.{k}": v for s, part in decisive(c).items() for k, v in part.items()} for c in (old, new))
+    return {name: (a[name], b[name]) for name in a if a[name] != b[name]}

@@ -1,6 +1,5 @@
 """The training loop."""
 
-import dataclasses
 import os
 import signal
 import sys
@@ -280,7 +279,7 @@ class Training:
         if self.ranks.first:
             own = {
                 "step": self.step,
-                "config": configuration.to_dict(dataclasses.replace(self.config, run_dir="")),
+                "config": configuration.decisive(self.config),
                 "manifest_sha256": self.journal.manifest_sha256,
             }
             checkpoint.save(self.journal.checkpoints, name, own | content)

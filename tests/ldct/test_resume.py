@@ -7,17 +7,17 @@ import signal
 import pytest
 import torch
 from conftest import tiny_flags
+from same_run import assert_same, lines
 
 import ldct.train
 from ldct import checkpoint, models
 from ldct.config import parse
 from ldct.preempt import CAUGHT, Latch
-from ldct.run import TIMES, read_metrics, read_status
+from ldct.run import read_status
 from ldct.train import NotFinite, Training, train
 from ldct.validation import Validation
 from shards.command import InputError
 
-STEPS = 20
 EPOCH = 11
 """Steps of 8 pairs in an epoch of the tiny shards, rounded down: interruptions before, at and after the border."""
 
@@ -59,20 +59,6 @@ def undisturbed(tiny_shards, tmp_path_factory):
         add_dropout(patch)
         assert start(tiny_shards, folder) is None
     return folder
-
-
-def lines(folder):
-    """metrics.jsonl without what is different in every run."""
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(folder)]
-
-
-def assert_same(folder, undisturbed):
-    """Weights, average, optimizer state and metrics are those of the undisturbed run: the files are, byte for byte."""
-    assert read_status(folder).state == "finished"
-    assert lines(folder) == lines(undisturbed)
-    for name in (checkpoint.step_name(STEPS), checkpoint.BEST):
-        mine, other = ((run / "checkpoints" / name).read_bytes() for run in (folder, undisturbed))
-        assert mine == other, name
 
 
 def after_step(monkeypatch, step, act):
