@@ -1,0 +1,37 @@
+# make demo   the whole chain on a sample of real CT, in minutes, on two CPU cores
+# make test   every check and test; what .ci/run calls
+PYTHON ?= python3
+BIN := .venv/bin
+CORES := $(shell nproc)
+
+.PHONY: env demo test lint clean
+
+env: .venv/ready
+
+# torchvision beside torch without its own wishes: they would replace a CPU build of torch by several GB of CUDA
+.venv/ready: setup.cfg constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .[dev]
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps torchvision
+	touch $@
+
+demo: env
+	$(BIN)/python shards/sample.py data/sample
+	$(BIN)/python shards/simulate.py data/sample data/demo --dose 0.25 --i0 auto --seed 0 --workers $(CORES)
+	$(BIN)/python shards/build.py data/demo data/shards --split slabs --workers $(CORES)
+	$(BIN)/python launch/sweep.py configs/sweeps/demo.yaml --cluster configs/clusters/local.yaml \
+		--set data.shards=data/shards
+	$(BIN)/python launch/evaluate.py runs/demo --shards data/shards
+	$(BIN)/python launch/compare.py runs/demo --output runs/demo/report.html \
+		--require-gain 2 --require-best-gain 3
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv data runs
