@@ -1,6 +1,7 @@
 """The ranks of a run: joining, agreeing at step boundaries, and naming a rank that died."""
 
 import contextlib
+import copy
 import os
 import socket
 import threading
@@ -64,7 +65,14 @@ class Ranks:
         if self.world_size == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, bucket_cap_mb=2, gradient_as_bucket_view=True)
+        made = DistributedDataParallel(model, device_ids=ids, bucket_cap_mb=2, gradient_as_bucket_view=True)
+        # DDP lays its buckets out anew after its first backward, and the layout decides in which order gradients of
+        # more than two ranks are added. Without a throw-away one, a resumed run would differ in its first step
+        before = copy.deepcopy(model.state_dict())
+        made(torch.zeros(2, 1, 64, 64, device=self.device)).sum().backward()
+        model.load_state_dict(before)
+        model.zero_grad()
+        return made
 
     @staticmethod
     def averaging(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
