@@ -1,44 +1,71 @@
 """Weights & Biases, beside the training and never in its way.
 
-A process of its own follows the run folder and mirrors it: metrics.jsonl line by line, pictures of eval/, the final
-state. wandb's service dies of the SIGTERM that SLURM sends to every process, its calls then raise, and a slow or
-unreachable server blocks; none of that reaches the training, whose record is metrics.jsonl. What was not sent is sent
-by the run's next part, or by hand: ``python -m ldct.tracking RUN``.
+A process of its own, the mirror, follows the run folder and repeats it: metrics.jsonl line by line, pictures of eval/,
+the summary, and a copy of the folder's small files. wandb's service dies of the SIGTERM that SLURM sends to every
+process, its calls then raise, and a slow or unreachable server blocks; none of that reaches the training, whose record
+is metrics.jsonl. What was not sent is sent by the run's next part, or by hand::
+
+    python -m ldct.tracking RUN...
 """
 
+import contextlib
+import fcntl
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ldct import config as configuration
 from ldct import run as runs
 from ldct.config import Config
+from shards.atomic import write_text
+from shards.command import InputError, command
 
 POLL_S = 1.0
-END_S = {"finished": 60.0, "failed": 10.0, "stopped": 3.0}
+"""Seconds between two looks at the run folder."""
+END_S = {"finished": 30.0, "failed": 10.0, "stopped": 3.0}
 """Seconds the training waits for the mirror at its end. A stopped run must be gone before SLURM kills it."""
+EVALUATED = ("json", "csv", "npz", "png")
+FILES = ("config.yaml", "metrics.jsonl", "status.json", "provenance.json", *(f"eval/*.{e}" for e in EVALUATED))
+"""Of a run folder, what W&B keeps a copy of under NAME/; see ldct/wandb_reader.py."""
+GOALS = {"psnr": "max", "ssim": "max", "rmse": "min"}
+"""Which validation values W&B shows as best, beside the last."""
+SHIELDED = {signal.SIGTERM, signal.SIGUSR2}
+"""SLURM's signals to the whole step. The mirror must still tell what the training does about them."""
 
 
 class Tracker:
     """The mirror as seen from the training: started, looked at now and then, waited for at the end."""
 
     def __init__(self, run: Path, config: Config) -> None:
-        self.run, self.warned = run, False
+        self.run, self.mode, self.warned = run, config.track.wandb, False
         self.process: subprocess.Popen[bytes] | None = None
-        if config.track.wandb == "off":
+        if self.mode == "off":
             return
-        command = [sys.executable, "-m", "ldct.tracking", str(run)]
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SHIELDED)  # the mirror is born with them blocked
         try:
             (run / "wandb").mkdir(exist_ok=True)
             with open(run / "wandb" / "mirror.log", "ab") as log:
-                self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "ldct.tracking", "--follow", str(run)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # Ctrl-C at a terminal is for the training
+                )
         except OSError as error:
             self._warn(str(error))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def look(self) -> None:
         """Say so, once, if the mirror has ended before the run."""
@@ -52,6 +79,9 @@ class Tracker:
         try:
             if self.process.wait(END_S[state]):
                 self._warn(f"its process ended with status {self.process.returncode}")
+            elif self.mode == "offline" and state != "stopped":
+                parts = offline_parts(self.run)
+                print(f"W&B: send this run with: wandb sync {shlex.join(map(str, parts))}", file=sys.stderr)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -61,26 +91,88 @@ class Tracker:
     def _warn(self, why: str) -> None:
         if not self.warned:
             self.warned = True
-            log = self.run / "wandb" / "mirror.log"
-            again = f"python -m ldct.tracking {self.run}"
+            log, again = self.run / "wandb" / "mirror.log", f"python -m ldct.tracking {shlex.quote(str(self.run))}"
             print(f"warning: W&B: {why} (see {log}); metrics.jsonl is whole; send it with: {again}", file=sys.stderr)
 
 
+def offline_parts(run: Path) -> list[Path]:
+    """Offline parts of ``run`` that ``wandb sync`` has not sent, in order; it marks those that it has."""
+    parts = sorted((run / "wandb").glob("offline-run-*"))
+    return [part for part in parts if not any(part.glob("*.wandb.synced"))]
+
+
+class Ledger:
+    """wandb/sent.jsonl: what each row of the W&B history holds, and which parts of the run ended well.
+
+    wandb's service buffers, so what was given to it has arrived for certain only if the part ended well. A part that
+    did not is sent again: online from the row the server has come to, offline from its beginning.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run, self.path = run, run / "wandb" / "sent.jsonl"
+        self.new = not self.path.is_file()
+        """Whether W&B was never told of this run."""
+        self.rows: list[str] = []
+        self.ended: list[str] = []
+        """Folders of the parts that ended well."""
+        certain = 0
+        for entry in [] if self.new else map(json.loads, self.path.read_text().splitlines()):
+            self.rows += [entry["row"]] if "row" in entry else []
+            if "ended" in entry:
+                certain = len(self.rows)
+                self.ended.append(entry["ended"])
+        self.certain = self.rows[:certain]
+        """Rows in those."""
+
+    def forget_open_parts(self) -> None:
+        """Remove the offline parts that did not end well: what reached their files cannot be known."""
+        for part in offline_parts(self.run):
+            if part.name not in self.ended:
+                shutil.rmtree(part)
+
+    def begin(self, rows: list[str]) -> None:
+        """Start a part after ``rows``, which are known to have arrived."""
+        self.rows = rows
+        entries = [*({"row": row} for row in rows), *({"ended": part} for part in self.ended)]
+        write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in entries))
+
+    def note(self, row: str) -> None:
+        """Add the next row."""
+        self.rows.append(row)
+        self._append({"row": row})
+
+    def end(self, part: str) -> None:
+        """``part`` ended well."""
+        self._append({"ended": part})
+
+    def _append(self, entry: dict[str, str]) -> None:
+        with open(self.path, "a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
 class Mirror:
-    """One wandb run that repeats a run folder, and remembers in wandb/sent.json how far it came."""
+    """One wandb run that repeats a run folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.config = folder, runs.read_config(folder)
-        self.mark = folder / "wandb" / "sent.json"
-        self.sent: dict[str, Any] = {"step": -1, "keys": [], "pictures": {}}
-        if self.mark.is_file():
-            self.sent = json.loads(self.mark.read_text())
+        self.folder, self.config, self.ledger = folder, runs.read_config(folder), Ledger(folder)
+        self.online = self.config.track.wandb == "online"
+        if not self.online:
+            self.ledger.forget_open_parts()
         self.wandb = self._open()
+        self.part = Path(self.wandb.settings.sync_dir).name
+        if self.online and self.ledger.new and self.wandb.starting_step:
+            raise InputError(
+                f"W&B's project {self.config.track.project} has another run called {folder.name}, with "
+                f"{self.wandb.starting_step} rows; delete it there, or choose another track.project"
+            )
+        # offline, wandb knows nothing of the earlier parts
+        self.ledger.begin(self.ledger.rows[: self.wandb.starting_step] if self.online else self.ledger.certain)
+        self.sent = set(self.ledger.rows)
 
     def _open(self) -> Any:
         import wandb  # 1.5 s, and only this process needs it
 
-        track, flat = self.config.track, configuration.to_dict(self.config)
+        track, sections = self.config.track, configuration.to_dict(self.config)
         run = wandb.init(
             project=track.project,
             entity=track.entity or None,
@@ -89,71 +181,149 @@ class Mirror:
             group=self.folder.parent.name,
             job_type="train",
             tags=[self.config.model.name, f"attention-{self.config.model.attention}", *track.tags],
-            config={key: value for key, value in flat.items() if key != "track"},
+            config={key: value for key, value in sections.items() if key not in ("track", "run_dir")},
             dir=str(self.folder),
-            mode="online" if track.wandb == "online" else "offline",
-            resume="allow",  # without it the second part of a run would start again at step 0
+            mode="online" if self.online else "offline",
+            resume="allow",  # the parts of a run are one run, online and in wandb sync
             settings=wandb.Settings(x_stats_pid=os.getppid(), console="off"),
         )
         run.define_metric("*", step_metric="step")
-        for key, goal in (("psnr", "max"), ("ssim", "max"), ("rmse", "min")):
-            name = f"val/{self.config.val.protocol}/{key}"
+        goals = {f"val/{self.config.val.protocol}/{key}": goal for key, goal in GOALS.items()} | {"train/loss": "min"}
+        for name, goal in goals.items():
             run.define_metric(name, step_metric="step", summary=f"{goal},last")
         return run
 
     def send(self) -> None:
-        """Send the lines and pictures that are new."""
-        for line in runs.read_metrics(self.folder):
-            if line["step"] >= self.sent["step"] and self._new(line):
-                self.wandb.log(line)
-        self._pictures()
-        self.mark.write_text(json.dumps(self.sent))
-
-    def _new(self, line: dict[str, Any]) -> bool:
-        """Whether the line was not sent yet; several lines may share a step, each with other keys."""
-        if line["step"] > self.sent["step"]:
-            self.sent["step"], self.sent["keys"] = line["step"], []
-        keys = sorted(line)
-        if keys in self.sent["keys"]:
-            return False
-        self.sent["keys"].append(keys)
-        return True
-
-    def _pictures(self) -> None:
-        import wandb
-
+        """Send the lines and pictures that are new, and the files where a validation is."""
+        validated, step = False, 0
+        for number, line in enumerate(runs.read_metrics(self.folder)):
+            step, key = line["step"], f"line {number}"
+            if key not in self.sent:
+                self._log(key, row(line))
+                validated |= any(name.startswith("val/") for name in line)
         for path in sorted((self.folder / "eval").glob("**/*.png")):
-            name, changed = str(path.relative_to(self.folder / "eval").with_suffix("")), path.stat().st_mtime
-            if self.sent["pictures"].get(name) != changed:
-                self.wandb.log({"step": max(0, self.sent["step"]), f"pictures/{name}": wandb.Image(str(path))})
-                self.sent["pictures"][name] = changed
+            name = path.relative_to(self.folder / "eval").with_suffix("")
+            key = f"{name} {path.stat().st_mtime_ns}"
+            if key not in self.sent:
+                self._log(key, picture(step, str(name), path))
+        if validated:
+            self._files()
+
+    def _log(self, key: str, values: dict[str, Any]) -> None:
+        """Send a row, and note that it was sent."""
+        self.wandb.log(values)
+        self.ledger.note(key)
+        self.sent.add(key)
+
+    def _files(self) -> None:
+        for pattern in FILES:
+            for path in sorted(self.folder.glob(pattern)):
+                self.wandb.save(str(path), base_path=str(self.folder.parent), policy="now")
 
     def close(self, status: runs.Status) -> None:
-        """End the wandb run: with the run's summary if it finished, as failed if it failed."""
-        self.wandb.summary.update({"state": status.state, "train_s": status.train_s, "flags": status.flags})
-        self.wandb.finish(exit_code=1 if status.state == "failed" else 0)
+        """End the wandb run as the run ended: finished, failed, or stopped to go on later."""
+        told = ("state", "train_s", "patches_per_s", "world_size", "device", "flags")
+        self.wandb.summary.update({key: getattr(status, key) for key in told} | evaluated(self.folder))
+        self._files()
+        if status.state == "stopped":
+            self.wandb.mark_preempting()
+        self.wandb.finish(exit_code=0 if status.state == "finished" else 1)
+        self.ledger.end(self.part)
+
+
+def row(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of metrics.jsonl as a row for W&B: numbers, and shares in equal bins over 0..1 as histograms."""
+    import wandb
+
+    values: dict[str, Any] = {}
+    for key, value in line.items():
+        if key.endswith("histogram"):
+            values[key] = wandb.Histogram(np_histogram=(np.array(value), np.linspace(0, 1, len(value) + 1)))
+        elif isinstance(value, int | float):
+            values[key] = value
+    return values
+
+
+def picture(step: int, name: str, path: Path) -> dict[str, Any]:
+    """A row for W&B with the picture at ``path``."""
+    import wandb
+
+    return {"step": step, f"pictures/{name}": wandb.Image(str(path))}
+
+
+def evaluated(folder: Path) -> dict[str, float]:
+    """What launch/evaluate.py measured of the run in ``folder``, for the summary.
+
+    {"eval/<split>/<protocol>/<metric>": mean over patients} of the run; of its input as eval/<split>/low_dose/...
+    """
+    prefixes = {folder.name: "", "low dose": "low_dose/"}
+    found: dict[str, float] = {}
+    for path in sorted((folder / "eval").glob("*.json")):
+        for method in json.loads(path.read_text()).get("methods", []):
+            if method["name"] in prefixes:
+                below = f"eval/{path.stem}/{prefixes[method['name']]}"
+                means = {f"{below}{key}": value["mean"] for key, value in method["metrics"].items()}
+                found |= {key: mean for key, mean in means.items() if mean is not None}
+    return found
+
+
+@contextlib.contextmanager
+def alone(folder: Path, wait: bool) -> Iterator[None]:
+    """Be the only mirror of ``folder``: an earlier one may still be ending.
+
+    Raises
+    ------
+    InputError
+        If there is another one, and ``wait`` is false.
+    """
+    (folder / "wandb").mkdir(exist_ok=True)
+    with open(folder / "wandb" / "mirror.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise InputError(f"{folder}: another process sends this run to W&B now; wait for it to end") from None
+        yield
 
 
 def follow(folder: Path) -> None:
     """Mirror ``folder`` until its run ends or the training process is gone."""
     parent = os.getppid()
-    mirror = Mirror(folder)
-    while True:
-        status, alone = runs.read_status(folder), os.getppid() != parent
+    with alone(folder, wait=True):
+        mirror = Mirror(folder)
+        while True:
+            status, orphan = runs.read_status(folder), os.getppid() != parent
+            mirror.send()
+            if status.state != "running" or orphan:
+                break
+            time.sleep(POLL_S)
+        if orphan:
+            signal.alarm(int(END_S["finished"]))  # nobody is left to end a mirror that hangs
+        mirror.close(status)
+
+
+def send(folder: Path) -> None:
+    """Bring W&B up to date with ``folder`` as it stands, and end."""
+    if runs.read_config(folder).track.wandb == "off":
+        raise InputError(f"{folder}: its config.yaml says track.wandb: off; set it to online or offline there")
+    with alone(folder, wait=False):
+        mirror = Mirror(folder)
         mirror.send()
-        if status.state != "running" or alone:
-            break
-        time.sleep(POLL_S)
-    mirror.close(status)
+        mirror.close(runs.read_status(folder))
+    if not mirror.online:
+        print(f"W&B: send {folder.name} with: wandb sync {shlex.join(map(str, offline_parts(folder)))}")
 
 
 def main() -> None:
-    """Mirror the run folder named on the command line."""
-    # a signal sent to the whole job must not cut the mirror off from what the training will still say
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    follow(Path(sys.argv[1]))
+    """Mirror one run beside its training (--follow RUN), or bring W&B up to date with the runs in folders."""
+    match sys.argv[1:]:
+        case ["--follow", folder]:
+            follow(Path(folder))
+        case [*roots] if roots and not any(root.startswith("-") for root in roots):
+            for run in runs.find_runs([Path(root) for root in roots]):
+                send(run)
+        case _:
+            raise InputError("usage: python -m ldct.tracking RUN..., run folders or folders of runs to send to W&B")
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -1,0 +1,390 @@
+"""Weights & Biases with its real client, against a server on loopback: what arrives, and what breaks."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+from conftest import ROOT, tiny_flags
+from PIL import Image
+from wandb_server import Server, environment
+
+from ldct import config as configuration
+from ldct import evaluation
+from ldct import run as runs
+from ldct.evaluation import Evaluation, Result
+from ldct.stats import Measured
+from shards.atomic import write_text
+
+TRAIN = ["launch/train.py"]
+IMPATIENT = [
+    "-c",
+    "import runpy, sys; from ldct import tracking; tracking.END_S['finished'] = 2.0; sys.argv[0] = 'launch/train.py'; "
+    "runpy.run_path('launch/train.py', run_name='__main__')",
+]
+"""launch/train.py that waits 2 s instead of 30 s for the mirror at its end."""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def server():
+    with Server() as made:
+        yield made
+
+
+def python(server_url, home, *argv, **extra):
+    """Start this Python on ``argv`` from the project's root, as a user of ``server_url`` and nothing else."""
+    env = environment(server_url, home) | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **extra}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, *map(str, argv)], cwd=ROOT, env=env, text=True, **pipes)
+
+
+def finish(process):
+    """Exit status, output and errors of a process."""
+    out, errors = process.communicate(timeout=120)
+    return process.returncode, out, errors
+
+
+def until(condition, process):
+    """Wait until ``condition``, which must come while ``process`` lives."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "waited for 60 s"
+        time.sleep(0.005)
+
+
+def rows_sent(folder):
+    with contextlib.suppress(FileNotFoundError):
+        return (folder / "wandb" / "sent.jsonl").read_text().count('"row"')
+    return 0
+
+
+def hold(process, folder):
+    """Stop the training in its middle as soon as it wrote a new line, and wait until the mirror has sent all lines."""
+    before = len(runs.read_metrics(folder))
+    began = runs.read_status(folder).attempt
+    until(lambda: runs.read_status(folder).attempt > began, process)
+    before = min(before, len(runs.read_metrics(folder)))
+    until(lambda: len(runs.read_metrics(folder)) > before, process)
+    process.send_signal(signal.SIGSTOP)
+    until(lambda: rows_sent(folder) == len(runs.read_metrics(folder)), process)
+    assert runs.read_status(folder).state == "running"
+
+
+def below(process):
+    """The mirror and wandb's service, children of the training."""
+    mirror = next(p for p in psutil.Process(process.pid).children() if "ldct.tracking" in p.cmdline())
+    service = next(p for p in mirror.children() if "wandb-core" in p.name())
+    return mirror, service
+
+
+def without_times(folder):
+    return [{k: v for k, v in line.items() if k not in runs.TIMES} for line in runs.read_metrics(folder)]
+
+
+def numbers(line):
+    """What W&B keeps of a line."""
+    return {key: value for key, value in line.items() if isinstance(value, int | float)}
+
+
+def assert_each_line_once(run, folder):
+    """The history of ``run`` holds the lines of metrics.jsonl, each once and in order."""
+    history = [{key: value for key, value in row.items() if not key.startswith("_")} for row in run.history]
+    assert [row.pop("step") for row in history] == [line["step"] for line in runs.read_metrics(folder)]
+    for row, line in zip(history, runs.read_metrics(folder), strict=True):
+        expected = {k: v for k, v in numbers(line).items() if k != "step" and k not in runs.TIMES}
+        assert {k: v for k, v in row.items() if k not in runs.TIMES} == expected
+    assert [row["_step"] for row in run.history] == list(range(len(history)))
+
+
+# ---- what breaks
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory, tiny_shards, home):
+    """Runs with every fault, made side by side: name -> (run folder, exit status, output, errors)."""
+    sweep, found = tmp_path_factory.mktemp("faults") / "faults", {}
+    slow = Server(delay=5.0)
+
+    def run(name, command=TRAIN, url="http://127.0.0.1:9", meanwhile=None, extra=None, **changes):
+        folder = sweep / name
+        process = python(url, home, *command, *tiny_flags(tiny_shards, folder, **changes), **(extra or {}))
+        if meanwhile:
+            hold(process, folder)
+            meanwhile(process)
+            process.send_signal(signal.SIGCONT)
+        found[name] = (folder, *finish(process))
+
+    def kill(which):
+        return lambda process: below(process)[which].send_signal(signal.SIGKILL)
+
+    with ThreadPoolExecutor() as pool:
+        jobs = [
+            pool.submit(run, "off"),
+            pool.submit(run, "mirror-killed", track__wandb="offline", meanwhile=kill(0)),
+            pool.submit(run, "service-killed", track__wandb="offline", meanwhile=kill(1)),
+            pool.submit(run, "unreachable", track__wandb="online", extra={"WANDB_INIT_TIMEOUT": "2"}),
+            pool.submit(run, "slow", IMPATIENT, slow.url, track__wandb="online"),
+        ]
+        for job in jobs:
+            job.result()
+    slow.delay = 0.0
+    yield found, slow
+    slow.close()
+
+
+def assert_unharmed(outcome, plain):
+    """The run went on to its end, its record is whole, and one line told of the tracking."""
+    folder, status, out, errors = outcome
+    assert status == 0, errors
+    assert out == f"finished: {folder}\n"
+    assert runs.read_status(folder).state == "finished"
+    assert without_times(folder) == without_times(plain)
+    told = [line for line in errors.splitlines() if "W&B" in line or "warning" in line or "Traceback" in line]
+    assert len(told) == 1, errors
+    assert told[0].startswith("warning: W&B: ")
+    assert told[0].endswith(f"metrics.jsonl is whole; send it with: python -m ldct.tracking {folder}")
+
+
+@pytest.mark.parametrize("fault", ["mirror-killed", "service-killed", "unreachable", "slow"])
+def test_tracking_that_breaks_does_not_touch_the_training(broken, fault):
+    found, _ = broken
+    plain, status, _, errors = found["off"]
+    assert status == 0, errors
+    assert "W&B" not in errors and not (plain / "wandb").exists()
+    assert len(runs.read_metrics(plain)) == 11  # steps 0 7 14 20 validated, 3 6 9 12 15 18 20 logged
+    assert_unharmed(found[fault], plain)
+
+
+def test_what_was_not_sent_is_sent_by_hand(broken, home):
+    found, slow = broken
+    names = ("mirror-killed", "service-killed", "slow")
+    status, out, errors = finish(python(slow.url, home, "-m", "ldct.tracking", *(found[name][0] for name in names)))
+    assert status == 0, errors
+    offline = [line.partition(": wandb sync ")[2] for line in out.splitlines() if "wandb sync" in line]
+    parts = [part for name in names[:2] for part in (found[name][0] / "wandb").glob("offline-run-*")]
+    assert offline == [str(part) for part in parts]  # one part each: the one that broke was sent again in full
+    status, _, errors = finish(python(slow.url, home, "-m", "wandb", "sync", *parts))
+    assert status == 0, errors
+    assert sorted(slow.runs) == sorted(names)
+    for name in names:
+        assert_each_line_once(slow.runs[name], found[name][0])
+        assert slow.runs[name].exit == 0
+
+
+def test_a_full_disk_below_wandb_does_not_touch_the_training(broken, tiny_shards, home, tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("needs root: mounts a small file system to fill it")
+    found, _ = broken
+    folder = tmp_path / "full"
+    disk = folder / "wandb"
+    disk.mkdir(parents=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"needs the right to mount a file system: {mounted.stderr.strip()}")
+    try:
+        with contextlib.suppress(OSError):
+            (disk / "filler").write_bytes(b"x" * 65536)
+        flags = tiny_flags(tiny_shards, folder, track__wandb="offline")
+        outcome = (folder, *finish(python("http://127.0.0.1:9", home, *TRAIN, *flags)))
+        assert_unharmed(outcome, found["off"][0])
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+# ---- parts of one run
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory, tiny_shards, home, server):
+    """Runs in parts: every process of the job gets SIGUSR2, then SIGTERM; then it is left to end."""
+    sweep, found = tmp_path_factory.mktemp("parts") / "parts", {}
+
+    def chain(mode, signals):
+        folder, found[mode] = sweep / f"{mode}-run", []
+        flags = tiny_flags(tiny_shards, folder, track__wandb=mode, track__project="parts", train__log_every=1)
+        for number in signals:
+            process = python(server.url, home, *TRAIN, *flags)
+            hold(process, folder)
+            for one in (process, *below(process)):
+                one.send_signal(number)
+            process.send_signal(signal.SIGCONT)
+            found[mode].append(finish(process))
+        found[mode].append(finish(python(server.url, home, *TRAIN, *flags)))
+
+    with ThreadPoolExecutor() as pool:
+        for job in [
+            pool.submit(chain, "offline", [signal.SIGUSR2, signal.SIGTERM]),
+            pool.submit(chain, "online", [signal.SIGTERM]),
+        ]:
+            job.result()
+    return sweep, found
+
+
+def test_offline_parts_sync_as_one_run(parts, server, home):
+    sweep, found = parts
+    folder = sweep / "offline-run"
+    assert [status for status, _, _ in found["offline"]] == [75, 75, 0], found["offline"]
+    hints = [[line for line in errors.splitlines() if "wandb sync" in line] for _, _, errors in found["offline"]]
+    folders = sorted((folder / "wandb").glob("offline-run-*"))
+    assert hints == [[], [], [f"W&B: send this run with: wandb sync {' '.join(map(str, folders))}"]]
+    assert len(folders) == 2  # the part whose service died of SIGTERM was sent again by the last one
+    assert "offline-run" not in server.runs
+
+    status, _, errors = finish(python(server.url, home, "-m", "wandb", "sync", *folders))
+    assert status == 0, errors
+    run = server.runs["offline-run"]
+    assert_each_line_once(run, folder)
+    assert (run.exit, run.preempting, run.head["groupName"]) == (0, True, "parts")
+
+
+def test_online_parts_go_into_one_run(parts, server):
+    sweep, found = parts
+    assert [status for status, _, _ in found["online"]] == [75, 0], found["online"]
+    assert not any("wandb sync" in errors for _, _, errors in found["online"])
+    run = server.runs["online-run"]
+    assert_each_line_once(run, sweep / "online-run")
+    assert (run.exit, run.summary["state"]) == (0, "finished")
+    assert run.starts >= 2
+
+
+# ---- what is shown
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory, home, server):
+    """A finished run with everything a run folder can hold, sent by hand; its folder."""
+    folder = tmp_path_factory.mktemp("runs") / "attention-depth" / "003-0123abcd"
+    (folder / "eval").mkdir(parents=True)
+    config = configuration.from_dict(
+        {
+            "model": {"name": "unet", "attention": "both"},
+            "track": {"wandb": "online", "project": "ct", "tags": ["paper"]},
+        }
+    )
+    write_text(folder / "config.yaml", configuration.to_yaml(config))
+    metrics = runs.Metrics(folder)
+    metrics.append(
+        {"step": 0, "val/abd400/psnr": 30.0, "val/abd400/rmse": 9.0, "val/abd400/ssim": 0.5, "val/flags": ["x"]}
+    )
+    metrics.append({"step": 5, "train/loss": 0.25, "train/lr": float("nan")})
+    metrics.append({"step": 5, "attention/1/channel_sd": 0.1, "attention/1/channel_histogram": [0.5, 0.25, 0.25, 0.0]})
+    metrics.append({"step": 9, "val/abd400/psnr": 34.0, "val/abd400/rmse": 6.0, "val/abd400/ssim": 0.75})
+    metrics.append({"step": 12, "val/abd400/psnr": 33.0, "val/abd400/rmse": 7.0, "val/abd400/ssim": 0.8})
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(folder / "eval" / "attention.png")
+    values = {"abd400/psnr": 33.5, "abd400/ssim": 0.9, "full/rmse": 5.5, "texture/frequency": float("nan")}
+    low = {"abd400/psnr": 29.5, "abd400/ssim": 0.6, "full/rmse": 9.5, "texture/frequency": 0.25}
+    results = [
+        Result(name, "", [Measured("L067", "L067_000", found)], 3.0, "CPU")
+        for name, found in (("low dose", low), (folder.name, values))
+    ]
+    evaluation.save(folder, Evaluation("test", "0" * 64, "", ["abd400"], results))
+    runs.write_status(folder, runs.Status("finished", 12, 12, world_size=2, device="H200", train_s=3600.0))
+    status, out, errors = finish(python(server.url, home, "-m", "ldct.tracking", folder))
+    assert (status, out) == (0, ""), errors
+    return folder
+
+
+def test_a_project_page_compares_runs_without_hand_work(shown, server):
+    run = server.runs["003-0123abcd"]
+    assert (run.project, run.exit, run.preempting) == ("ct", 0, False)
+    assert run.head == {
+        "groupName": "attention-depth",
+        "jobType": "train",
+        "displayName": "003-0123abcd",
+        "tags": ["unet", "attention-both", "paper"],
+    }
+    written = yaml.safe_load((shown / "config.yaml").read_text())
+    assert run.values == {key: written[key] for key in ("data", "model", "loss", "optim", "train", "val")}
+    summary = run.summary
+    assert summary["val/abd400/psnr"] == {"max": 34, "last": 33}
+    assert summary["val/abd400/ssim"] == {"max": 0.8, "last": 0.8}
+    assert summary["val/abd400/rmse"] == {"min": 6, "last": 7}
+    assert summary["train/loss"] == {"min": 0.25, "last": 0.25}
+    assert {key: value for key, value in summary.items() if key.startswith("eval/")} == {
+        "eval/test/abd400/psnr": 33.5, "eval/test/abd400/ssim": 0.9, "eval/test/full/rmse": 5.5,
+        "eval/test/low_dose/abd400/psnr": 29.5, "eval/test/low_dose/abd400/ssim": 0.6,
+        "eval/test/low_dose/full/rmse": 9.5, "eval/test/low_dose/texture/frequency": 0.25,
+    }  # fmt: skip
+    own = {key: summary[key] for key in ("state", "train_s", "world_size", "device", "flags")}
+    assert own == {"state": "finished", "train_s": 3600, "world_size": 2, "device": "H200", "flags": []}
+    assert [row["step"] for row in run.history] == [0, 5, 5, 9, 12, 12]
+
+
+def test_pictures_and_histograms_are_media(shown, server):
+    run = server.runs["003-0123abcd"]
+    histogram = run.history[2]["attention/1/channel_histogram"]
+    expected = {"_type": "histogram", "values": [0.5, 0.25, 0.25, 0], "bins": [0, 0.25, 0.5, 0.75, 1]}
+    assert histogram == expected
+    assert "train/lr" not in run.history[1]  # it was not finite
+    picture = run.history[5]["pictures/attention"]
+    assert (picture["_type"], picture["width"], picture["height"]) == ("image-file", 8, 8)
+    assert run.files[picture["path"]] == (shown / "eval" / "attention.png").read_bytes()
+
+
+FETCH = (
+    "import sys; from pathlib import Path; from shards.command import command; from ldct.wandb_reader import fetch; "
+    "command(lambda: print(*fetch(sys.argv[1], Path(sys.argv[2]))))"
+)
+
+
+def test_runs_are_read_back_as_the_folders_they_were(shown, server, home, tmp_path):
+    server.runs["003-0123abcd"].files["003-0123abcd/eval/../../../escaped.json"] = b"{}"
+    status, out, errors = finish(python(server.url, home, "-c", FETCH, "me/ct", tmp_path / "got"))
+    assert status == 0, errors
+    folder = tmp_path / "got" / "attention-depth" / "003-0123abcd"
+    assert out.split() == [str(folder)]
+    names = {path.relative_to(folder).as_posix() for path in folder.glob("**/*") if path.is_file()}
+    tables = {f"eval/test{ending}" for ending in (".json", "-slices.csv", "-patients.csv", "-slices.npz")}
+    assert names == {"config.yaml", "metrics.jsonl", "status.json", "eval/attention.png"} | tables
+    assert all((folder / name).read_bytes() == (shown / name).read_bytes() for name in names)
+    assert not list(tmp_path.glob("**/escaped.json"))
+
+
+@pytest.mark.parametrize(
+    ("project", "expected"),
+    [
+        ("me", "expected ENTITY/PROJECT, found 'me'"),
+        ("me/nothing", "cannot read me/nothing from W&B: Could not find project"),
+    ],
+)
+def test_a_project_that_cannot_be_read_is_one_line(server, home, tmp_path, project, expected):
+    status, _, errors = finish(python(server.url, home, "-c", FETCH, project, tmp_path))
+    assert (status, errors.count("\n")) == (2, 1), errors
+    assert expected in errors
+
+
+def test_another_run_of_the_same_name_is_not_mixed_in(shown, server, home, tmp_path):
+    folder, before = tmp_path / "attention-depth" / shown.name, len(server.runs[shown.name].history)
+    folder.mkdir(parents=True)
+    for name in ("config.yaml", "metrics.jsonl", "status.json"):
+        (folder / name).write_bytes((shown / name).read_bytes())
+    status, _, errors = finish(python(server.url, home, "-m", "ldct.tracking", folder))
+    assert status == 2
+    assert f"error: W&B's project ct has another run called {shown.name}, with {before} rows; delete it there" in errors
+    assert len(server.runs[shown.name].history) == before
+
+
+# ---- sweeps
+
+
+def test_wandb_sweep_takes_our_files(server, home):
+    files = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
+    assert files
+    code = "import sys; from wandb.cli.cli import cli; [cli(['sweep', f], standalone_mode=False) for f in sys.argv[1:]]"
+    status, _, errors = finish(python(server.url, home, "-c", code, *files, WANDB_PROJECT="ct"))
+    assert status == 0, errors
+    assert "warn" not in errors.lower(), errors
+    assert list(server.sweeps.values()) == [yaml.safe_load(file.read_text()) for file in files]
