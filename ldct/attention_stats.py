@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -225,7 +226,7 @@ def keep(kept: dict[int, Tensor], place: int, channels: int) -> Callable[[nn.Mod
 
 def draw(path: Path, image: Tensor, shown: dict[int, Tensor]) -> Path:
     """Write a column of panels per place, ``shown`` as (n, h, w), right of the low-dose ``image``. Every panel has its
-    own range of grey, given above it."""
+    own range of grey, given above it, from the 2nd to the 98th percentile."""
     rows = max(map(len, shown.values()))
     figure = Figure(figsize=(2.6 * (len(shown) + 1), 2.8 * rows), layout="constrained")
     axes = figure.subplots(rows, len(shown) + 1, squeeze=False)
@@ -235,8 +236,9 @@ def draw(path: Path, image: Tensor, shown: dict[int, Tensor]) -> Path:
     axes[0, 0].set_title("low dose", fontsize=8)
     for column, (place, panels) in enumerate(shown.items(), start=1):
         for row, panel in enumerate(panels):
-            axes[row, column].imshow(panel.numpy(), cmap="gray")
-            axes[row, column].set_title(f"place {place}: {panel.min():.3g} to {panel.max():.3g}", fontsize=8)
+            low, high = np.percentile(panel.numpy(), (2, 98))
+            axes[row, column].imshow(panel.numpy(), cmap="gray", vmin=low, vmax=high)
+            axes[row, column].set_title(f"place {place}: {low:.3g} to {high:.3g}", fontsize=8)
     with atomic(path) as file:
         figure.savefig(file, format="png", dpi=120)
     return path

@@ -91,7 +91,7 @@ def test_sliding_mean_of_bf16_is_taken_in_float32():
     x = torch.full((1, 1, 60, 60), 1.0, dtype=torch.bfloat16)
     x[..., ::2] = 1.0078125  # the next bf16 number: a bf16 sum of 2500 such would be off by far more
     mean = sliding(x, (50, 50), window_mean)
-    torch.testing.assert_close(mean, torch.full_like(mean, 1.00390625), rtol=0, atol=1e-6)
+    torch.testing.assert_close(mean, torch.full((1, 1, 11, 11), 1.00390625), rtol=0, atol=1e-6)
 
 
 def test_local_weights_are_those_of_the_window_around_each_pixel():
@@ -139,6 +139,8 @@ def test_on_a_stationary_image_local_equals_the_patch(name):
         there = (..., slice(40 + inner.start, 40 + inner.stop), slice(left + inner.start, left + inner.stop))
         torch.testing.assert_close(local[there], wanted, rtol=0, atol=1e-10)
         assert (whole[there] - wanted).abs().max() > 1e-5
+    for mode, wanted in (("local", local), ("whole", whole)):
+        torch.testing.assert_close(denoise(model, image, patch, mode), wanted.float(), rtol=0, atol=1e-6)
 
 
 def test_windows_are_the_feature_sizes_of_a_patch():

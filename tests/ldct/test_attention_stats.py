@@ -179,6 +179,19 @@ def test_local_pooling_averages_over_the_windows():
     assert local.histograms() == {key: pytest.approx(value) for key, value in patch.histograms().items()}
 
 
+def test_images_count_the_same_whatever_their_size():
+    model, small, large = network(attention="channel"), smooth_images(1, 20), smooth_images(1, 60)
+    found = []
+    for images in ([small], [large], [small, large]):
+        with collect(model) as collector:
+            for image in images:
+                denoise(model, image, 20, "local")
+        values = torch.tensor(list(collector.stats().values()))
+        found.append(torch.cat([values, torch.tensor(list(collector.histograms().values())).flatten()]))
+    assert not torch.allclose(found[0], found[1], atol=1e-3)
+    torch.testing.assert_close(found[2], (found[0] + found[1]) / 2)
+
+
 @pytest.mark.parametrize("attention", ["channel", "spatial"])
 def test_bf16_is_counted(attention):
     model, images = network(attention=attention), smooth_images(2)
