@@ -1,5 +1,7 @@
 """The main table: one row per method, the metrics of every protocol; as text, CSV and LaTeX."""
 
+import csv
+import io
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +72,11 @@ class Row:
 
     detail: str
     """How the method was set."""
+
+    @property
+    def worse(self) -> bool:
+        """Whether a run falls below its own input."""
+        return self.is_run and not self.gain >= 0
 
 
 def rows(found: Evaluation, configs: dict[str, Config]) -> list[Row]:
@@ -146,3 +153,51 @@ def tests(found: Evaluation, made: list[Row]) -> list[str]:
             f"{runs[0].label} against {row.label}: {test.difference:+.2f} dB over {test.count} {test.unit}, {p}"
         )
     return lines
+
+
+def as_csv(found: Evaluation, made: list[Row]) -> str:
+    """Every mean and half interval, one line per method, in full precision."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    names = columns(found)
+    writer.writerow(
+        ["label", "name", "detail", "gain_db", "slices_per_s", *(c for n in names for c in (n, f"{n}_half"))]
+    )
+    for row in made:
+        values = [v for n in names for v in (row.values[n].mean, row.values[n].half)]
+        writer.writerow([row.label, row.name, row.detail, row.gain, row.rate, *values])
+    return text.getvalue()
+
+
+def as_latex(found: Evaluation, made: list[Row]) -> str:
+    """A booktabs table of PSNR and SSIM under every protocol, with the best run in bold."""
+    best = {
+        (p, m): max(row.values[f"{p}/{m}"].mean for row in made if row.is_run)
+        for p in found.protocols
+        for m in ("psnr", "ssim")
+    }
+
+    def number_of(row: Row, protocol: str, metric: str) -> str:
+        mean = row.values[f"{protocol}/{metric}"].mean
+        shown = cell(row.values[f"{protocol}/{metric}"], metric).replace("±", r"$\pm$")
+        return rf"\textbf{{{shown}}}" if row.is_run and mean == best[protocol, metric] else shown
+
+    head = " & ".join(rf"\multicolumn{{2}}{{c}}{{{_tex(p)}}}" for p in found.protocols)
+    lines = [
+        r"% \usepackage{booktabs}",
+        *(f"% {p}: {protocols.get(p).text}" for p in found.protocols),
+        rf"\begin{{tabular}}{{l{'rr' * len(found.protocols)}}}",
+        r"\toprule",
+        rf" & {head} \\",
+        " & ".join(["", *["PSNR & SSIM"] * len(found.protocols)]).strip() + r" \\",
+        r"\midrule",
+    ]
+    for row in made:
+        cells = [number_of(row, p, m) for p in found.protocols for m in ("psnr", "ssim")]
+        lines.append(" & ".join([_tex(row.label), *cells]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _tex(text: str) -> str:
+    """``text`` with TeX's special characters escaped."""
+    return "".join("\\" + c if c in "_%&#$" else c for c in text)

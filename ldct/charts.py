@@ -1,0 +1,118 @@
+"""The report's charts, as SVG that stands in the page. Colours and marks are a run's own throughout."""
+
+import io
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a3fb0", "#444444")
+"""Okabe and Ito's, which colour-blind people can tell apart, the light ones darkened for print."""
+MARKS = "osD^vP*X"
+STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888888",
+    "axes.grid": True,
+    "grid.color": "#e8e8e8",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # the page's own font, and text one can search
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a run is drawn everywhere."""
+
+    colour: str
+    mark: str
+
+
+def look(number: int) -> Look:
+    """Look of the run ``number``: eight colours, then the same with other marks."""
+    return Look(COLOURS[number % len(COLOURS)], MARKS[(number + number // len(COLOURS)) % len(MARKS)])
+
+
+@dataclass
+class Curve:
+    """Points of one run."""
+
+    label: str
+    look: Look
+    x: Sequence[float]
+    y: Sequence[float]
+    spread: Sequence[float] = field(default_factory=list)
+    """SD of each point, where it is a mean."""
+
+
+def curves(name: str, drawn: list[Curve], x: str, y: str, log: bool = False, low: float | None = None) -> str:
+    """Curves in one chart; ``low`` draws a dashed line for the low dose."""
+    figure, axes = _figure(5.6, 3.2)
+    for curve in drawn:
+        axes.plot(curve.x, curve.y, color=curve.look.colour, marker=curve.look.mark if len(curve.x) < 30 else None,
+                  markersize=4, linewidth=1.5, label=curve.label)  # fmt: skip
+        if len(curve.spread):
+            under, over = (np.asarray(curve.y) + sign * np.asarray(curve.spread) for sign in (-1, 1))
+            axes.fill_between(curve.x, under, over, color=curve.look.colour, alpha=0.15, linewidth=0)
+    if low is not None:
+        axes.axhline(low, color="#666666", linestyle="--", linewidth=1)
+        axes.annotate(
+            "low dose", (1, low), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="#666666"
+        )
+    if log:
+        axes.set_yscale("log")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    return _svg(figure, name)
+
+
+def dots(name: str, groups: dict[str, dict[str, float]], looks: dict[str, Look], y: str) -> str:
+    """One column per patient, one mark per method: ``groups[patient][method]``. Methods without a look are grey."""
+    width = min(11.5, max(5.6, 1.2 + 0.5 * len(groups)))
+    figure, axes = _figure(width, 3.4)
+    methods = list(next(iter(groups.values())))
+    spread = np.linspace(-0.25, 0.25, len(methods)) if len(methods) > 1 else [0.0]
+    plain = itertools.cycle((("x", "#888888"), ("+", "#888888"), ("1", "#555555")))
+    for offset, method in zip(spread, methods, strict=True):
+        mark, colour = (looks[method].mark, looks[method].colour) if method in looks else next(plain)
+        values = [group.get(method, np.nan) for group in groups.values()]
+        axes.scatter(np.arange(len(groups)) + offset, values, marker=mark, color=colour, s=26, label=method)
+    axes.set_xticks(range(len(groups)), list(groups), rotation=0 if len(groups) < 12 else 60)
+    axes.set_xlim(-0.6, len(groups) - 0.4)
+    axes.grid(axis="x", visible=False)
+    axes.set_ylabel(y)
+    return _svg(figure, name)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of one chart, sizes in inches."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.subplots()
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """The SVG element alone. ``name`` goes into the ids of its parts, which would meet those of other charts."""
+    text = io.StringIO()
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        axes = figure.axes[0]
+        handles, labels = axes.get_legend_handles_labels()
+        if labels:
+            columns = 2 if max(map(len, labels)) < 40 else 1
+            figure.legend(handles, labels, loc="outside lower left", ncols=columns, fontsize=8)
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    size = re.match(r'<svg[^>]*?width="([\d.]+)pt" height="([\d.]+)pt"', svg.replace("\n", " "))
+    ids = re.compile(r'(id="|url\(#|href="#)')
+    svg = ids.sub(lambda found: f"{found[1]}{name}-", svg)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{name}" ', 1) if size else svg

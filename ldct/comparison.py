@@ -1,0 +1,114 @@
+"""The runs of a comparison, gathered from their folders: what they are, how far they came, what they measured."""
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ldct import evaluation, models, run, tables
+from ldct.baselines import NAMES
+from ldct.config import Config
+from ldct.evaluation import Evaluation
+from ldct.run import Status
+from shards.command import InputError
+
+
+@dataclass
+class Run:
+    """One run, as its folder tells it."""
+
+    folder: Path
+    name: str
+    """Of the folder; with its sweep's before it where two would be alike."""
+    label: str
+    """What sets it apart from the others."""
+    config: Config
+    status: Status
+    metrics: list[dict[str, Any]]
+    """Lines of metrics.jsonl."""
+    provenance: list[dict[str, Any]]
+    evaluation: Evaluation | None
+
+    @property
+    def state(self) -> str:
+        """The state, or lost where nothing was heard of the run."""
+        return "lost" if self.status.lost else self.status.state
+
+    @property
+    def parameters(self) -> int:
+        """Trainable parameters."""
+        return models.describe(self.config.model).parameters
+
+    def series(self, key: str) -> tuple[list[int], list[float]]:
+        """Steps and values of one metric."""
+        found = [(line["step"], line[key]) for line in self.metrics if line.get(key) is not None]
+        return [step for step, _ in found], [value for _, value in found]
+
+    def last(self, pattern: str) -> dict[str, float]:
+        """The last value of every metric whose name matches."""
+        return {k: v for line in self.metrics for k, v in line.items() if re.fullmatch(pattern, k) and v is not None}
+
+
+def gather(roots: list[Path], split: str) -> list[Run]:
+    """All runs at or below ``roots``, in order of their folders.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    folders = run.find_runs(roots)
+    names = [folder.name for folder in folders]
+    unique = [
+        folder.name if names.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}" for folder in folders
+    ]
+    configs = {name: run.read_config(folder) for name, folder in zip(unique, folders, strict=True)}
+    labels = tables.labels(configs)
+    return [
+        Run(
+            folder,
+            name,
+            labels[name],
+            configs[name],
+            run.read_status(folder),
+            run.read_metrics(folder),
+            _provenance(folder),
+            evaluation.load(folder, split),
+        )
+        for name, folder in zip(unique, folders, strict=True)
+    ]
+
+
+def _provenance(folder: Path) -> list[dict[str, Any]]:
+    try:
+        return json.loads((folder / "provenance.json").read_text())
+    except (OSError, ValueError):
+        return []
+
+
+def joined(found: list[Run]) -> Evaluation | None:
+    """The evaluations of all runs as one, the baselines first; None if no run has one.
+
+    Raises
+    ------
+    InputError
+        If they were measured under different conditions: such numbers do not belong in one table.
+    """
+    measured = [(one, one.evaluation) for one in found if one.evaluation]
+    if not measured:
+        return None
+    first, base = measured[0]
+    for one, other in measured[1:]:
+        for what, mine in base.conditions().items():
+            theirs = other.conditions()[what]
+            if mine != theirs:
+                mine, theirs = (", ".join(v) if isinstance(v, list) else str(v)[:12] for v in (mine, theirs))
+                raise InputError(
+                    f"{first.name} and {one.name} were evaluated on different {what} ({mine}; {theirs}); evaluate them "
+                    f"together with launch/evaluate.py, or compare them apart"
+                )
+    results = [result for result in base.results if result.name in NAMES]
+    results += [dataclasses.replace(e.results[-1], name=one.name) for one, e in measured]
+    return dataclasses.replace(base, results=results)
