@@ -1,6 +1,7 @@
 """Find the slices that were taken at both doses."""
 
 import collections
+import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -225,6 +226,12 @@ def _name(piece: Slice, folder: Path) -> str:
     return inside if piece.frame is None else f"{inside} frame {piece.frame}"
 
 
+def key_name(patient: str) -> str:
+    """The patient as it may stand in a key; a name that had to be changed gets a piece of its hash to stay unique."""
+    plain = re.sub(r"[^A-Za-z0-9_-]", "-", patient)
+    return plain if plain == patient else f"{plain}-{hashlib.sha256(patient.encode()).hexdigest()[:6]}"
+
+
 def _pair_patient(
     patient: Patient,
     full: list[tuple[Slice, float | None]],
@@ -244,7 +251,7 @@ def _pair_patient(
         same = [item for item in pieces if _geometry(item[0]) == usual]
         sides.append(_only_at(same, describe, left_out, folder))
     i = j = 0
-    prefix = re.sub(r"[^A-Za-z0-9_-]", "-", patient.name)
+    prefix = key_name(patient.name)
     while i < len(sides[0]) or j < len(sides[1]):
         a = sides[0][i][0] if i < len(sides[0]) else None
         b = sides[1][j][0] if j < len(sides[1]) else None

@@ -16,8 +16,8 @@ from shards.pool import Workers
 SAMPLED = 3
 """Slices of each patient in which noise and anatomy are compared."""
 SAME_ANATOMY = 0.9
-"""Least correlation of a pair. Measured: 0.99 for a slice and its quarter dose, 0.97 at a tenth of the dose with a
-sharp kernel, 0.8 and less for slices of two patients or 2 cm apart."""
+"""Least correlation of a pair. Measured on real CT: 0.999 for a slice and its quarter dose, 0.965 with a noise of
+200 HU (a tenth of the dose, lung kernel), 0.89 one centimetre away in the abdomen, 0.78 two, 0.2 to 0.6 in the chest."""
 
 
 def anatomy_correlation(full: np.ndarray, low: np.ndarray) -> float:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.sequence import Sequence
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 from scipy import ndimage
 
 FULL_SD = 10.0
@@ -109,3 +110,37 @@ def make_dataset(folder, patients=("L067", "L096"), slices=4, size=128, seed=0):
         for dose in ("full", "quarter"):
             write_series(Path(folder) / patient / f"{dose}_1mm", patient, dose, slices, size, seed)
     return Path(folder)
+
+
+def multi_frame(path, frames):
+    """An enhanced CT: geometry per frame, slope and spacing shared."""
+    write_slice(path, frames[0])
+    dataset = pydicom.dcmread(path)
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness",
+                 "RescaleSlope", "RescaleIntercept", "ConvolutionKernel"):  # fmt: skip
+        delattr(dataset, name)
+
+    def group(name, **fields):
+        item, outer = Dataset(), Dataset()
+        for key, value in fields.items():
+            setattr(item, key, value)
+        setattr(outer, name, Sequence([item]))
+        return outer
+
+    shared = Dataset()
+    for one in (
+        group("PixelMeasuresSequence", PixelSpacing=[0.7, 0.7], SliceThickness=2),
+        group("PlaneOrientationSequence", ImageOrientationPatient=[1, 0, 0, 0, 1, 0]),
+        group("PixelValueTransformationSequence", RescaleSlope=1, RescaleIntercept=-1024, RescaleType="HU"),
+        group("CTReconstructionSequence", ConvolutionKernel="B30f"),
+    ):
+        shared.update(one)
+    dataset.SharedFunctionalGroupsSequence = Sequence([shared])
+    dataset.PerFrameFunctionalGroupsSequence = Sequence(
+        [group("PlanePositionSequence", ImagePositionPatient=[0, 0, 3.0 * i]) for i in range(len(frames))]
+    )
+    dataset.NumberOfFrames = len(frames)
+    dataset.PixelData = (frames.astype(int) + 1024).astype("<u2").tobytes()
+    dataset.save_as(path)
+    return path

@@ -1,0 +1,105 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from shards.command import InputError
+from shards.dicom import Coding, Slice
+from shards.pairing import Pair, Patient
+from shards.split import by_patient, by_slab
+
+TEN = ["L067", "L096", "L109", "L143", "L192", "L286", "L291", "L310", "L333", "L506"]
+
+
+def patient(name, slices=3, step=2.0, thickness=3.0):
+    coding = Coding(None, False, 12, 11, 1.0, -1024.0, None)
+    piece = Slice(Path("x"), None, (0, 0, 0), (1, 0), (64, 64), (1, 1), thickness, "", None, None, "", "", "",
+                  coding, None)  # fmt: skip
+    pairs = []
+    for i in range(slices):
+        at = dataclasses.replace(piece, position=(0.0, 0.0, step * i))
+        pairs.append(Pair(f"{name}_{i:04d}", name, at, at, 0.25))
+    return Patient(name, "", "", slices, slices, pairs)
+
+
+def names(split):
+    return {key: sorted({pair.patient for pair in pairs}) for key, pairs in split.pairs.items()}
+
+
+def test_lists():
+    split = by_patient([patient(n) for n in TEN], ["l333"], ["L506"], None)
+    assert names(split)["val"] == ["L333"] and names(split)["test"] == ["L506"] and len(names(split)["train"]) == 8
+    assert split.about["by"] == "patient" and len(split.pairs["train"]) == 24
+
+
+def test_fractions_of_the_challenge():
+    got = names(by_patient([patient(n) for n in TEN], None, None, None))
+    assert got["val"] == ["L067", "L506"] and got["test"] == ["L096", "L192"]
+
+
+def test_one_more_patient_moves_nobody():
+    before = names(by_patient([patient(n) for n in TEN], None, None, None))
+    for extra in ("L400", "L401", "C002", "N017", "zed"):
+        after = names(by_patient([patient(n) for n in [*TEN, extra]], None, None, None))
+        assert {k: [n for n in v if n != extra] for k, v in after.items()} == before
+
+
+def test_another_val_share_moves_nobody_in_test():
+    for share in (".14", "0.3"):
+        assert names(by_patient([patient(n) for n in TEN], [share], None, None))["test"] == ["L096", "L192"]
+
+
+def test_folds_leave_each_patient_out_once():
+    patients = [patient(n) for n in TEN]
+    tested, validated = [], []
+    for k in range(1, 11):
+        got = names(by_patient(patients, None, None, f"{k}/10"))
+        assert len(got["test"]) == 1 and len(got["val"]) == 1 and len(got["train"]) == 8
+        tested += got["test"]
+        validated += got["val"]
+    assert sorted(tested) == TEN and sorted(validated) == TEN
+
+
+@pytest.mark.parametrize(
+    "val, test, fold, message",
+    [
+        (["L999"], [], None, "--val L999: no such patient; there are L067, L096"),
+        (["L067"], ["L067"], None, "L067 is in --val and in --test"),
+        (["L067"], ["L096", "L109"], None, "no patient is left to train on"),
+        (None, None, "0/3", "expected K/N"),
+        (None, None, "4/3", "expected K/N"),
+        (None, None, "1/10", "N from 3 to 3"),
+        (None, None, "x", "expected K/N"),
+        (["L067"], None, "1/3", "leave out --val and --test"),
+        ([".01"], [], None, "no patient of L067, L096, L109 falls into val"),
+    ],
+)
+def test_bad_splits(val, test, fold, message):
+    with pytest.raises(InputError, match=message):
+        by_patient([patient(n) for n in TEN[:3]], val, test, fold)
+
+
+def test_one_patient_needs_slabs():
+    with pytest.raises(InputError, match=r"L067 is the only patient.*--split slabs"):
+        by_patient([patient("L067")], None, None, None)
+
+
+def test_slabs_have_gaps_that_no_slice_bridges():
+    split = by_slab([patient("sample", 20)])
+    numbers = {k: [int(pair.key[-4:]) for pair in pairs] for k, pairs in split.pairs.items()}
+    assert numbers == {"train": list(range(13)), "val": [14, 15], "test": [17, 18, 19]}
+    assert [out["what"] for out in split.left_out] == ["sample_0013", "sample_0016"]
+    assert split.about["by"] == "slab" and split.about["note"].startswith("not by patient")
+
+
+def test_thick_overlapping_slices_need_a_wider_gap():
+    split = by_slab([patient("sample", 40, step=1.0, thickness=3.0)])
+    z = {k: [pair.full.z for pair in pairs] for k, pairs in split.pairs.items()}
+    assert z["val"][0] - z["train"][-1] >= 3 and z["test"][0] - z["val"][-1] >= 3
+
+
+def test_slabs_are_for_one_patient_with_enough_slices():
+    with pytest.raises(InputError, match="for one patient, found 2"):
+        by_slab([patient("a"), patient("b")])
+    with pytest.raises(InputError, match="at least 8 slices"):
+        by_slab([patient("a", 7)])
