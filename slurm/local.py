@@ -26,9 +26,9 @@ POLL_S = 0.2
 class Local:
     """Starts runs as others end, and shows how far all of them are.
 
-    The runs do not belong to the terminal's foreground group in effect: they ignore Ctrl-C, and the launcher passes
-    it on as SIGTERM, which lets them save at a step boundary. If the launcher is killed they go on; the next launcher
-    finds them and waits for them.
+    On Ctrl-C the runs save at their next step and end, and the next launcher continues them. submitit's controllers
+    ignore Ctrl-C, which would end them before their runs; the launcher passes it on as SIGTERM. If the launcher is
+    killed the runs go on; the next launcher finds them and waits for them.
 
     Parameters
     ----------
@@ -49,6 +49,8 @@ class Local:
     def run(self, adopted: list[Run], chosen: list[Run]) -> list[Run]:
         """Train ``chosen`` and wait for ``adopted``, which an earlier launcher started; return those not finished."""
         everything = adopted + chosen
+        if not everything:
+            return []
         last = submission.latest(self.sweep)
         for slot, one in enumerate(adopted):
             self.busy[one.name] = (slot, *last[one.name])

@@ -1,0 +1,183 @@
+"""From a sweep file to checked runs."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+from conftest import ROOT, run_command
+from slurm_bed import TINY
+
+from ldct import config as configuration
+from ldct import run as runs
+from shards.command import InputError
+from slurm import search, sweep
+from slurm.executor import from_dict as cluster_from
+
+LOCAL = cluster_from({"executor": "local"})
+
+
+@pytest.fixture
+def base(tmp_path):
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(TINY))
+    return str(tmp_path / "base.yaml")
+
+
+@pytest.fixture
+def plan(tmp_path, base, tiny_shards):
+    """Plan the runs of {field: values}, with --set flags."""
+
+    def made(parameters, *settings, cluster=LOCAL, method="grid", **head):
+        content = {"method": method, "name": "s", **head}
+        content["parameters"] = {"config": {"value": base}, **{k: {"values": v} for k, v in parameters.items()}}
+        flags = [f"data.shards={tiny_shards}", *settings]
+        return sweep.plan(search.check(content, "s"), cluster, flags, tmp_path / "runs")
+
+    return made
+
+
+def test_runs_are_resolved_and_named(plan, tmp_path, tiny_shards):
+    first, second = plan({"model.name": ["redcnn", "unet"]}, "train.steps=7")
+    assert first.folder == tmp_path / "runs" / "s" / f"000-{configuration.hash8(first.config)}"
+    assert second.name.startswith("001-")
+    assert first.config.run_dir == str(first.folder)
+    assert first.config.data.shards == str(tiny_shards)
+    assert (first.config.train.steps, first.config.train.global_batch) == (7, 8)
+    assert first.overrides == {"model.name": "redcnn"}
+    # the base's explicit width is for both; what it leaves open is as published
+    assert (first.config.model.channels, first.config.model.kernel) == (4, 5)
+    assert (second.config.model.channels, second.config.model.kernel) == (4, 3)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_same_flags_give_the_same_run_by_hand(plan, base, tiny_shards):
+    (one,) = plan({"model.name": ["unet"]})
+    by_hand = configuration.parse(["--config", base, "--data.shards", str(tiny_shards), "--model.name", "unet"])
+    assert configuration.hash8(by_hand) == configuration.hash8(one.config)
+
+
+def test_weights_are_those_of_the_network(plan):
+    (one,) = plan({"model.channels": [96]}, "model.depth=5")
+    assert one.weights == 1_848_865  # RED-CNN as published
+
+
+def test_a_run_keeps_its_folder_when_the_sweep_grows(plan):
+    (old,) = plan({"train.seed": [5]})
+    old.folder.mkdir(parents=True)
+    grown = plan({"train.seed": [4, 5]})
+    assert [one.name for one in grown][1] == old.name
+    assert grown[0].name.startswith("000-") and grown[0].name != old.name
+
+
+def test_equal_runs_are_one(plan):
+    assert len(plan({"train.seed": [5, 5]})) == 1
+
+
+def test_project_and_entity_of_the_sweep_reach_the_tracking(plan):
+    (one,) = plan({"train.seed": [0]}, project="lowdose", entity="lab")
+    assert (one.config.track.project, one.config.track.entity) == ("lowdose", "lab")
+
+
+def test_off_is_not_false(plan):
+    (one,) = plan({"train.seed": [0]}, "track.wandb=off")
+    assert one.config.track.wandb == "off"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "settings", "says"),
+    [
+        ({"model.nam": ["unet"]}, [], "run 0 (model.nam=unet): unknown field model.nam; model has: name,"),
+        ({"net.name": ["unet"]}, [], "unknown section 'net'; there are: data, model,"),
+        ({"lr": [1]}, [], "expected config, or a field as SECTION.FIELD"),
+        (
+            {"model.name": ["redcnn", "resnet"]},
+            [],
+            "run 1 (model.name=resnet): model.name: expected one of redcnn, unet",
+        ),
+        ({"optim.lr": ["fast"]}, [], '"optim.lr": Expected'),
+        ({"model.attention_places": [[9]]}, ["model.attention=both"], "run 0 (model.attention_places=[9])"),
+        ({"train.seed": [0]}, ["train.global_batch=1000"], "has 120 training pairs with data.min_body=0.3, fewer than"),
+        ({"train.seed": [0]}, ["data.shards=/none"], "expected /none/manifest.json"),
+        ({"train.seed": [0]}, ["config=/none.yaml"], "/none.yaml: expected a configuration file"),
+        ({"train.seed": [0]}, ["train.steps"], "--set: expected SECTION.FIELD=VALUE"),
+        ({"train.seed": [0]}, ["train.seed=1"], "--set train.seed: the sweep chooses this field itself"),
+    ],
+)
+def test_what_cannot_be_is_one_line(plan, parameters, settings, says):
+    with pytest.raises(InputError) as caught:
+        plan(parameters, *settings)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_batch_must_divide_over_the_ranks(plan):
+    cluster = cluster_from({"nodes": 3, "tasks_per_node": 1})
+    with pytest.raises(InputError, match=r"multiple of 6 \(3 ranks x 2 accumulated parts\), found 8; 6 would do"):
+        plan({"train.seed": [0]}, "train.accumulate=2", cluster=cluster)
+
+
+def test_a_missing_shard_is_found_before_anything_is_submitted(plan, tiny_shards, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_shards, copy)
+    (copy / "train-00001.tar").unlink()
+    with pytest.raises(InputError, match=r"train-00001\.tar: expected \d+ bytes, found no file"):
+        plan({"train.seed": [0]}, f"data.shards={copy}")
+
+
+def test_state_comes_from_the_run_folder(plan):
+    one, *_ = plan({"train.seed": [0]})
+    seen = {}
+    for state in ("finished", "failed", "stopped", "running"):
+        one.folder.mkdir(parents=True, exist_ok=True)
+        runs.write_status(one.folder, runs.Status(state=state))
+        sweep.note_states([one], one.folder.parent)
+        seen[state] = (one.state, one.open)
+    assert seen["finished"] == ("finished", False)
+    assert seen["failed"] == ("failed", True)
+    assert seen["stopped"] == ("stopped", True)
+    assert seen["running"] == ("running", False)  # by hand, or from elsewhere: its heartbeat is fresh
+    status = json.loads((one.folder / "status.json").read_text()) | {"heartbeat": 1.0}
+    (one.folder / "status.json").write_text(json.dumps(status))
+    sweep.note_states([one], one.folder.parent)
+    assert (one.state, one.open) == ("lost", True)
+
+
+def test_hours_come_from_the_newest_run_of_the_same_network(plan, tmp_path):
+    first, second = plan({"model.name": ["redcnn", "unet"]}, "train.steps=3600")
+    earlier = tmp_path / "runs" / "before" / "000-x"
+    earlier.mkdir(parents=True)
+    (earlier / "config.yaml").write_text(configuration.to_yaml(first.config))
+    runs.write_status(earlier, runs.Status(state="finished", patches_per_s=80.0, world_size=2, device="cpu"))
+    hours = sweep.device_hours([first, second], LOCAL, tmp_path / "runs")
+    assert hours[first.name] == pytest.approx(3600 * 8 / 40 / 3600)
+    assert hours[second.name] is None
+    gpus = cluster_from({"gpus_per_node": 1})
+    assert sweep.device_hours([first], gpus, tmp_path / "runs")[first.name] is None
+
+
+def test_dry_run_prints_the_script_and_leaves_nothing(tmp_path, base, tiny_shards):
+    (tmp_path / "s.yaml").write_text(
+        yaml.safe_dump({"method": "grid", "parameters": {"config": {"value": base}, "train.seed": {"values": [0, 1]}}})
+    )
+    cluster = ROOT / "configs" / "clusters" / "example-gpu.yaml"
+    runs_folder = tmp_path / "runs"
+    flags = ["--cluster", cluster, "--dry-run", "--set", f"data.shards={tiny_shards}", "--runs", runs_folder]
+    shown = run_command("launch/sweep.py", tmp_path / "s.yaml", *flags).stdout
+    assert "2 runs, 0 finished, 0 running or waiting, 2 to submit" in shown
+    assert "#SBATCH --array=0-1%2" in shown and "#SBATCH --partition=gpu" in shown
+    assert not runs_folder.exists()
+
+
+def test_bad_input_is_exit_status_2_and_one_line(tmp_path):
+    done = run_command("launch/sweep.py", tmp_path / "none.yaml", "--cluster", tmp_path / "none.yaml", check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweeps").glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_sweeps_are_valid(path, tiny_shards, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    flags = [f"data.shards={tiny_shards}", "train.global_batch=4", "train.accumulate=1"]
+    chosen = search.read(path)
+    flags = [flag for flag in flags if flag.split("=")[0] not in chosen.swept]
+    assert sweep.plan(chosen, LOCAL, flags, tmp_path)
