@@ -1,11 +1,11 @@
 """How fast the sharder is, beside the bare decode and beside the common way of preparing such data."""
 
 import argparse
+import collections
 import contextlib
 import io
 import json
 import platform
-import resource
 import shutil
 import statistics
 import subprocess
@@ -81,15 +81,36 @@ def common_script(source: Path, out: Path) -> None:
             np.save(out / f"{series.parent.name}_{index}_{series.name}.npy", image)
 
 
-def build_with(workers: int) -> Callable[[Path, Path], None]:
+def resident_mb(root: int) -> float:
+    """Memory in MB that a process and all below it hold, as /proc says; 0 where there is no /proc."""
+    resident, below = 0.0, collections.defaultdict(list)
+    sizes: dict[int, float] = {}
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError, KeyError, ValueError):
+            fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+            below[int(fields["PPid"])].append(int(fields["Pid"]))
+            sizes[int(fields["Pid"])] = float(fields["VmRSS"].split()[0]) / 1024
+    family = [root]
+    for pid in family:
+        family += below[pid]
+        resident += sizes.get(pid, 0)
+    return resident
+
+
+def build_with(workers: int, peak: list[float]) -> Callable[[Path, Path], None]:
     """The sharder as its user runs it: the command, checksums, fsync, start of the interpreter and all."""
 
     def run(source: Path, out: Path) -> None:
         script = Path(__file__).with_name("build.py")
         call = [sys.executable, str(script), str(source), str(out), "--val", "--test", "--workers", str(workers)]
-        done = subprocess.run(call, capture_output=True, text=True)
-        if done.returncode:
-            raise InputError(f"the sharder failed: {done.stderr.strip().splitlines()[-1]}")
+        with open(out.with_suffix(".log"), "w+") as log:
+            process = subprocess.Popen(call, stdout=log, stderr=log)
+            while process.poll() is None:
+                peak[0] = max(peak[0], resident_mb(process.pid))
+                time.sleep(0.05)
+            if process.returncode:
+                log.seek(0)
+                raise InputError(f"the sharder failed: {log.read().strip().splitlines()[-1]}")
         load(out)
 
     return run
@@ -102,13 +123,14 @@ def measure(pairs: int, repeats: int, scratch: Path | None) -> dict[str, Any]:
     -------
     dict
         Machine, versions, shapes, the seconds of every round, and for each way the slices per second (files, two a
-        pair): median, lowest, highest; ratios of medians taken round by round; the largest process in MB.
+        pair): median, lowest, highest; ratios, the median over the rounds; peak memory of all processes together in MB.
     """
+    peaks: list[list[float]] = [[0.0], [0.0]]
     ways = {
         "bare decode": bare_decode,
         "common script": common_script,
-        "shards": build_with(1),
-        "shards x 2": build_with(2),
+        "shards": build_with(1, peaks[0]),
+        "shards x 2": build_with(2, peaks[1]),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
@@ -146,7 +168,7 @@ def measure(pairs: int, repeats: int, scratch: Path | None) -> dict[str, Any]:
             "shards / common script": ratio("shards", "common script"),
             "shards x 2 / shards": ratio("shards x 2", "shards"),
         },
-        "largest_process_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
+        "peak_mb": {"shards": peaks[0][0], "shards x 2": peaks[1][0]},
     }
 
 
@@ -161,7 +183,8 @@ def table(result: dict[str, Any]) -> str:
         print(f"{name:15} {rate['median']:7.0f} slices/s ({rate['low']:.0f} to {rate['high']:.0f})", file=text)
     for name, value in result["ratios"].items():
         print(f"{name:24} {value:.2f}", file=text)
-    print(f"largest process          {result['largest_process_mb']:.0f} MB", file=text, end="")
+    memory = ", ".join(f"{name} {peak:.0f} MB" for name, peak in result["peak_mb"].items())
+    print(f"peak memory, all processes: {memory}", file=text, end="")
     return text.getvalue()
 
 

@@ -57,6 +57,11 @@ def place(path: PurePath, root: str) -> Place | None:
     return _tcia(path, root) or _aapm(path, root) or _aapm_name(path)
 
 
+def names_a_dose(folder: str) -> bool:
+    """Whether a folder of this name would be taken for a dose or a kernel, so that no patient can be named so."""
+    return bool(_DOSE.fullmatch(folder) or _KERNEL.fullmatch(folder))
+
+
 def is_projection(path: PurePath) -> bool:
     """Whether a file lies among projection data (DICOM-CT-PD), which are no images."""
     folders = path.parts[:-1]

@@ -16,8 +16,8 @@ from shards.pool import Workers
 SAMPLED = 3
 """Slices of each patient in which noise and anatomy are compared."""
 SAME_ANATOMY = 0.9
-"""Least correlation of a pair. Measured on real CT: 0.999 for a slice and its quarter dose, 0.965 with a noise of
-200 HU (a tenth of the dose, lung kernel), 0.89 one centimetre away in the abdomen, 0.78 two, 0.2 to 0.6 in the chest."""
+"""Least correlation of a pair. Measured on real CT: 0.999 for a slice and its quarter dose, 0.965 with 200 HU
+of noise (a tenth of the dose, lung kernel), 0.89 a centimetre away in the abdomen, 0.2 to 0.6 two away in the chest."""
 
 
 def anatomy_correlation(full: np.ndarray, low: np.ndarray) -> float:

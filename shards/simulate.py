@@ -23,7 +23,7 @@ from shards.atomic import atomic, write_text
 from shards.command import InputError, Progress, command
 from shards.derived import write_derived
 from shards.dicom import PADDING, Slice, Unusable, files_under, read_hu, read_slices
-from shards.layouts import place
+from shards.layouts import names_a_dose, place
 from shards.noise import noise_sd, soft_tissue
 from shards.pool import Workers
 
@@ -119,7 +119,8 @@ def _name_series(folder: Path, slices: dict[Path, list[Slice]], names: dict[Path
         unique = ids[where] and ids[where] != "Anonymous" and list(ids.values()).count(ids[where]) == 1
         inside = where.relative_to(folder).as_posix()
         name = names.get(where) or (ids[where] if unique else inside if inside != "." else folder.resolve().name)
-        name = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "patient"
+        name = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")
+        name = "patient" if not name or names_a_dose(name) else name
         if name in named:
             raise InputError(
                 f"two series would both be named {name} ({where} is one); simulate their folders one by one"

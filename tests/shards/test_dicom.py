@@ -46,7 +46,7 @@ def test_compressed_slices_decode_to_the_same_hu(tmp_path, hu, syntax):
     np.testing.assert_array_equal(read(path)[0], hu)
 
 
-@pytest.mark.parametrize("name, same", [("MR_small_jpeg_ls_lossless.dcm", "MR_small.dcm"), ("JPEG-lossy.dcm", None)])
+@pytest.mark.parametrize("name, same", [("MR_small_jpeg_ls_lossless.dcm", "MR_small.dcm"), ("JPGExtended.dcm", None)])
 def test_jpeg_and_jpeg_ls_files_of_pydicom(tmp_path, name, same):
     """No encoder of these codings is at hand, so real files are made to look like CT."""
     path = tmp_path / "a.dcm"

@@ -65,7 +65,7 @@ def test_globs():
     assert (found.patient, found.full, found.dose) == ("anna", True, None)
     assert by_globs(PurePosixPath("ld/anna/1.dcm"), full, low).full is False
     assert by_globs(PurePosixPath("ld/anna/b/1.dcm"), full, low) is None
-    with pytest.raises(InputError, match="must hold .patient. once"):
+    with pytest.raises(InputError, match="must hold"):
         compile_glob("nd/*.dcm", "full")
     with pytest.raises(InputError, match="both fit nd/anna/1"):
         by_globs(PurePosixPath("nd/anna/1.dcm"), full, full)

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards import manifest, sample
-from shards.command import InputError
+from shards import manifest
 from shards.dicom import files_under, read_hu, read_slices
 from shards.noise import noise_sd, soft_tissue
 from shards.pairing import find_pairs
@@ -47,9 +46,8 @@ def chest(tmp_path_factory):
 def test_abdomen_header_and_hu(abdomen):
     slices = sorted((read_slices(path)[0] for path in abdomen.iterdir() if path.name != "SOURCE"), key=lambda s: s.z)
     assert len(slices) == 20 and (slices[0].z, slices[-1].z) == (-804.5, -766.5)
-    assert {(s.shape, s.thickness, s.kvp, s.kernel, s.series_uid) for s in slices} == {
-        ((512, 512), 3, 120, "Br38f/3", "")
-    }
+    about = {(s.shape, s.thickness, s.kvp, s.kernel, s.series_uid) for s in slices}
+    assert about == {((512, 512), 3, 120, "Br38f/3", "")}
     values = np.stack([read_hu(piece)[0] for piece in slices])
     assert (values.min(), values.max()) == (-1024, 1839)
     assert noise_sd(values[8], soft_tissue(values[8])) == pytest.approx(10.6, abs=1.0)
@@ -64,12 +62,9 @@ def test_a_second_run_finds_the_sample(abdomen):
 
 
 def test_abdomen_to_shards(abdomen, tmp_path):
-    for name in sorted(path.name for path in abdomen.iterdir())[9:]:  # nine slices and SOURCE keep it short
-        if name == "SOURCE":
-            continue
     source = tmp_path / "in"
     source.mkdir()
-    for path in sorted(abdomen.iterdir())[:9]:
+    for path in sorted(abdomen.iterdir())[:8]:  # eight slices keep it short
         (source / path.name).write_bytes(path.read_bytes())
     done = run("simulate.py", source, tmp_path / "dose", "--workers", 2)
     assert done.returncode == 0, done.stderr
@@ -82,7 +77,7 @@ def test_abdomen_to_shards(abdomen, tmp_path):
     done = run("build.py", tmp_path / "dose", tmp_path / "shards", "--split", "slabs", "--workers", 2)
     assert done.returncode == 0, done.stderr
     made = manifest.load(tmp_path / "shards")
-    assert made.counts["train"] == {"patients": 1, "slices": 5, "pairs": 405} and made.split["by"] == "slab"
+    assert made.counts["train"] == {"patients": 1, "slices": 4, "pairs": 324} and made.split["by"] == "slab"
     air = np.mean([np.array(record.body) == 0 for record in made.shards[0].records])
     assert 0.3 < air < 0.6  # about 45 % of the tiles of an abdomen slice are air
     assert run("verify.py", tmp_path / "shards").returncode == 0
@@ -103,17 +98,13 @@ def test_chest_is_signed_and_padded(chest):
 def test_chest_through_a_sharp_kernel_and_absurd_exposure(chest, tmp_path):
     source = tmp_path / "in"
     source.mkdir()
-    for path in sorted(chest.iterdir())[100:108]:
+    for path in sorted(chest.iterdir())[100:102]:
         (source / path.name).write_bytes(path.read_bytes())
     done = run("simulate.py", source, tmp_path / "dose", "--dose", "0.1-0.5", "--i0", "mas", "--workers", 2)
     assert done.returncode == 0 and "no believable Exposure, I0 = 300000" in done.stdout and "(sharp)" in done.stdout
-    done = run("build.py", tmp_path / "dose", tmp_path / "shards", "--split", "slabs")
-    assert done.returncode == 0, done.stderr
-    assert run("verify.py", tmp_path / "shards").returncode == 0
-
-
-def test_another_archive_than_expected_is_not_used(tmp_path, monkeypatch):
-    fetch("abdomen", tmp_path / "x")
-    source = sample.Source(**(sample.SOURCES["abdomen"].__dict__ | {"sha256": "0" * 64}))
-    with pytest.raises(InputError, match="expected sha256 0000.*not used"):
-        sample.download(source, tmp_path)
+    (patient,) = find_pairs(tmp_path / "dose").patients
+    assert patient.variant == "1.25mm_sharp" and len(patient.pairs) == 2
+    for pair in patient.pairs:
+        assert 0.1 <= pair.dose <= 0.5
+        full, low = read_hu(pair.full)[0], read_hu(pair.low)[0]
+        assert ((low == -1024) == (full == -1024))[:20, :20].all() and (low[:20, :20] == -1024).all()
