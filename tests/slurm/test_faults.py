@@ -29,7 +29,7 @@ from ldct.run import read_status
 from slurm import queue, submission
 from slurm.snapshot import PACKAGES
 
-LONG = {"train.steps": 300, "train.save_every_s": 1.0, "train.timeout_s": 120.0, "train.log_every": 10}
+LONG = {"train.steps": 150, "train.save_every_s": 1.0, "train.timeout_s": 120.0, "train.log_every": 10}
 """A run that goes on for long enough to be disturbed; the same for all, so that all have the same end."""
 
 DISTURB_AT = 20
@@ -146,7 +146,7 @@ def killed_rank(bed):
 
 def eight(bed):
     """An array of 8 with parallelism 3, from two launchers at once."""
-    cluster, values = single("n14", array_parallelism=3), {**LONG, "train.steps": 100, "train.seed": list(range(8))}
+    cluster, values = single("n14", array_parallelism=3), {**LONG, "train.steps": 80, "train.seed": list(range(8))}
     argv = bed.files("eight", cluster, values)
     launchers = [start_launcher(*argv) for _ in range(2)]
     said = [launcher.communicate(timeout=120)[0] for launcher in launchers]
@@ -161,7 +161,7 @@ def eight(bed):
 
 def cancelled(bed):
     """One task of an array is warned, one cancelled, then all; the launcher finishes what is missing."""
-    cluster, values = single("n14"), {**LONG, "train.steps": 100, "train.seed": [0, 1, 2]}
+    cluster, values = single("n14"), {**LONG, "train.steps": 80, "train.seed": [0, 1, 2]}
     bed.launch("cancelled", cluster, values)
     folders = bed.folders("cancelled")
     for folder in folders:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_command
+from same_run import assert_same
 from slurm_bed import end, start_launcher, step_of, until
 
 from ldct.run import read_config, read_metrics, read_status
@@ -71,18 +72,33 @@ def test_no_more_at_once_than_the_bound_and_each_with_its_share_of_the_cores(bed
         share = max(1, len(os.sched_getaffinity(0)) // 2)
         assert f"OMP_NUM_THREADS={share}".encode() in environment
         assert f"PYTHONPATH={folder}/code".encode() in b"\n".join(environment)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.wait()
     for job in local_jobs(folder):  # the launcher's death does not touch them
         os.kill(job, signal.SIGTERM)
     until("their end", lambda: not any(alive(job) for job in local_jobs(folder)))
     assert [read_status(run).state for run in bed.folders("bound")] == ["stopped", "stopped", "pending", "pending"]
 
 
-def test_ctrl_c_saves_and_the_next_launcher_goes_on(bed, launcher):
+def test_a_killed_and_an_interrupted_launcher(bed, launcher):
     values = {"train.steps": 300, "train.log_every": 10, "train.seed": [0]}
+
+    # killed: its run goes on, and the next launcher waits for it
+    process = launcher("killed", LOCAL, values)
+    until("training", lambda: (bed.runs / "killed").is_dir() and any(map(step_of, bed.folders("killed"))))
+    second = bed.launch("killed", LOCAL, values, check=False)
+    assert second.returncode == 2
+    assert f"process {process.pid} on {socket.gethostname()}" in second.stderr
+    process.kill()
+    process.wait()
+    bed.launch("killed", LOCAL, values)
+    (straight,) = bed.folders("killed")
+    assert (read_status(straight).state, read_status(straight).attempt) == ("finished", 1)
+
+    # Ctrl-C, as a terminal does it: to the launcher and all that it started
     process = launcher("interrupted", LOCAL, values)
     until("training", lambda: (bed.runs / "interrupted").is_dir() and any(map(step_of, bed.folders("interrupted"))))
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the launcher and all that it started
+    os.killpg(process.pid, signal.SIGINT)
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 130
     assert "run the same command again to go on" in said
@@ -91,39 +107,12 @@ def test_ctrl_c_saves_and_the_next_launcher_goes_on(bed, launcher):
     assert stopped.state == "stopped"
     assert (folder / "checkpoints" / f"step-{stopped.step:08d}.pt").is_file()
     bed.launch("interrupted", LOCAL, values)
-    status = read_status(folder)
-    assert (status.state, status.step, status.attempt) == ("finished", 300, 2)
-    bed.launch("straight", LOCAL, values)
-    (straight,) = bed.folders("straight")
-    last = "checkpoints/step-00000300.pt"
-    assert (folder / last).read_bytes() == (straight / last).read_bytes()
-
-
-def test_runs_of_a_killed_launcher_go_on_and_the_next_one_waits_for_them(bed, launcher):
-    values = {"train.steps": 400, "train.log_every": 10, "train.seed": [0]}
-    process = launcher("orphan", LOCAL, values)
-    until("training", lambda: (bed.runs / "orphan").is_dir() and any(map(step_of, bed.folders("orphan"))))
-    process.kill()
-    process.wait()
-    again = bed.launch("orphan", LOCAL, values)
-    assert "1 running or waiting, 0 to submit" in again.stdout
-    (folder,) = bed.folders("orphan")
-    assert (read_status(folder).state, read_status(folder).attempt) == ("finished", 1)
-
-
-def test_a_second_launcher_is_turned_away(bed, launcher):
-    process = launcher("taken", LOCAL, {**LONG, "train.seed": [0]})
-    until("the first", lambda: (bed.runs / "taken").is_dir() and local_jobs(bed.runs / "taken"))
-    second = bed.launch("taken", LOCAL, {**LONG, "train.seed": [0]}, check=False)
-    assert second.returncode == 2
-    assert f"process {process.pid} on {socket.gethostname()}" in second.stderr
-    process.terminate()
-    assert process.wait(60) == 130
+    assert read_status(folder).attempt == 2
+    assert_same(folder, straight)
 
 
 def test_a_failure_is_one_line_that_names_the_log(bed):
     values = {"train.seed": [0, 1], "train.steps": 30}
-    bed.launch("failing", LOCAL, values, "--dry-run")
     # a file where the checkpoints of the first run should go
     name = next(line.split()[0] for line in bed.launch("failing", LOCAL, values, "--dry-run").stdout.splitlines()[1:])
     (bed.runs / "failing" / name).mkdir(parents=True)

@@ -1,0 +1,146 @@
+"""What launch/status.py makes of run folders, records and logs."""
+
+import json
+import time
+
+import pytest
+from conftest import run_command
+
+from ldct import run as runs
+from slurm import queue, status, submission
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Write a run folder; give it to a job of a SLURM submission."""
+
+    def made(name, job="", log="", **fields):
+        folder = tmp_path / "s" / name
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text("{}\n")
+        if fields:
+            runs.write_status(folder, runs.Status(steps=100, attempt=1, **fields))
+        if job:
+            record, logs = submission.new(folder.parent, "slurm", [name], folder)
+            record.jobs[name] = job
+            submission.save(record, logs)
+            submission.log_of(folder.parent, record, job).write_text(log)
+        return folder
+
+    return made
+
+
+@pytest.fixture
+def cluster_says(monkeypatch):
+    """Stand in for squeue and sacct, whose real answers tests/slurm/test_faults.py looks at."""
+
+    def says(live, ended=None):
+        monkeypatch.setattr(queue, "live", lambda: live)
+        monkeypatch.setattr(queue, "ended", lambda jobs: {j: s for j, s in (ended or {}).items() if j in jobs})
+
+    return says
+
+
+def job(state, restarts=0, began=0.0):
+    return queue.Job(state, restarts, "None", "", began)
+
+
+TRACEBACK = """submitit ERROR - Submitted job triggered an exception
+Traceback (most recent call last):
+  File "x.py", line 1, in <module>
+    f()
+ValueError: first
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "x.py", line 2, in <module>
+    g()
+torch.OutOfMemoryError: no memory left
+srun: error: n1: task 0: Exited with exit code 1
+"""
+
+
+def test_states(make, cluster_says, tmp_path):
+    make("000-new")
+    make("001-pending", job="1_0")
+    make("002-running", job="1_1", state="running", step=40, eta_s=12.0, patches_per_s=1000.0)
+    make("003-requeued", job="1_2", state="stopped", step=30)
+    make("004-finished", job="1_3", state="finished", step=100)
+    make("005-failed", job="1_4", state="failed", error="ValueError: bad", log=TRACEBACK)
+    make("006-gone", job="1_5", state="running", step=3)
+    make("007-cancelled", job="1_6", state="stopped", step=3)
+    make("008-never", job="1_7")
+    make("009-died", job="1_8", state="running", step=3, log=TRACEBACK)
+    make("010-timeout", job="1_9", state="running", step=3)
+    live = {"1_0": job("PENDING"), "1_1": job("RUNNING"), "1_2": job("PENDING", restarts=2)}
+    cluster_says(live, {"1_7": "CANCELLED", "1_8": "FAILED", "1_9": "TIMEOUT"})
+    made, silent = status.reports([tmp_path])
+    assert silent == ""
+    found = {one.run.split("-")[1]: (one.state, one.requeues, one.error) for one in made}
+    assert found == {
+        "new": ("new", 0, ""),
+        "pending": ("pending", 0, ""),
+        "running": ("running", 0, ""),
+        "requeued": ("requeued", 2, ""),
+        "finished": ("finished", 0, ""),
+        "failed": ("failed", 0, "ValueError: bad"),
+        "gone": ("lost", 0, ""),
+        "cancelled": ("stopped", 0, ""),
+        "never": ("stopped", 0, ""),
+        "died": ("failed", 0, "torch.OutOfMemoryError: no memory left"),
+        "timeout": ("failed", 0, "SLURM: TIMEOUT"),
+    }
+    shown = status.show(made, silent)
+    assert "requeued 2 times" in shown
+    assert "0:00:12" in shown
+    assert "11 runs: 1 new, 1 pending, 1 running, 1 requeued, 1 finished, 3 failed, 1 lost, 2 stopped" in shown
+
+
+def test_a_running_run_without_heartbeat_is_lost(make, cluster_says, tmp_path):
+    folder = make("000-silent", job="7", state="running", step=3)
+    path = folder / "status.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"heartbeat": 1.0}))
+    cluster_says({"7": job("RUNNING", began=1.0)})
+    assert [one.state for one in status.reports([tmp_path])[0]] == ["lost"]
+
+    # its job has only just been started again: the heartbeat is that of the last attempt
+    cluster_says({"7": job("RUNNING", restarts=1, began=time.time())})
+    assert [one.state for one in status.reports([tmp_path])[0]] == ["running"]
+
+
+def test_failures_are_grouped_by_what_they_say(make, cluster_says, tmp_path):
+    for index in range(7):
+        make(f"{index:03d}-a", job=f"1_{index}", state="failed", error="ValueError: bad")
+    make("100-b", job="2", state="failed", error="RankLost: rank 3 ended")
+    cluster_says({})
+    made, _ = status.reports([tmp_path])
+    lines = status.failures(made)
+    assert lines[0].startswith("7 x ValueError: bad\n    s/000-a, s/001-a, s/002-a, s/003-a, s/004-a and 2 more\n")
+    assert f"log: {made[0].log}" in lines[0] and made[0].log.endswith("1_0_0_log.err")
+    assert lines[1].startswith("1 x RankLost: rank 3 ended\n")
+
+
+def test_gpu_hours_count_gpus_over_all_attempts(make, cluster_says, tmp_path):
+    make("000-gpu", state="finished", device="NVIDIA H100", train_s=1800.0, world_size=8)
+    make("001-cpu", state="finished", device="cpu", train_s=1800.0, world_size=8)
+    cluster_says({})
+    made, _ = status.reports([tmp_path])
+    assert [one.gpu_hours for one in made] == [4.0, None]
+    assert "2 runs: 2 finished; 4.00 GPU-hours" in status.show(made, "")
+
+
+def test_json_and_wrong_flags(make, tmp_path):
+    make("000-a", state="finished", step=100, best={"step": 50, "psnr": 33.5})
+    (one,) = json.loads(run_command("launch/status.py", "--json", tmp_path).stdout)
+    assert (one["run"], one["state"], one["best"]) == ("s/000-a", "finished", {"step": 50, "psnr": 33.5})
+    assert "psnr 33.50 at 50" in run_command("launch/status.py", tmp_path).stdout
+    watched = run_command("launch/status.py", tmp_path, "--watch")  # ends, since nothing runs
+    assert "1 runs: 1 finished" in watched.stdout
+    for argv, says in (
+        ([tmp_path / "none"], "expected a folder of runs"),
+        ([tmp_path, "--json", "--watch"], "--json prints once"),
+    ):
+        done = run_command("launch/status.py", *argv, check=False)
+        assert done.returncode == 2
+        assert says in done.stderr and len(done.stderr.splitlines()) == 1
