@@ -6,6 +6,7 @@ any number of restarts. There is nothing else to save and nothing to skip throug
 
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -203,6 +204,8 @@ class Loader:
         share = order.batch // world_size
         self.share = slice(rank * share, (rank + 1) * share)
         self.ready: queue.Queue[Tensor | BaseException | None] = queue.Queue(self.AHEAD)
+        self.waited_s = 0.0
+        """Seconds that the loop has waited for batches."""
         self.closed = threading.Event()
         self.thread = threading.Thread(target=self._fetch, name="loader", daemon=True)
         self.thread.start()
@@ -228,10 +231,16 @@ class Loader:
         return False
 
     def __iter__(self) -> Iterator[Tensor]:
-        while (item := self.ready.get()) is not None:
+        while (item := self._get()) is not None:
             if isinstance(item, BaseException):
                 raise item
             yield item
+
+    def _get(self) -> Tensor | BaseException | None:
+        began = time.perf_counter()
+        item = self.ready.get()
+        self.waited_s += time.perf_counter() - began
+        return item
 
     def close(self) -> None:
         """Stop the thread; batches fetched ahead are forgotten."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ldct import attention_stats, checkpoint, models
+from ldct import checkpoint, models
 from ldct import config as configuration
 from ldct.baselines import to_hu
 from ldct.data import denormalise, normalise
@@ -52,18 +52,12 @@ class Denoiser:
     def __init__(self, run: Path, device: torch.device) -> None:
         best = checkpoint.read_best(run)
         self.config = configuration.from_dict(best["config"])
-        self.step, self.patch, self.device = best["step"], best.get("patch", 55), device
+        self.step, self.patch, self.device = best["step"], best["patch"], device
         pooled = self.config.model.attention in ("channel", "both")
         self.mode = "whole slice at once" + f", channel attention over {self.patch}x{self.patch} windows" * pooled
         self.model = models.create(self.config.model)
         self.model.load_state_dict(best["model"])
         self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def pictures(self, low: np.ndarray, folder: Path) -> None:
-        """Draw what the network sees in one slice (int16 HU, shape (H, W)) at each depth; PNG files in ``folder``."""
-        folder.mkdir(exist_ok=True)
-        values = normalise(torch.from_numpy(low).to(self.device), self.config.data.scheme)
-        attention_stats.pictures(self.model, values[None, None], folder, self.patch)
 
     @torch.no_grad()
     def __call__(self, low: np.ndarray) -> np.ndarray:

@@ -130,7 +130,6 @@ def _run(run: Path, mark: str, cases: Cases, chosen: list[str], device: torch.de
     detail = f"best checkpoint (step {denoiser.step}), {denoiser.mode}"
     result = measure(run.name, denoiser, detail, device_name(device), cases, chosen)
     result.mark = mark
-    denoiser.pictures(cases[shown(len(cases))[0]][1][0], run / "eval")
     return result
 
 

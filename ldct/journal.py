@@ -83,10 +83,11 @@ class Journal:
             self._write_status()
             self.tracker.look()
 
-    def pace(self) -> None:
-        """Take the rate since the last line or validation."""
+    def pace(self, waited_s: float) -> None:
+        """Take the rate since the last line or validation; ``waited_s`` of it went by waiting for data."""
         (step, then), now, status = self.paced, time.monotonic(), self.status
         status.rate = (status.step - step) / max(now - then, 1e-9)
+        status.data_wait = waited_s / max(now - then, 1e-9)
         status.patches_per_s = status.rate * self.config.train.global_batch
         status.eta_s = (status.steps - status.step) / status.rate if status.rate else None
         self.pause()
@@ -98,8 +99,9 @@ class Journal:
     def line(self, line: dict[str, Any], note: str = "") -> None:
         """Add a line to metrics.jsonl; ``note`` stands behind the progress."""
         if self.ranks.first:
-            times = {"elapsed_s": round(self._train_s(), 3), "patches_per_s": round(self.status.patches_per_s, 1)}
-            self.metrics.append({"step": self.status.step, **line, **times})
+            status = self.status
+            times = (round(self._train_s(), 3), round(status.patches_per_s, 1), round(status.data_wait, 4))
+            self.metrics.append({"step": status.step, **line, **dict(zip(runs.TIMES, times, strict=True))})
             self.progress.note = note or self.progress.note
 
     def close(self, state: str) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ldct.config import OptimConfig
+from ldct.models.network import Network
 
 NEVER = 2**62
 """Stands for "no step" where the smallest step is looked for."""
@@ -64,8 +65,9 @@ class Average:
     TensorFlow's ExponentialMovingAverage does with num_updates).
     """
 
-    def __init__(self, model: nn.Module, copy: nn.Module, decay: float) -> None:
-        self.model, self.copy, self.decay = model, copy.requires_grad_(False).eval(), decay
+    def __init__(self, model: Network, copy: Network, decay: float) -> None:
+        self.model, self.copy, self.decay = model, copy, decay
+        self.copy.requires_grad_(False).eval()
         self.copy.load_state_dict(model.state_dict())
 
     @torch.no_grad()

@@ -275,11 +275,11 @@ def grouped(one: Run, page: Page) -> Curve:
 
 
 def by_depth(one: Run, page: Page, stat: str) -> Curve:
-    """The last value of an attention statistic at each place."""
-    last = one.last(r"attention/\d+/(depth|" + stat + ")")
-    places = sorted({int(name.split("/")[1]) for name in last if name.endswith(stat)})
-    x = [last.get(f"attention/{place}/depth", float(place)) for place in places]
-    return Curve(one.label, page.looks[one.label], x, [last[f"attention/{place}/{stat}"] for place in places])
+    """An attention statistic at each place, over the last validation."""
+    last = one.last(r"val/attention/\d+/(depth|" + stat + ")")
+    places = sorted({int(name.split("/")[2]) for name in last if name.endswith(stat)})
+    x = [last[f"val/attention/{place}/depth"] for place in places]
+    return Curve(one.label, page.looks[one.label], x, [last[f"val/attention/{place}/{stat}"] for place in places])
 
 
 def maps(page: Page) -> list[dict[str, str]]:

@@ -35,7 +35,7 @@ LOST_AFTER_S = 180.0
 
 HEARTBEAT_S = 10.0
 
-TIMES = ("elapsed_s", "patches_per_s")
+TIMES = ("elapsed_s", "patches_per_s", "data_wait")
 """Keys of metrics.jsonl that differ between two identical runs."""
 
 SNAPSHOT = "snapshot.json"
@@ -56,6 +56,8 @@ class Status:
     """Steps per second over the last interval."""
     patches_per_s: float = 0.0
     """Patch pairs per second over the last interval, all ranks."""
+    data_wait: float = 0.0
+    """Share of the last interval that rank 0 waited for data."""
     eta_s: float | None = None
     """Seconds to the last step at that rate."""
     heartbeat: float = 0.0

@@ -3,20 +3,23 @@
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldct import checkpoint, data, losses, models, optim
 from ldct import config as configuration
+from ldct.attention_stats import collect
 from ldct.config import Config
 from ldct.distributed import Ranks
 from ldct.journal import Journal
+from ldct.models.network import Network
 from ldct.preempt import Latch
-from ldct.validation import Validation
+from ldct.validation import Validation, attention_lines
 from shards.command import InputError
 
 
@@ -115,7 +118,7 @@ class Training:
         """Sum of this rank's losses since the last line of metrics."""
         self._restore()
 
-    def _network(self) -> nn.Module:
+    def _network(self) -> Network:
         """The network on the device; every rank draws the same weights."""
         model = models.create(self.config.model).to(self.ranks.device)
         return model.to(memory_format=torch.channels_last) if self.config.train.channels_last else model  # type: ignore[call-overload]
@@ -124,8 +127,8 @@ class Training:
         """Validate where it is due, make a step, log where it is due; until the last step or a signal."""
         store = data.open_store(self.tiles, self.config.data.store, self.ranks.device)
         ranks, last = self.ranks, self.config.train.steps
-        loader = data.Loader(store, self.order, ranks.rank, ranks.world_size, self.step, last)
-        batches = iter(loader)
+        self.loader = data.Loader(store, self.order, ranks.rank, ranks.world_size, self.step, last)
+        batches = iter(self.loader)
         try:
             while True:
                 if self._validation_due() and not self._validate():
@@ -135,19 +138,20 @@ class Training:
                     self._save()
                     return None
                 self._update(next(batches))
-                if self.step % self.config.train.log_every == 0 or self.step == last:
+                if self._log_due(self.step):
                     self._log()
                 if self._signalled():
                     break
             self._save()
             return self.stopped_by
         finally:
-            loader.close()
+            self.loader.close()
 
     def _update(self, pairs: Tensor) -> None:
         """One optimizer step on ``pairs``, this rank's share of the global batch."""
         seed_step(self.config.train.seed, self.step, self.ranks.rank)
-        loss = self._backward(self._prepare(pairs))
+        with collect(self.model) if self._log_due(self.step + 1) else nullcontext() as self.attention:
+            loss = self._backward(self._prepare(pairs))
         limit = self.config.optim.clip_norm or float("inf")
         self.norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True)
         if self._applicable(loss):
@@ -211,14 +215,23 @@ class Training:
             f"before; lower optim.lr, look at these tiles, or tolerate some steps with train.skip_nonfinite"
         )
 
+    def _log_due(self, step: int) -> bool:
+        return step % self.config.train.log_every == 0 or step == self.config.train.steps
+
     def _log(self) -> None:
-        """A line of training metrics: the mean loss since the last line, and the last step's rate and gradient."""
+        """A line of training metrics: mean loss since the last line; the last step's rate, gradient and attention."""
         self._check_finite()
         count = (self.step - 1) % self.config.train.log_every + 1
         loss = self.ranks.mean(self.loss_sum) / count
         self.loss_sum.zero_()
-        self.journal.pace()
-        line = {"train/loss": loss, "train/lr": self.rate.at(self.step - 1), "train/grad_norm": self.norm.item()}
+        self.journal.pace(self.loader.waited_s)
+        self.loader.waited_s = 0.0
+        line: dict[str, Any] = {
+            "train/loss": loss,
+            "train/lr": self.rate.at(self.step - 1),
+            "train/grad_norm": self.norm.item(),
+        }
+        line |= attention_lines(self.attention, self.ranks) if self.attention else {}
         self.journal.line(line, note=f"loss {loss:.3g}, {self.journal.status.patches_per_s:.0f} patches/s")
 
     def _validation_due(self) -> bool:
@@ -236,13 +249,24 @@ class Training:
         self.rate.validated(value)
         if not self.best or value > self.best["psnr"]:
             self.best = {"step": self.step, "psnr": value}
-            self._write(checkpoint.BEST, {"model": model.state_dict(), "metrics": metrics})
+            self._write(checkpoint.BEST, {"model": model.state_dict(), "metrics": metrics, "patch": self.tiles.patch})
+        if self.step >= self.config.train.steps:
+            self._draw(model)
         self.validated = self.step
         self.journal.status.best = self.best
         self.journal.status.flags = self.validation.flags(metrics)
         self.journal.line({**metrics, "val/flags": self.journal.status.flags})
         self.journal.pause()
         return True
+
+    def _draw(self, model: Network) -> None:
+        """Rank 0 puts pictures of features and attention into the run's eval folder."""
+        if self.ranks.first:
+            from ldct.attention_pictures import pictures  # matplotlib takes half a second, once
+
+            folder = self.journal.folder / "eval"
+            folder.mkdir(exist_ok=True)
+            pictures(model, self.validation.middle(), folder, self.tiles.patch)
 
     def _signalled(self) -> bool:
         """Whether any rank was signalled, by agreement of all; also saves by the clock and keeps the heartbeat."""

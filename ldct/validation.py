@@ -2,16 +2,19 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldct import protocols
+from ldct.attention_stats import Collector, collect
 from ldct.config import Config
 from ldct.data import Slices, denormalise, normalise
 from ldct.distributed import Ranks
 from ldct.inference import denoise
+from ldct.models.network import Network
 
 CONSTANT_HU = 1.0
 """An output whose SD over a slice is below this shows nothing, whatever its metrics."""
@@ -29,23 +32,25 @@ class Validation:
         self.protocol = protocols.get(config.val.protocol)
         self.low_dose: dict[int, dict[str, float]] = {}
 
-    def run(self, model: nn.Module, stop: Callable[[], bool]) -> dict[str, float] | None:
+    def run(self, model: Network, stop: Callable[[], bool]) -> dict[str, Any] | None:
         """Metrics of ``model`` by name, e.g. ``val/abd400/psnr``; None if ``stop`` said so, asked after each slice.
 
         Every rank asks the same number of times, since the answer is agreed on together.
         """
         mine: list[tuple[int, dict[str, float]]] = []
-        for turn in range(-(-len(self.slices) // self.ranks.world_size)):
-            number = turn * self.ranks.world_size + self.ranks.rank
-            if number < len(self.slices):
-                mine.append((number, self._slice(model, number)))
-            if stop():
-                return None
+        with collect(model) as attention:
+            for turn in range(-(-len(self.slices) // self.ranks.world_size)):
+                number = turn * self.ranks.world_size + self.ranks.rank
+                if number < len(self.slices):
+                    mine.append((number, self._slice(model, number)))
+                if stop():
+                    return None
         found = dict(pair for part in self.ranks.gather(mine) for pair in part)
-        return self._average([found[number] for number in sorted(found)])
+        seen = attention_lines(attention, self.ranks)
+        return self._average([found[number] for number in sorted(found)]) | {f"val/{k}": v for k, v in seen.items()}
 
     @torch.no_grad()
-    def _slice(self, model: nn.Module, number: int) -> dict[str, float]:
+    def _slice(self, model: Network, number: int) -> dict[str, float]:
         _, pixels = self.slices[number]
         low, full = torch.from_numpy(pixels.astype(np.float32)).to(self.ranks.device)
         output = self._output(model, low)
@@ -56,7 +61,7 @@ class Validation:
         values |= {f"val/low_dose/{name}/{key}": value for key, value in self.low_dose[number].items()}
         return values | {"val/output_sd_hu": output.std().item()}
 
-    def _output(self, model: nn.Module, low: Tensor) -> Tensor:
+    def _output(self, model: Network, low: Tensor) -> Tensor:
         scheme = self.config.data.scheme
         with torch.autocast(low.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
             return denormalise(denoise(model, normalise(low, scheme)[None, None], self.patch), scheme)[0, 0]
@@ -72,7 +77,12 @@ class Validation:
         ]
         return {key: float(np.mean([mean[key] for mean in means])) for key in means[0]}
 
-    def flags(self, metrics: dict[str, float]) -> list[str]:
+    def middle(self) -> Tensor:
+        """The low dose of the split's middle slice, normalised, (1, 1, H, W), for pictures."""
+        pixels = self.slices[len(self.slices) // 2][1][0]
+        return normalise(torch.from_numpy(pixels).to(self.ranks.device), self.config.data.scheme)[None, None]
+
+    def flags(self, metrics: dict[str, Any]) -> list[str]:
         """What a person should look at in these metrics: an output that is constant, or worse than its input."""
         name = self.config.val.protocol
         found = []
@@ -82,3 +92,11 @@ class Validation:
         if not metrics[f"val/{name}/psnr"] >= metrics[f"val/low_dose/{name}/psnr"] - 0.01:
             found.append("worse than the low dose")
         return found
+
+
+def attention_lines(attention: Collector, ranks: Ranks) -> dict[str, Any]:
+    """Attention statistics over the images that all ranks have seen; nothing for a network without attention."""
+    if not attention.places:
+        return {}
+    attention.sums = torch.stack(ranks.gather(attention.sums)).sum(0)
+    return attention.stats() | attention.histograms()

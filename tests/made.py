@@ -25,6 +25,7 @@ def make_run(folder, shards, seed=0, state="finished", scale=0.05, **model):
     (folder / "config.yaml").write_text(configuration.to_yaml(config))
     content = {
         "model": network.state_dict(),
+        "patch": 55,
         "step": 20,
         "config": configuration.to_dict(config),
         "manifest_sha256": manifest.digest(shards),

@@ -9,7 +9,8 @@ import torch
 from scipy.ndimage import sobel
 from skimage.io import imread
 
-from ldct.attention_stats import BINS, collect, correlation, edges, on_features, pictures, texture
+from ldct.attention_pictures import pictures
+from ldct.attention_stats import BINS, collect, correlation, edges, on_features, texture
 from ldct.config import ModelConfig
 from ldct.inference import denoise
 from ldct.models import create

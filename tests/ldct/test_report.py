@@ -33,7 +33,7 @@ def sweep(tiny_shards, tmp_path_factory):
     make_run(folder / "3-going", tiny_shards, state="running", attention="spatial")
     with open(worse / "metrics.jsonl", "a") as file:
         for place, depth, sd in ((1, 0.0, 0.01), (2, 0.5, 0.02), (3, 1.0, 0.3)):
-            line = {"step": 20, f"attention/{place}/depth": depth, f"attention/{place}/channel_sd": sd}
+            line = {"step": 20, f"val/attention/{place}/depth": depth, f"val/attention/{place}/channel_sd": sd}
             file.write(json.dumps(line) + "\n")
     return folder
 
