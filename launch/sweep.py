@@ -46,9 +46,11 @@ def main() -> int:
         write_configs(chosen)
         if cluster.executor == "local":
             adopted = [run for run in planned if run.state in ("running", "pending")]
-            left = Local(cluster, folder, snapshot.take(folder)).run(adopted, chosen)
-            print(f"{len(planned) - len(left)} of {len(planned)} runs finished in {folder}")
-            return 1 if left else 0
+            Local(cluster, folder, snapshot.take(folder)).run(adopted, chosen)
+            note_states(planned, folder)
+            finished = sum(run.state == "finished" for run in planned)
+            print(f"{finished} of {len(planned)} runs finished in {folder}")
+            return 0 if finished == len(planned) else 1
         if not chosen:
             print("nothing to submit")
             return 0

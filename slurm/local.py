@@ -5,9 +5,9 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 import submitit
@@ -46,53 +46,50 @@ class Local:
         self.busy: dict[str, tuple[int, Submission, str]] = {}
         self.jobs: list[Any] = []  # submitit's, kept so that ended controllers are reaped
 
-    def run(self, adopted: list[Run], chosen: list[Run]) -> list[Run]:
-        """Train ``chosen`` and wait for ``adopted``, which an earlier launcher started; return those not finished."""
+    def run(self, adopted: list[Run], chosen: list[Run]) -> None:
+        """Train ``chosen``, and wait for those of ``adopted`` that an earlier launcher started here."""
+        last = submission.latest(self.sweep)
+        adopted = [one for one in adopted if one.name in last and submission.local_alive(*last[one.name])]
         everything = adopted + chosen
         if not everything:
-            return []
-        last = submission.latest(self.sweep)
+            return
         for slot, one in enumerate(adopted):
             self.busy[one.name] = (slot, *last[one.name])
         waiting = list(chosen)
-        record, folder = (
-            submission.new(self.sweep, "local", [r.name for r in waiting], self.code) if waiting else (None, None)
-        )
+        if waiting:
+            self.record, self.logs = submission.new(self.sweep, "local", [one.name for one in waiting], self.code)
         total = sum(one.config.train.steps for one in everything)
         done = sum(runs.read_status(one.folder).step for one in everything)
-        with stoppable(), Progress(f"{len(everything)} runs", total, "step", done) as progress:
-            try:
-                while waiting or self.busy:
-                    self._settle(everything)
-                    while waiting and len(self.busy) < self.slots:
-                        assert record and folder
-                        self._start(waiting.pop(0), record, folder)
-                    time.sleep(POLL_S)
-                    steps = sum(runs.read_status(one.folder).step for one in everything)
-                    note = f"{len(self.busy)} running, {len(waiting)} waiting"
-                    progress.update(max(0, steps - progress.done), note)
-            except KeyboardInterrupt:
-                self._stop()
-                raise
-        return [one for one in everything if runs.read_status(one.folder).state != "finished"]
+        with Interrupts() as interrupts, Progress(f"{len(everything)} runs", total, "step", done) as progress:
+            while waiting or self.busy:
+                self._settle(everything)
+                while waiting and len(self.busy) < self.slots and not interrupts.came:
+                    self._start(waiting.pop(0))
+                time.sleep(POLL_S)
+                if interrupts.came:
+                    self._stop()
+                    raise KeyboardInterrupt
+                steps = sum(runs.read_status(one.folder).step for one in everything)
+                progress.update(max(0, steps - progress.done), f"{len(self.busy)} running, {len(waiting)} waiting")
 
-    def _start(self, one: Run, record: Submission, folder: Path) -> None:
+    def _start(self, one: Run) -> None:
         slot = min(set(range(self.slots + len(self.busy))) - {used for used, *_ in self.busy.values()})
-        executor = submitit.LocalExecutor(folder, max_num_timeout=self.cluster.max_requeues, python=self.cluster.python)
-        gpus = self.cluster.gpus_per_node
+        cluster = self.cluster
+        executor = submitit.LocalExecutor(self.logs, max_num_timeout=cluster.max_requeues, python=cluster.python)
+        gpus = cluster.gpus_per_node
         executor.update_parameters(
-            tasks_per_node=self.cluster.tasks_per_node,
+            tasks_per_node=cluster.tasks_per_node,
             gpus_per_node=gpus,
             visible_gpus=list(range(slot * gpus, (slot + 1) * gpus)),
-            timeout_min=self.cluster.time_min,
-            signal_delay_s=self.cluster.signal_lead_s,
+            timeout_min=cluster.time_min,
+            signal_delay_s=cluster.signal_lead_s,
         )
-        with child_environment(self.slots * self.cluster.tasks_per_node, self.code):
+        with child_environment(self.slots * cluster.tasks_per_node, self.code):
             job = executor.submit(Train(str(one.folder)))
         self.jobs.append(job)
-        record.jobs[one.name] = job.job_id
-        submission.save(record, folder)
-        self.busy[one.name] = (slot, record, job.job_id)
+        self.record.jobs[one.name] = job.job_id
+        submission.save(self.record, self.logs)
+        self.busy[one.name] = (slot, self.record, job.job_id)
 
     def _settle(self, everything: list[Run]) -> None:
         """Take note of runs that ended; a failure is one line that names its log."""
@@ -111,7 +108,8 @@ class Local:
         print(f"stopping {len(self.busy)} runs at their next step", file=sys.stderr, flush=True)
         while self.busy:
             for _, _, job in self.busy.values():
-                os.kill(int(job), signal.SIGTERM)
+                with suppress(ProcessLookupError):
+                    os.kill(int(job), signal.SIGTERM)
             for _ in range(10):
                 time.sleep(POLL_S)
                 for job in self.jobs:
@@ -142,16 +140,20 @@ def child_environment(ranks: int, code: Path) -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Treat SIGTERM and the loss of the terminal like Ctrl-C."""
+class Interrupts:
+    """Ctrl-C, SIGTERM and the loss of the terminal, noted until no run is half started; a second one ends at once."""
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+    def __enter__(self) -> "Interrupts":
+        self.came = False
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        self.before = {number: signal.signal(number, self._note) for number in numbers}
+        return self
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.came:
+            raise KeyboardInterrupt
+        self.came = True
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for number, handler in self.before.items():
             signal.signal(number, handler)

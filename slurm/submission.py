@@ -71,7 +71,7 @@ def log_of(sweep: Path, submission: Submission, job: str) -> Path:
 
 def local_alive(submission: Submission, job: str) -> bool:
     """Whether a local run's controller still runs on this machine; its command line names the submission."""
-    if submission.host != socket.gethostname() or not job:
+    if submission.executor != "local" or submission.host != socket.gethostname() or not job:
         return False
     try:
         command = Path(f"/proc/{int(job)}/cmdline").read_bytes()

@@ -19,6 +19,7 @@ from slurm_bed import (
     job_of,
     ranks_of,
     start_launcher,
+    step_of,
     until,
     wait_finished,
     wait_gone,
@@ -164,11 +165,17 @@ def cancelled(bed):
     cluster, values = single("n14"), {**LONG, "train.steps": 80, "train.seed": [0, 1, 2]}
     bed.launch("cancelled", cluster, values)
     folders = bed.folders("cancelled")
-    for folder in folders:
-        wait_step(folder, DISTURB_AT)
     jobs = [job_of(folder) for folder in folders]
+    asleep = {}  # each until it is disturbed: the first to train must not be through before the last one starts
+    while len(asleep) < 3:
+        for folder, job in zip(folders, jobs, strict=True):
+            if job not in asleep and step_of(folder) >= DISTURB_AT:
+                asleep[job] = ranks_of(job)[0]
+                os.kill(asleep[job], signal.SIGSTOP)
+        time.sleep(0.1)
     slurm("scancel", "--signal=USR2", f"{jobs[0]}.0")
-    slurm("scancel", jobs[1])
+    os.kill(asleep[jobs[0]], signal.SIGCONT)
+    slurm("scancel", jobs[1])  # brings its own SIGCONT
     wait_gone(jobs[1])
     restarted(folders[0])
     slurm("scancel", jobs[0].split("_")[0])
