@@ -6,6 +6,8 @@ Writes report.html, and its table as report.csv and report.tex; prints the table
 """
 
 import argparse
+import sys
+import tempfile
 from pathlib import Path
 
 from shards.command import InputError, command
@@ -14,23 +16,44 @@ from shards.command import InputError, command
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="run folders, or folders of runs")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "runs", nargs="*", type=Path, metavar="RUNS", default=[], help="run folders, or folders of runs"
+    )
+    source.add_argument("--wandb", metavar="ENTITY/PROJECT", help="read the runs from Weights & Biases instead")
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="the page (%(default)s)")
     parser.add_argument(
         "--split", choices=("test", "val", "pairs"), default="test", help="which evaluation to show (%(default)s)"
     )
+    parser.add_argument(
+        "--require-gain",
+        type=float,
+        metavar="DB",
+        help="exit 1 unless every run beats the blur, and the low dose by DB",
+    )
+    parser.add_argument("--require-best-gain", type=float, metavar="DB", help="exit 1 unless the best run gains DB")
     return parser.parse_args()
 
 
-def main() -> None:
-    """Gather, render, write, print."""
+def main() -> int:
+    """Compare the folders given, or those that W&B has copies of."""
     options = arguments()
     if options.output.suffix != ".html":
         raise InputError(f"--output {options.output}: expected a name that ends in .html")
-    from ldct import report, tables  # --help needs no torch
+    if not options.wandb:
+        return compare(options.runs, options)
+    from ldct import wandb_reader
+
+    with tempfile.TemporaryDirectory() as folder:
+        return compare(wandb_reader.fetch(options.wandb, Path(folder)), options)
+
+
+def compare(roots: list[Path], options: argparse.Namespace) -> int:
+    """Gather, render, write, print; 1 if the runs fall short of what is required."""
+    from ldct import comparison, report, tables  # --help needs no torch
     from shards.atomic import write_text
 
-    page = report.build(options.runs, options.split)
+    page = report.build(roots, options.split)
     title = f"Comparison of {', '.join(dict.fromkeys(one.folder.resolve().parent.name for one in page.runs))}"
     files = {".html": report.render(page, title)}
     if page.found:
@@ -48,6 +71,13 @@ def main() -> None:
         print(tables.as_text(page.found, page.rows))
         print(tables.about(page.found))
     print(options.output.resolve())
+    missing = []
+    if options.require_gain is not None or options.require_best_gain is not None:
+        required = (options.require_gain or 0.0, options.require_best_gain or 0.0)
+        missing = comparison.shortfalls(page.runs, page.found, *required)
+    for line in missing:
+        print(f"not reached: {line}", file=sys.stderr)
+    return 1 if missing else 0
 
 
 if __name__ == "__main__":

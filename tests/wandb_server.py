@@ -75,6 +75,8 @@ class Server:
 
     def __init__(self, delay=0.0):
         self.delay, self.runs, self.sweeps, self.unknown = delay, {}, {}, []
+        self.to_run = []
+        """What an agent is given to run, one by one: (run's name, parameters)."""
         handler = type("BoundHandler", (Handler,), {"server_state": self})
         self.http = Listener(("127.0.0.1", 0), handler)
         self.http.daemon_threads = True
@@ -250,3 +252,24 @@ class Handler(BaseHTTPRequestHandler):
         self.server_state.sweeps[name] = yaml.safe_load(variables["config"])
         project = {"id": "p", "name": variables.get("projectName"), "entity": {"id": "e", "name": "me"}}
         return {"upsertSweep": {"sweep": {"name": name, "project": project}, "configValidationWarnings": []}}
+
+    def on_SweepWithRuns(self, variables):
+        name = variables["sweep"]
+        sweep = {
+            "id": name, "name": name, "method": "grid", "state": "RUNNING", "description": "", "runs": {"edges": []},
+            "config": yaml.safe_dump(self.server_state.sweeps[name]), "createdAt": "2030-01-01T00:00:00",
+        }  # fmt: skip
+        return {"project": {"sweep": sweep}}
+
+    def on_CreateAgent(self, variables):
+        return {"createAgent": {"agent": {"id": "agent"}}}
+
+    def on_Heartbeat(self, variables):
+        commands, todo = [], self.server_state.to_run
+        if todo:
+            name, values = todo.pop(0)
+            args = {key: {"value": value} for key, value in values.items()}
+            commands = [{"type": "run", "run_id": name, "program": "launch/train.py", "args": args}]
+        elif not any(json.loads(variables["runState"]).values()):
+            commands = [{"type": "exit"}]
+        return {"agentHeartbeat": {"agent": {"id": "agent", "stopPolling": False}, "commands": json.dumps(commands)}}

@@ -2,11 +2,14 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -23,13 +26,19 @@ from ldct.evaluation import Evaluation, Result
 from ldct.stats import Measured
 from shards.atomic import write_text
 
-TRAIN = ["launch/train.py"]
-IMPATIENT = [
-    "-c",
-    "import runpy, sys; from ldct import tracking; tracking.END_S['finished'] = 2.0; sys.argv[0] = 'launch/train.py'; "
-    "runpy.run_path('launch/train.py', run_name='__main__')",
-]
-"""launch/train.py that waits 2 s instead of 30 s for the mirror at its end."""
+SMALL = {"model__channels": 2, "train__global_batch": 4, "val__slices": 1}
+
+
+def trainer(wait_s):
+    """launch/train.py, waiting for the mirror at its end ``wait_s`` instead of END_S: this machine may be busy."""
+    code = f"""
+        import runpy, sys
+        from ldct import tracking
+        tracking.END_S = dict.fromkeys(tracking.END_S, {wait_s})
+        sys.argv[0] = "launch/train.py"
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    """
+    return ["-c", textwrap.dedent(code)]
 
 
 @pytest.fixture(scope="module")
@@ -52,17 +61,17 @@ def python(server_url, home, *argv, **extra):
 
 def finish(process):
     """Exit status, output and errors of a process."""
-    out, errors = process.communicate(timeout=120)
+    out, errors = process.communicate(timeout=200)
     return process.returncode, out, errors
 
 
 def until(condition, process):
     """Wait until ``condition``, which must come while ``process`` lives."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 200
     while not condition():
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, "waited for 60 s"
-        time.sleep(0.005)
+        assert time.monotonic() < end, "waited for 200 s"
+        time.sleep(0.01)
 
 
 def rows_sent(folder):
@@ -71,13 +80,11 @@ def rows_sent(folder):
     return 0
 
 
-def hold(process, folder):
-    """Stop the training in its middle as soon as it wrote a new line, and wait until the mirror has sent all lines."""
-    before = len(runs.read_metrics(folder))
-    began = runs.read_status(folder).attempt
-    until(lambda: runs.read_status(folder).attempt > began, process)
-    before = min(before, len(runs.read_metrics(folder)))
-    until(lambda: len(runs.read_metrics(folder)) > before, process)
+def hold(process, folder, attempt):
+    """Stop the training in its middle, once it wrote a new line and the mirror has sent all."""
+    until(lambda: runs.read_status(folder).attempt == attempt, process)
+    kept = len(runs.read_metrics(folder))
+    until(lambda: len(runs.read_metrics(folder)) > kept, process)
     process.send_signal(signal.SIGSTOP)
     until(lambda: rows_sent(folder) == len(runs.read_metrics(folder)), process)
     assert runs.read_status(folder).state == "running"
@@ -100,44 +107,62 @@ def numbers(line):
 
 
 def assert_each_line_once(run, folder):
-    """The history of ``run`` holds the lines of metrics.jsonl, each once and in order."""
-    history = [{key: value for key, value in row.items() if not key.startswith("_")} for row in run.history]
+    """The history of ``run`` holds the lines of metrics.jsonl, each once and in order, and behind them the pictures."""
+    rows = [{key: value for key, value in row.items() if not key.startswith("_")} for row in run.history]
+    history = [row for row in rows if not any(key.startswith("pictures/") for key in row)]
+    pictures = [key for row in rows for key in row if key.startswith("pictures/")]
+    assert pictures == [f"pictures/{path.stem}" for path in sorted((folder / "eval").glob("*.png"))]
     assert [row.pop("step") for row in history] == [line["step"] for line in runs.read_metrics(folder)]
     for row, line in zip(history, runs.read_metrics(folder), strict=True):
         expected = {k: v for k, v in numbers(line).items() if k != "step" and k not in runs.TIMES}
         assert {k: v for k, v in row.items() if k not in runs.TIMES} == expected
-    assert [row["_step"] for row in run.history] == list(range(len(history)))
-
-
-# ---- what breaks
+    assert [row["_step"] for row in run.history] == list(range(len(rows)))
 
 
 @pytest.fixture(scope="module")
-def broken(tmp_path_factory, tiny_shards, home):
-    """Runs with every fault, made side by side: name -> (run folder, exit status, output, errors)."""
-    sweep, found = tmp_path_factory.mktemp("faults") / "faults", {}
-    slow = Server(delay=5.0)
+def lab(tmp_path_factory, tiny_shards, home, server):
+    """Trainings with every fault, and trainings in parts, made side by side since most of it is waiting.
 
-    def run(name, command=TRAIN, url="http://127.0.0.1:9", meanwhile=None, extra=None, **changes):
+    Returns name -> (run folder, [(exit status, output, errors) of each part]).
+    """
+    sweep, found, slow = tmp_path_factory.mktemp("lab") / "lab", {}, Server(delay=5.0)
+
+    def run(name, url="http://127.0.0.1:9", wait_s=60.0, disturb=(), extra=None, **changes):
         folder = sweep / name
-        process = python(url, home, *command, *tiny_flags(tiny_shards, folder, **changes), **(extra or {}))
-        if meanwhile:
-            hold(process, folder)
-            meanwhile(process)
-            process.send_signal(signal.SIGCONT)
-        found[name] = (folder, *finish(process))
+        flags = tiny_flags(tiny_shards, folder, **SMALL, **changes)
+        found[name] = (folder, [])
+        for attempt, what in enumerate((*disturb, None), start=1):
+            process = python(url, home, *trainer(wait_s), *flags, **(extra or {}))
+            try:
+                if what:
+                    hold(process, folder, attempt)
+                    what(process)
+                    process.send_signal(signal.SIGCONT)
+                found[name][1].append(finish(process))
+            finally:
+                process.kill()
+            if runs.read_status(folder).state == "finished":
+                break
 
     def kill(which):
         return lambda process: below(process)[which].send_signal(signal.SIGKILL)
 
-    with ThreadPoolExecutor() as pool:
+    def everyone(number):
+        return lambda process: [one.send_signal(number) for one in (process, *below(process))]
+
+    own = {"track__project": "parts", "train__log_every": 1}
+    with ThreadPoolExecutor(3) as pool:
         jobs = [
-            pool.submit(run, "off"),
-            pool.submit(run, "mirror-killed", track__wandb="offline", meanwhile=kill(0)),
-            pool.submit(run, "service-killed", track__wandb="offline", meanwhile=kill(1)),
+            pool.submit(run, "offline-parts", track__wandb="offline", **own,
+                        disturb=(everyone(signal.SIGUSR2), everyone(signal.SIGTERM))),
+            pool.submit(run, "online-parts", server.url, track__wandb="online", **own,
+                        disturb=(everyone(signal.SIGTERM),)),
+            pool.submit(run, "slow", slow.url, wait_s=2.0, track__wandb="online"),
             pool.submit(run, "unreachable", track__wandb="online", extra={"WANDB_INIT_TIMEOUT": "2"}),
-            pool.submit(run, "slow", IMPATIENT, slow.url, track__wandb="online"),
-        ]
+            pool.submit(run, "mirror-killed", track__wandb="offline", disturb=(kill(0),)),
+            pool.submit(run, "service-killed", track__wandb="offline", disturb=(kill(1),)),
+            pool.submit(run, "off"),
+        ]  # fmt: skip
         for job in jobs:
             job.result()
     slow.delay = 0.0
@@ -145,9 +170,12 @@ def broken(tmp_path_factory, tiny_shards, home):
     slow.close()
 
 
+# ---- what breaks
+
+
 def assert_unharmed(outcome, plain):
     """The run went on to its end, its record is whole, and one line told of the tracking."""
-    folder, status, out, errors = outcome
+    folder, [(status, out, errors)] = outcome
     assert status == 0, errors
     assert out == f"finished: {folder}\n"
     assert runs.read_status(folder).state == "finished"
@@ -159,17 +187,17 @@ def assert_unharmed(outcome, plain):
 
 
 @pytest.mark.parametrize("fault", ["mirror-killed", "service-killed", "unreachable", "slow"])
-def test_tracking_that_breaks_does_not_touch_the_training(broken, fault):
-    found, _ = broken
-    plain, status, _, errors = found["off"]
+def test_tracking_that_breaks_does_not_touch_the_training(lab, fault):
+    found, _ = lab
+    plain, [(status, _, errors)] = found["off"]
     assert status == 0, errors
     assert "W&B" not in errors and not (plain / "wandb").exists()
     assert len(runs.read_metrics(plain)) == 11  # steps 0 7 14 20 validated, 3 6 9 12 15 18 20 logged
     assert_unharmed(found[fault], plain)
 
 
-def test_what_was_not_sent_is_sent_by_hand(broken, home):
-    found, slow = broken
+def test_what_was_not_sent_is_sent_by_hand(lab, home):
+    found, slow = lab
     names = ("mirror-killed", "service-killed", "slow")
     status, out, errors = finish(python(slow.url, home, "-m", "ldct.tracking", *(found[name][0] for name in names)))
     assert status == 0, errors
@@ -184,10 +212,10 @@ def test_what_was_not_sent_is_sent_by_hand(broken, home):
         assert slow.runs[name].exit == 0
 
 
-def test_a_full_disk_below_wandb_does_not_touch_the_training(broken, tiny_shards, home, tmp_path):
+def test_a_full_disk_below_wandb_does_not_touch_the_training(lab, tiny_shards, home, tmp_path):
     if os.geteuid() != 0:
         pytest.skip("needs root: mounts a small file system to fill it")
-    found, _ = broken
+    found, _ = lab
     folder = tmp_path / "full"
     disk = folder / "wandb"
     disk.mkdir(parents=True)
@@ -197,8 +225,8 @@ def test_a_full_disk_below_wandb_does_not_touch_the_training(broken, tiny_shards
     try:
         with contextlib.suppress(OSError):
             (disk / "filler").write_bytes(b"x" * 65536)
-        flags = tiny_flags(tiny_shards, folder, track__wandb="offline")
-        outcome = (folder, *finish(python("http://127.0.0.1:9", home, *TRAIN, *flags)))
+        flags = tiny_flags(tiny_shards, folder, **SMALL, track__wandb="offline")
+        outcome = (folder, [finish(python("http://127.0.0.1:9", home, *trainer(60.0), *flags))])
         assert_unharmed(outcome, found["off"][0])
     finally:
         subprocess.run(["umount", disk], check=True)
@@ -207,55 +235,28 @@ def test_a_full_disk_below_wandb_does_not_touch_the_training(broken, tiny_shards
 # ---- parts of one run
 
 
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory, tiny_shards, home, server):
-    """Runs in parts: every process of the job gets SIGUSR2, then SIGTERM; then it is left to end."""
-    sweep, found = tmp_path_factory.mktemp("parts") / "parts", {}
+def test_offline_parts_sync_as_one_run(lab, server, home):
+    folder, ended = lab[0]["offline-parts"]
+    assert [status for status, _, _ in ended] == [75, 75, 0], ended
+    hints = [[line for line in errors.splitlines() if "wandb sync" in line] for _, _, errors in ended]
+    parts = sorted((folder / "wandb").glob("offline-run-*"))
+    assert hints == [[], [], [f"W&B: send this run with: wandb sync {' '.join(map(str, parts))}"]]
+    assert len(parts) == 2  # the part whose service died of SIGTERM was sent again by the last one
+    assert folder.name not in server.runs
 
-    def chain(mode, signals):
-        folder, found[mode] = sweep / f"{mode}-run", []
-        flags = tiny_flags(tiny_shards, folder, track__wandb=mode, track__project="parts", train__log_every=1)
-        for number in signals:
-            process = python(server.url, home, *TRAIN, *flags)
-            hold(process, folder)
-            for one in (process, *below(process)):
-                one.send_signal(number)
-            process.send_signal(signal.SIGCONT)
-            found[mode].append(finish(process))
-        found[mode].append(finish(python(server.url, home, *TRAIN, *flags)))
-
-    with ThreadPoolExecutor() as pool:
-        for job in [
-            pool.submit(chain, "offline", [signal.SIGUSR2, signal.SIGTERM]),
-            pool.submit(chain, "online", [signal.SIGTERM]),
-        ]:
-            job.result()
-    return sweep, found
-
-
-def test_offline_parts_sync_as_one_run(parts, server, home):
-    sweep, found = parts
-    folder = sweep / "offline-run"
-    assert [status for status, _, _ in found["offline"]] == [75, 75, 0], found["offline"]
-    hints = [[line for line in errors.splitlines() if "wandb sync" in line] for _, _, errors in found["offline"]]
-    folders = sorted((folder / "wandb").glob("offline-run-*"))
-    assert hints == [[], [], [f"W&B: send this run with: wandb sync {' '.join(map(str, folders))}"]]
-    assert len(folders) == 2  # the part whose service died of SIGTERM was sent again by the last one
-    assert "offline-run" not in server.runs
-
-    status, _, errors = finish(python(server.url, home, "-m", "wandb", "sync", *folders))
+    status, _, errors = finish(python(server.url, home, "-m", "wandb", "sync", *parts))
     assert status == 0, errors
-    run = server.runs["offline-run"]
+    run = server.runs[folder.name]
     assert_each_line_once(run, folder)
-    assert (run.exit, run.preempting, run.head["groupName"]) == (0, True, "parts")
+    assert (run.exit, run.preempting, run.head["groupName"]) == (0, True, "lab")
 
 
-def test_online_parts_go_into_one_run(parts, server):
-    sweep, found = parts
-    assert [status for status, _, _ in found["online"]] == [75, 0], found["online"]
-    assert not any("wandb sync" in errors for _, _, errors in found["online"])
-    run = server.runs["online-run"]
-    assert_each_line_once(run, sweep / "online-run")
+def test_online_parts_go_into_one_run(lab, server):
+    folder, ended = lab[0]["online-parts"]
+    assert [status for status, _, _ in ended] == [75, 0], ended
+    assert not any("wandb sync" in errors for _, _, errors in ended)
+    run = server.runs[folder.name]
+    assert_each_line_once(run, folder)
     assert (run.exit, run.summary["state"]) == (0, "finished")
     assert run.starts >= 2
 
@@ -284,8 +285,9 @@ def shown(tmp_path_factory, home, server):
     metrics.append({"step": 9, "val/abd400/psnr": 34.0, "val/abd400/rmse": 6.0, "val/abd400/ssim": 0.75})
     metrics.append({"step": 12, "val/abd400/psnr": 33.0, "val/abd400/rmse": 7.0, "val/abd400/ssim": 0.8})
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(folder / "eval" / "attention.png")
-    values = {"abd400/psnr": 33.5, "abd400/ssim": 0.9, "full/rmse": 5.5, "texture/frequency": float("nan")}
-    low = {"abd400/psnr": 29.5, "abd400/ssim": 0.6, "full/rmse": 9.5, "texture/frequency": 0.25}
+    names = ("abd400/psnr", "abd400/ssim", "abd400/rmse", "texture/frequency", "texture/high_band")
+    values = dict(zip(names, (33.5, 0.9, 5.5, float("nan"), 0.5), strict=True))
+    low = dict(zip(names, (29.5, 0.6, 9.5, 0.25, 1.0), strict=True))
     results = [
         Result(name, "", [Measured("L067", "L067_000", found)], 3.0, "CPU")
         for name, found in (("low dose", low), (folder.name, values))
@@ -314,9 +316,10 @@ def test_a_project_page_compares_runs_without_hand_work(shown, server):
     assert summary["val/abd400/rmse"] == {"min": 6, "last": 7}
     assert summary["train/loss"] == {"min": 0.25, "last": 0.25}
     assert {key: value for key, value in summary.items() if key.startswith("eval/")} == {
-        "eval/test/abd400/psnr": 33.5, "eval/test/abd400/ssim": 0.9, "eval/test/full/rmse": 5.5,
-        "eval/test/low_dose/abd400/psnr": 29.5, "eval/test/low_dose/abd400/ssim": 0.6,
-        "eval/test/low_dose/full/rmse": 9.5, "eval/test/low_dose/texture/frequency": 0.25,
+        "eval/test/abd400/psnr": 33.5, "eval/test/abd400/ssim": 0.9, "eval/test/abd400/rmse": 5.5,
+        "eval/test/texture/high_band": 0.5, "eval/test/low_dose/abd400/psnr": 29.5,
+        "eval/test/low_dose/abd400/ssim": 0.6, "eval/test/low_dose/abd400/rmse": 9.5,
+        "eval/test/low_dose/texture/frequency": 0.25, "eval/test/low_dose/texture/high_band": 1,
     }  # fmt: skip
     own = {key: summary[key] for key in ("state", "train_s", "world_size", "device", "flags")}
     assert own == {"state": "finished", "train_s": 3600, "world_size": 2, "device": "H200", "flags": []}
@@ -351,6 +354,14 @@ def test_runs_are_read_back_as_the_folders_they_were(shown, server, home, tmp_pa
     assert names == {"config.yaml", "metrics.jsonl", "status.json", "eval/attention.png"} | tables
     assert all((folder / name).read_bytes() == (shown / name).read_bytes() for name in names)
     assert not list(tmp_path.glob("**/escaped.json"))
+
+
+def test_compare_makes_its_report_from_wandb(shown, server, home, tmp_path):
+    page = tmp_path / "report.html"
+    status, out, errors = finish(python(server.url, home, "launch/compare.py", "--wandb", "me/ct", "-o", page))
+    assert status == 0, errors
+    assert out.splitlines()[-1] == str(page)
+    assert "003-0123abcd" in page.read_text() and "33.50" in out
 
 
 @pytest.mark.parametrize(
@@ -388,3 +399,25 @@ def test_wandb_sweep_takes_our_files(server, home):
     assert status == 0, errors
     assert "warn" not in errors.lower(), errors
     assert list(server.sweeps.values()) == [yaml.safe_load(file.read_text()) for file in files]
+
+
+def test_wandb_agent_trains_a_run_of_the_sweep(server, home, tiny_shards, tmp_path):
+    """With the command of docs/wandb.md, the shards and sizes of this test added."""
+    text = re.search(r"^command:\n(?:  - .*\n)+", (ROOT / "docs" / "wandb.md").read_text(), re.MULTILINE)[0]
+    sizes = ["--model.channels=2", "--train.steps=1", "--train.global_batch=4", "--val.slices=1"]
+    command = text.replace("data/shards", str(tiny_shards)).replace("runs/", f"{tmp_path}/runs/")
+    content = yaml.safe_load((ROOT / "configs" / "sweeps" / "demo.yaml").read_text())
+    content["command"] = [*yaml.safe_load(command)["command"], *sizes]
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content))
+    here = {"WANDB_DIR": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    status, _, errors = finish(python(server.url, home, "-m", "wandb", "sweep", "-p", "ct", tmp_path / "sweep.yaml"))
+    assert status == 0, errors
+    name = re.search(r"wandb agent (\S+)", errors)[1]
+    chosen = {"config": "configs/train/demo.yaml", "model.name": "unet", "model.attention": "both"}
+    server.to_run.append(("agentrun", chosen))
+    status, out, errors = finish(python(server.url, home, "-m", "wandb", "agent", "--count", "1", name, **here))
+    assert status == 0, out + errors
+    run = server.runs["agentrun"]
+    assert (run.exit, run.head["groupName"]) == (0, "agents"), out + errors
+    assert (run.values["model"]["name"], run.values["model"]["attention"]) == ("unet", "both")
+    assert runs.read_status(tmp_path / "runs" / "agents" / "agentrun").state == "finished"
