@@ -45,7 +45,7 @@ def local_jobs(folder):
 
 
 def test_a_sweep_runs_to_its_end_and_once(bed):
-    values = {"train.seed": [0, 1, 2], "model.attention": "channel"}
+    values = {"train.seed": [0, 1, 2]}
     first = bed.launch("small", LOCAL, values)
     assert "3 of 3 runs finished" in first.stdout
     folders = bed.folders("small")
