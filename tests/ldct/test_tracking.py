@@ -120,7 +120,22 @@ def assert_each_line_once(run, folder):
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory, tiny_shards, home, server):
+def full_disk(tmp_path_factory):
+    """Folder of a run whose wandb/ is a full disk of 64 kB; None where this user may not mount one."""
+    folder = tmp_path_factory.mktemp("disk") / "full"
+    disk = folder / "wandb"
+    disk.mkdir(parents=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True).returncode:
+        yield None
+        return
+    with contextlib.suppress(OSError):
+        (disk / "filler").write_bytes(b"x" * 65536)
+    yield folder
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory, tiny_shards, home, server, full_disk):
     """Trainings with every fault, and trainings in parts, made side by side since most of it is waiting.
 
     Returns name -> (run folder, [(exit status, output, errors) of each part]).
@@ -128,7 +143,7 @@ def lab(tmp_path_factory, tiny_shards, home, server):
     sweep, found, slow = tmp_path_factory.mktemp("lab") / "lab", {}, Server(delay=5.0)
 
     def run(name, url="http://127.0.0.1:9", wait_s=60.0, disturb=(), extra=None, **changes):
-        folder = sweep / name
+        folder = full_disk if name == "full" else sweep / name
         flags = tiny_flags(tiny_shards, folder, **SMALL, **changes)
         found[name] = (folder, [])
         for attempt, what in enumerate((*disturb, None), start=1):
@@ -151,7 +166,7 @@ def lab(tmp_path_factory, tiny_shards, home, server):
         return lambda process: [one.send_signal(number) for one in (process, *below(process))]
 
     own = {"track__project": "parts", "train__log_every": 1}
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(4) as pool:
         jobs = [
             pool.submit(run, "offline-parts", track__wandb="offline", **own,
                         disturb=(everyone(signal.SIGUSR2), everyone(signal.SIGTERM))),
@@ -162,6 +177,7 @@ def lab(tmp_path_factory, tiny_shards, home, server):
             pool.submit(run, "mirror-killed", track__wandb="offline", disturb=(kill(0),)),
             pool.submit(run, "service-killed", track__wandb="offline", disturb=(kill(1),)),
             pool.submit(run, "off"),
+            *([pool.submit(run, "full", track__wandb="offline")] if full_disk else []),
         ]  # fmt: skip
         for job in jobs:
             job.result()
@@ -212,24 +228,11 @@ def test_what_was_not_sent_is_sent_by_hand(lab, home):
         assert slow.runs[name].exit == 0
 
 
-def test_a_full_disk_below_wandb_does_not_touch_the_training(lab, tiny_shards, home, tmp_path):
-    if os.geteuid() != 0:
-        pytest.skip("needs root: mounts a small file system to fill it")
+def test_a_full_disk_below_wandb_does_not_touch_the_training(lab, full_disk):
+    if full_disk is None:
+        pytest.skip("needs root and the right to mount a file system, to fill a small one")
     found, _ = lab
-    folder = tmp_path / "full"
-    disk = folder / "wandb"
-    disk.mkdir(parents=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"needs the right to mount a file system: {mounted.stderr.strip()}")
-    try:
-        with contextlib.suppress(OSError):
-            (disk / "filler").write_bytes(b"x" * 65536)
-        flags = tiny_flags(tiny_shards, folder, **SMALL, track__wandb="offline")
-        outcome = (folder, [finish(python("http://127.0.0.1:9", home, *trainer(60.0), *flags))])
-        assert_unharmed(outcome, found["off"][0])
-    finally:
-        subprocess.run(["umount", disk], check=True)
+    assert_unharmed(found["full"], found["off"][0])
 
 
 # ---- parts of one run
