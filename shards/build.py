@@ -8,7 +8,6 @@ Prints what it found before any work; killed and run again, it does what is miss
 """
 
 import argparse
-import dataclasses
 import errno
 import importlib.metadata
 import json
@@ -23,7 +22,7 @@ import numpy as np
 from shards import report, tiling
 from shards.atomic import write_text
 from shards.command import InputError, Progress, command
-from shards.manifest import SPLITS, Manifest, save
+from shards.manifest import SPLITS, Manifest, as_json, save
 from shards.pairing import Pairing, find_pairs
 from shards.pool import Workers
 from shards.split import Split, by_patient, by_slab
@@ -109,7 +108,7 @@ def write_all(plans: list[ShardPlan], state: Path, workers: Workers) -> list[Fin
     written, began = 0, time.monotonic()
     with Progress("shards", total, "slices", start=there) as progress:
         for plan, done in zip(todo, workers.each(write_shard, todo), strict=True):
-            write_text(state / f"{plan.name}.json", json.dumps(dataclasses.asdict(done), sort_keys=True))
+            write_text(state / f"{plan.name}.json", as_json(done))
             finished[plan.name] = done
             written += done.shard.bytes
             progress.update(len(plan.pairs), f"{written / 1e6 / (time.monotonic() - began):.3g} MB/s")

@@ -11,8 +11,8 @@ from shards.atomic import atomic
 from shards.dicom import Slice, read_file
 
 
-def write_derived(source: Slice, hu: np.ndarray, path: Path, description: str, series: str, number: int) -> None:
-    """Write ``hu`` as a CT image derived from ``source``, atomically and with the same bytes each time.
+def derive(source: Slice, hu: np.ndarray, description: str, series: str, number: int) -> FileDataset:
+    """``hu`` as a CT image derived from ``source``; with the same arguments the same image.
 
     Parameters
     ----------
@@ -20,8 +20,6 @@ def write_derived(source: Slice, hu: np.ndarray, path: Path, description: str, s
         Its header is kept, apart from what follows.
     hu : numpy.ndarray
         int16, shape (rows, columns). Stored signed, slope 1, intercept 0: every HU value as it is.
-    path : Path
-        The new file; its folder must exist.
     description : str
         What was done: DerivationDescription, shortened for SeriesDescription.
     series : str
@@ -49,8 +47,18 @@ def write_derived(source: Slice, hu: np.ndarray, path: Path, description: str, s
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, uid
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.file_meta = meta
+    return dataset
+
+
+def write(dataset: FileDataset, path: Path) -> None:
+    """Write a derived image, atomically; its folder must exist."""
     with atomic(path) as file:
         pydicom.dcmwrite(file, dataset, enforce_file_format=True, implicit_vr=False, little_endian=True)
+
+
+def write_derived(source: Slice, hu: np.ndarray, path: Path, description: str, series: str, number: int) -> None:
+    """``derive`` and ``write``."""
+    write(derive(source, hu, description, series, number), path)
 
 
 def _flatten(dataset: FileDataset, source: Slice) -> None:
