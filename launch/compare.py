@@ -29,7 +29,7 @@ def arguments() -> argparse.Namespace:
         "--require-gain",
         type=float,
         metavar="DB",
-        help="exit 1 unless every run beats the blur, and the low dose by DB",
+        help="exit 1 unless all runs beat the blur, and the low dose by DB",
     )
     parser.add_argument("--require-best-gain", type=float, metavar="DB", help="exit 1 unless the best run gains DB")
     return parser.parse_args()

@@ -10,6 +10,7 @@ from skimage.restoration import denoise_nl_means
 
 from ldct.cases import Cases
 from ldct.protocols import Protocol
+from shards.dicom import PADDING
 
 Method = Callable[[np.ndarray], np.ndarray]
 """From a low-dose slice to a denoised one: int16 HU, shape (H, W)."""
@@ -26,8 +27,8 @@ TUNING_SLICES = 3
 
 
 def to_hu(values: np.ndarray) -> np.ndarray:
-    """Rounded to int16, the HU that a DICOM file can hold; what is measured is what would be written."""
-    return np.clip(np.rint(values), -32768, 32767).astype(np.int16)
+    """Rounded to int16, and nothing below -1024 HU, as a scanner stores it: what is measured is what is written."""
+    return np.clip(np.rint(values), PADDING, 32767).astype(np.int16)
 
 
 def blur(low: np.ndarray, sigma: float) -> np.ndarray:

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ldct import evaluation, models, run, tables
-from ldct.baselines import NAMES
+from ldct.baselines import BLUR, LOW, NAMES
 from ldct.config import Config
 from ldct.evaluation import Evaluation
 from ldct.run import Status
@@ -112,3 +113,28 @@ def joined(found: list[Run]) -> Evaluation | None:
     results = [result for result in base.results if result.name in NAMES]
     results += [dataclasses.replace(e.results[-1], name=one.name) for one, e in measured]
     return dataclasses.replace(base, results=results)
+
+
+def shortfalls(runs: list[Run], found: Evaluation | None, gain: float, best_gain: float) -> list[str]:
+    """What is missing for every run to beat the low dose by ``gain`` dB and every blur, and the best by ``best_gain``.
+
+    PSNR under the first protocol, mean over patients. Empty if nothing is missing.
+    """
+    if found is None:
+        return ["no run is evaluated"]
+    protocol = found.protocols[0]
+    psnr = {result.name: result.means[f"{protocol}/psnr"].mean for result in found.results}
+    missing = []
+    for one in runs:
+        if one.name not in psnr:
+            missing.append(f"{one.name} is not evaluated")
+            continue
+        value = psnr[one.name]
+        if not value - psnr[LOW] >= gain:
+            missing.append(f"{one.name} gains {value - psnr[LOW]:.2f} dB over the low dose, expected {gain:g} dB")
+        if not value > psnr[BLUR]:
+            missing.append(f"{one.name} has {value:.2f} dB, not more than the best Gaussian blur's {psnr[BLUR]:.2f} dB")
+    best = max((psnr[one.name] for one in runs if not math.isnan(psnr.get(one.name, math.nan))), default=math.nan)
+    if not best - psnr[LOW] >= best_gain:
+        missing.append(f"the best run gains {best - psnr[LOW]:.2f} dB over the low dose, expected {best_gain:g} dB")
+    return [f"{line} ({protocol})" for line in missing]

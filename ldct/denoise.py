@@ -1,71 +1,173 @@
-"""A trained run as a function from HU to HU."""
+"""DICOM series in, derived DICOM series out."""
 
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
+from pydicom.dataset import Dataset, FileDataset
 
-from ldct import checkpoint, models
-from ldct import config as configuration
-from ldct.baselines import to_hu
-from ldct.data import denormalise, normalise
-from ldct.inference import denoise
-from shards.command import InputError
+from shards.command import InputError, Progress
+from shards.derived import derive, write
+from shards.dicom import Slice, Unusable, files_under, read_file, read_hu, read_slices
+
+BATCH = 8
+"""Slices read, denoised and written at a time; reading and writing of their files overlap in as many threads."""
 
 
-def pick_device(name: str) -> torch.device:
-    """The device called ``name``; auto = the GPU where there is one.
+@dataclass(frozen=True)
+class Series:
+    """One series to denoise."""
+
+    slices: list[Slice]
+    """In order of z."""
+    target: Path
+    """Folder to write to."""
+
+
+def find_series(folder: Path, out: Path) -> tuple[list[Series], dict[str, int]]:
+    """The CT series below ``folder``, and how many files were passed over by reason.
+
+    Slices belong together that lie in one folder and have the same SeriesInstanceUID, orientation and size. A series
+    goes to its folder's place below ``out``; where a folder holds several, to series-1, series-2 ... in it.
 
     Raises
     ------
     InputError
-        If there is no such device here.
+        If there is no CT slice.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name}: {str(error).splitlines()[0]}; expected auto, cpu, cuda or cuda:N") from None
-    return device
+    if not folder.is_dir():
+        raise InputError(f"expected a folder with DICOM series, found no folder {folder}")
+    groups: dict[tuple[object, ...], list[Slice]] = {}
+    passed: dict[str, int] = {}
+    for path in files_under(folder):
+        try:
+            for piece in read_slices(path):
+                groups.setdefault((path.parent, piece.series_uid, piece.orientation, piece.shape), []).append(piece)
+        except Unusable as reason:
+            passed[str(reason)] = passed.get(str(reason), 0) + 1
+    if not groups:
+        tried = "; ".join(f"{count} x {why}" for why, count in passed.items()) or "the folder is empty"
+        raise InputError(f"no axial CT slice in {folder} ({tried})")
+    parents = [slices[0].path.parent for slices in groups.values()]
+    found = []
+    for number, (parent, slices) in enumerate(zip(parents, groups.values(), strict=True)):
+        target = out / parent.relative_to(folder)
+        if parents.count(parent) > 1:
+            target /= f"series-{parents[: number + 1].count(parent)}"
+        found.append(Series(sorted(slices, key=lambda piece: piece.z), target))
+    return found, passed
 
 
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or the CPU with its threads: what a speed belongs to."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
+def denoise_series(
+    found: list[Series], model: Callable[[np.ndarray], np.ndarray], about: str, name: str
+) -> tuple[int, float, list[str]]:
+    """Denoise all series; those that are there already are kept.
 
+    A series is written to a hidden folder that gets its name when it is whole, so nothing half-written is ever found.
 
-class Denoiser:
-    """The best checkpoint of a run (its averaged weights, if the run averages), in fp32.
-
-    Attributes
+    Parameters
     ----------
-    step : int
-        Optimizer step of the checkpoint.
-    mode : str
-        How a network trained on patches is used on slices, for people.
+    about : str
+        What denoises, for DerivationDescription.
+    name : str
+        Short, for SeriesDescription.
+
+    Returns
+    -------
+    slices, seconds, broken
+        Slices denoised, the time they took, and one line for each series that has a slice that cannot be read.
     """
+    todo = [series for series in found if not _done(series, about)]
+    count, broken, began = 0, [], time.monotonic()
+    with Progress("denoise", sum(len(s.slices) for s in todo), "slices") as progress, ThreadPoolExecutor(BATCH) as pool:
+        for series in todo:
+            hidden = series.target / ".unfinished"
+            hidden.mkdir(parents=True, exist_ok=True)
+            for old in hidden.iterdir():
+                old.unlink()
+            try:
+                for start in range(0, len(series.slices), BATCH):
+                    part = series.slices[start : start + BATCH]
+                    low = np.stack(list(pool.map(_pixels, part)))
+                    outputs = model(low)
+                    numbers = range(start + 1, start + 1 + len(part))
+                    list(pool.map(partial(_write, hidden, about, name), part, outputs, numbers))
+                    progress.update(len(part))
+            except Unusable as reason:
+                broken.append(str(reason))
+                for old in hidden.iterdir():
+                    old.unlink()
+            else:
+                for file in hidden.iterdir():
+                    file.rename(series.target / file.name)
+                count += len(series.slices)
+            hidden.rmdir()
+    return count, time.monotonic() - began, broken
 
-    def __init__(self, run: Path, device: torch.device) -> None:
-        best = checkpoint.read_best(run)
-        self.config = configuration.from_dict(best["config"])
-        self.step, self.patch, self.device = best["step"], best["patch"], device
-        pooled = self.config.model.attention in ("channel", "both")
-        self.mode = "whole slice at once" + f", channel attention over {self.patch}x{self.patch} windows" * pooled
-        self.model = models.create(self.config.model)
-        self.model.load_state_dict(best["model"])
-        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    @torch.no_grad()
-    def __call__(self, low: np.ndarray) -> np.ndarray:
-        """Denoise slices: int16 HU, shape (H, W) or (B, H, W), in and out.
+def _done(series: Series, about: str) -> bool:
+    """Whether the series is there; InputError if what is there was made by something else."""
+    paths = [series.target / _file_name(piece) for piece in series.slices]
+    there = [path for path in paths if path.is_file()]
+    if there:
+        made = str(read_file(there[0], stop_before_pixels=True).get("DerivationDescription", ""))
+        if about not in made:
+            raise InputError(f"{series.target} holds files made by {made or 'something else'!r}; choose another folder")
+    return len(there) == len(paths)
 
-        What the scheme clips away before the network (metal above 2000 HU, padding) is added again behind it.
-        """
-        scheme, hu = self.config.data.scheme, torch.from_numpy(low).to(self.device).reshape(-1, 1, *low.shape[-2:])
-        values = normalise(hu, scheme)
-        output = denormalise(denoise(self.model, values, self.patch), scheme) + (hu - denormalise(values, scheme))
-        return to_hu(output.reshape(low.shape).cpu().numpy())
+
+def _pixels(piece: Slice) -> np.ndarray:
+    try:
+        return read_hu(piece)[0]
+    except Unusable as reason:
+        raise Unusable(f"{piece.path}: {reason}") from None
+
+
+def _file_name(piece: Slice) -> str:
+    """The source's name; DICOM files are often named by UID, so a dot does not begin a suffix."""
+    name = piece.path.name.removesuffix(".dcm")
+    return f"{name}.dcm" if piece.frame is None else f"{name}-{piece.frame + 1:04d}.dcm"
+
+
+def _write(folder: Path, about: str, name: str, piece: Slice, hu: np.ndarray, number: int) -> None:
+    """Write one denoised slice."""
+    dataset = derive(piece, hu, f"denoised by {about}", f"{piece.series_uid or piece.path.parent} {about}", number)
+    source = read_file(piece.path, stop_before_pixels=True)
+    identify(dataset, source, name)
+    if piece.frame is None:
+        keep_rescale(dataset, source, hu)
+    write(dataset, folder / _file_name(piece))
+
+
+def identify(dataset: FileDataset, source: FileDataset, name: str) -> None:
+    """Say that the image is derived and from what; keep the patient, drop what only the scanner understands."""
+    kind = [str(k) for k in source.get("ImageType") or []]
+    dataset.ImageType = ["DERIVED", "SECONDARY", *(kind[2:] or ["AXIAL"])]
+    dataset.SeriesDescription = f"{source.get('SeriesDescription') or 'CT'} denoised {name}"[:64]
+    dataset.SeriesNumber = 1000 + int(source.get("SeriesNumber") or 0)
+    if source.get("InstanceNumber") is not None:
+        dataset.InstanceNumber = source.InstanceNumber
+    if source.get("SOPInstanceUID"):
+        reference = Dataset()
+        reference.ReferencedSOPClassUID = source.SOPClassUID
+        reference.ReferencedSOPInstanceUID = source.SOPInstanceUID
+        dataset.SourceImageSequence = [reference]
+    dataset.remove_private_tags()
+
+
+def keep_rescale(dataset: FileDataset, source: FileDataset, hu: np.ndarray) -> None:
+    """Store the pixels with the source's rescale slope and intercept, where those can hold every HU value as it is."""
+    slope, intercept = float(source.get("RescaleSlope", 1)), float(source.get("RescaleIntercept", 0))
+    signed = int(source.get("PixelRepresentation", 1))
+    least, most = (-32768, 32767) if signed else (0, 65535)
+    pixels = (hu.astype(np.int32) - intercept) / slope
+    if (pixels != np.rint(pixels)).any() or pixels.min() < least or pixels.max() > most:
+        return  # derive() has stored HU as they are: slope 1, intercept 0
+    dataset.RescaleSlope, dataset.RescaleIntercept = source.RescaleSlope, source.RescaleIntercept
+    dataset.PixelRepresentation = signed
+    dataset.PixelData = pixels.astype("<i2" if signed else "<u2").tobytes()
+    dataset["PixelData"].VR = "OW"

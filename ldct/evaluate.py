@@ -12,9 +12,9 @@ import torch
 
 from ldct import baselines, checkpoint, evaluation, protocols
 from ldct import run as runs
-from ldct.baselines import BLUR, LOW, Method
+from ldct.baselines import LOW, Method
 from ldct.cases import Cases, Data
-from ldct.denoise import Denoiser, device_name
+from ldct.deploy import Denoiser, device_name
 from ldct.evaluation import Evaluation, Result
 from ldct.stats import Measured
 from ldct.texture import texture
@@ -131,23 +131,3 @@ def _run(run: Path, mark: str, cases: Cases, chosen: list[str], device: torch.de
     result = measure(run.name, denoiser, detail, device_name(device), cases, chosen)
     result.mark = mark
     return result
-
-
-def shortfalls(found: Evaluation, gain: float, best_gain: float) -> list[str]:
-    """What is missing for every run to beat the low dose by ``gain`` dB and every blur, and the best by ``best_gain``.
-
-    PSNR under the first protocol, mean over patients. Empty if nothing is missing.
-    """
-    protocol = found.protocols[0]
-    psnr = {result.name: result.means[f"{protocol}/psnr"].mean for result in found.results}
-    runs = {name: value for name, value in psnr.items() if name not in baselines.NAMES}
-    missing = []
-    for name, value in runs.items():
-        if not value - psnr[LOW] >= gain:
-            missing.append(f"{name} gains {value - psnr[LOW]:.2f} dB over the low dose, expected {gain:g} dB")
-        if not value > psnr[BLUR]:
-            missing.append(f"{name} has {value:.2f} dB, not more than the best Gaussian blur's {psnr[BLUR]:.2f} dB")
-    best = max((v for v in runs.values() if v == v), default=math.nan) - psnr[LOW]
-    if not best >= best_gain:
-        missing.append(f"the best run gains {best:.2f} dB over the low dose, expected {best_gain:g} dB")
-    return [f"{line} ({protocol})" for line in missing]

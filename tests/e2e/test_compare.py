@@ -51,6 +51,16 @@ def test_bad_input_is_one_line(compared, tmp_path, monkeypatch, capsys):
         assert message in error
 
 
+def test_a_gain_that_is_not_there_is_status_1(compared):
+    runs, page, _ = compared
+    done = run_command(
+        "launch/compare.py", runs, "-o", page, "--require-gain", "2", "--require-best-gain", 3, check=False
+    )
+    assert done.returncode == 1
+    assert "not reached: 1-both gains -" in done.stderr and "not reached: the best run gains" in done.stderr
+    assert done.stdout.splitlines()[-1] == str(page)  # the page all the same
+
+
 PROBE = """
 <pre id="probe"></pre><script>
 const wait = () => new Promise(done => setTimeout(done, 20));

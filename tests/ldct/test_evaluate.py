@@ -10,10 +10,8 @@ from phantom import make_dataset
 from scipy import ndimage
 
 from ldct import baselines, cases, evaluate, evaluation, protocols, tables
-from ldct.denoise import Denoiser
-from ldct.evaluation import Evaluation, Result
+from ldct.deploy import Denoiser
 from ldct.run import read_config
-from ldct.stats import Measured
 from shards.command import InputError
 from shards.manifest import Record
 
@@ -151,35 +149,6 @@ def test_runs_without_a_checkpoint_are_named_and_left_out(measured, tiny_shards,
         evaluate.usable([bad])
     with pytest.raises(InputError, match="no run below"):
         evaluate.usable([tmp_path / "sweep" / "0-good" / "checkpoints"])
-
-
-def evaluated(**psnr):
-    """An evaluation with one slice per method; underscores are spaces."""
-    results = [
-        Result(name.replace("_", " "), "", [Measured("P", "k", {"abd400/psnr": value})], 1.0, "CPU")
-        for name, value in psnr.items()
-    ]
-    return Evaluation("test", "", "", ["abd400"], results)
-
-
-@pytest.mark.parametrize(
-    ("runs", "missing"),
-    [
-        ({"a": 32.1, "b": 33.5}, []),
-        ({"a": 31.9, "b": 33.5}, ["a gains 1.90 dB over the low dose, expected 2 dB"]),
-        ({"a": 32.1, "b": 32.2}, ["the best run gains 2.20 dB over the low dose, expected 3 dB"]),
-        ({"a": float("nan"), "b": 34}, ["a gains nan dB", "a has nan dB, not more than the best Gaussian blur"]),
-    ],
-)
-def test_shortfalls_say_what_is_missing(runs, missing):
-    found = evaluate.shortfalls(evaluated(**{"low_dose": 30, "Gaussian_blur": 30.5, **runs}), 2, 3)
-    assert len(found) == len(missing)
-    assert all(part in line for part, line in zip(missing, found, strict=True))
-
-
-def test_a_blur_that_wins_is_a_shortfall():
-    found = evaluate.shortfalls(evaluated(low_dose=30, Gaussian_blur=33, a=32.9), 2, 2)
-    assert found == ["a has 32.90 dB, not more than the best Gaussian blur's 33.00 dB (abd400)"]
 
 
 def test_labels_name_what_differs_and_only_that(measured, tiny_shards):

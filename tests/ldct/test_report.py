@@ -1,5 +1,6 @@
 import base64
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -12,6 +13,8 @@ from made import make_run
 
 from ldct import cases, comparison, evaluate, report, tables
 from ldct import run as runs
+from ldct.evaluation import Evaluation, Result
+from ldct.stats import Measured
 from shards.command import InputError
 
 CPU = torch.device("cpu")
@@ -147,6 +150,43 @@ def test_numbers_under_different_conditions_are_not_put_side_by_side(sweep, tiny
         InputError, match=r"0-good and 9-other were evaluated on different protocols \(abd400, hu2000; hu2000\)"
     ):
         report.build([sweep, tmp_path], "test")
+
+
+def evaluated(**psnr):
+    """An evaluation with one slice per method; underscores are spaces."""
+    results = [
+        Result(name.replace("_", " "), "", [Measured("P", "k", {"abd400/psnr": value})], 1.0, "CPU")
+        for name, value in psnr.items()
+    ]
+    return Evaluation("test", "", "", ["abd400"], results)
+
+
+def named(page, *names):
+    """Runs of these names."""
+    return [dataclasses.replace(page.runs[0], name=name) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("runs", "missing"),
+    [
+        ({"a": 32.1, "b": 33.5}, []),
+        ({"a": 31.9, "b": 33.5}, ["a gains 1.90 dB over the low dose, expected 2 dB"]),
+        ({"a": 32.1, "b": 32.2}, ["the best run gains 2.20 dB over the low dose, expected 3 dB"]),
+        ({"a": float("nan"), "b": 34}, ["a gains nan dB", "a has nan dB, not more than the best Gaussian blur"]),
+        ({"a": 34}, ["b is not evaluated"]),
+    ],
+)
+def test_shortfalls_say_what_is_missing(page, runs, missing):
+    measured = evaluated(**{"low_dose": 30, "Gaussian_blur": 30.5, **runs})
+    found = comparison.shortfalls(named(page, "a", "b"), measured, 2, 3)
+    assert len(found) == len(missing)
+    assert all(part in line for part, line in zip(missing, found, strict=True))
+
+
+def test_a_blur_that_wins_is_a_shortfall(page):
+    found = comparison.shortfalls(named(page, "a"), evaluated(low_dose=30, Gaussian_blur=33, a=32.9), 2, 2)
+    assert found == ["a has 32.90 dB, not more than the best Gaussian blur's 33.00 dB (abd400)"]
+    assert comparison.shortfalls(named(page, "a"), None, 0, 0) == ["no run is evaluated"]
 
 
 def test_runs_of_one_name_keep_their_sweeps(tmp_path, tiny_shards):

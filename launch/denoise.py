@@ -1,0 +1,60 @@
+"""Denoise DICOM series: a folder tree in, the same tree of derived series out.
+
+python launch/denoise.py --run runs/demo/0-1a2b3c4d IN OUT
+python launch/denoise.py --run runs/demo/0-1a2b3c4d --export model.pt2
+python launch/denoise.py --run model.pt2 IN OUT
+"""
+
+import argparse
+from pathlib import Path
+
+from shards.command import InputError, command
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="run folder, or a file written by --export")
+    parser.add_argument("source", nargs="?", type=Path, metavar="IN", help="folder with DICOM series, at any depth")
+    parser.add_argument("out", nargs="?", type=Path, metavar="OUT", help="folder to write to; run again, it goes on")
+    parser.add_argument("--export", type=Path, metavar="FILE", help="write the network as one file (torch.export)")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(512, 512), metavar=("ROWS", "COLUMNS"), help="slices of an export"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Open the model; export it, denoise, or both."""
+    options = arguments()
+    if not (options.export or (options.source and options.out)):
+        raise InputError("expected IN and OUT, or --export FILE; --help shows examples")
+    from ldct import deploy  # --help and a typo need no torch
+    from ldct.denoise import denoise_series, find_series
+
+    device = deploy.pick_device(options.device)
+    model = deploy.open_model(options.run, device)
+    if options.export:
+        if not isinstance(model, deploy.Denoiser):
+            raise InputError(f"--export needs a run folder, {options.run} is an exported model already")
+        deploy.export(model, options.export, tuple(options.size))
+        print(f"{options.export}: {model.about}")
+    if not (options.source and options.out):
+        return
+    found, passed = find_series(options.source, options.out)
+    for reason, count in passed.items():
+        print(f"passed over {count} file{'s' * (count > 1)}: {reason}")
+    try:
+        count, seconds, broken = denoise_series(found, model, model.about, model.name)
+    except OSError as error:
+        raise InputError(f"cannot write to {options.out}: {error.strerror}; run again to go on") from None
+    rate = f", {count / seconds:.2f} slices/s on {deploy.device_name(device)}" if count else ""
+    total = sum(len(series.slices) for series in found)
+    print(f"{options.out}: {count} of {total} slices in {len(found)} series denoised by {model.about}{rate}")
+    if broken:
+        raise InputError(f"{len(broken)} of {len(found)} series left out, one slice each: {'; '.join(broken)}")
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,167 @@
+"""A trained run as a function from HU to HU, and as one file that needs no run folder and no code of ours."""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ldct import checkpoint, models
+from ldct import config as configuration
+from ldct.baselines import to_hu
+from ldct.data import denormalise, normalise
+from ldct.inference import denoise
+from ldct.models.attention import pool_locally
+from shards.atomic import atomic
+from shards.command import InputError
+
+ABOUT = "about.json"
+"""Of an exported file: which run it is, and for which shape."""
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called ``name``; auto = the GPU where there is one.
+
+    Raises
+    ------
+    InputError
+        If there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name}: {str(error).splitlines()[0]}; expected auto, cpu, cuda or cuda:N") from None
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the CPU with its threads: what a speed belongs to."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+class Denoiser:
+    """The best checkpoint of a run (its averaged weights, if the run averages), in fp32.
+
+    Attributes
+    ----------
+    name : str
+        The run's.
+    about : str
+        Network, run and checkpoint, in words.
+    step : int
+        Optimizer step of the checkpoint.
+    mode : str
+        How a network trained on patches is used on slices, for people.
+    """
+
+    def __init__(self, run: Path, device: torch.device) -> None:
+        best = checkpoint.read_best(run)
+        self.config = configuration.from_dict(best["config"])
+        self.step, self.patch, self.device = best["step"], best["patch"], device
+        self.name = run.resolve().name
+        digest = hashlib.sha256((run / "checkpoints" / checkpoint.BEST).read_bytes()).hexdigest()
+        self.about = f"{self.config.model.name} of run {self.name}, step {self.step}, checkpoint {digest[:8]}"
+        pooled = self.config.model.attention in ("channel", "both")
+        self.mode = "whole slice at once" + f", channel attention over {self.patch}x{self.patch} windows" * pooled
+        self.model = models.create(self.config.model)
+        self.model.load_state_dict(best["model"])
+        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def __call__(self, low: np.ndarray) -> np.ndarray:
+        """Denoise slices: int16 HU, shape (H, W) or (B, H, W), in and out."""
+        images = torch.from_numpy(low).to(self.device).reshape(-1, 1, *low.shape[-2:])
+        with torch.no_grad():
+            output = through(partial(denoise, self.model, patch=self.patch), images, self.config.data.scheme)
+        return to_hu(output.reshape(low.shape).cpu().numpy())
+
+
+def through(network: Callable[[Tensor], Tensor], hu: Tensor, scheme: str) -> Tensor:
+    """``network``, of normalised values, applied to HU; float32 (B, 1, H, W).
+
+    What the scheme clips away before the network (metal above 2000 HU, padding) is added again behind it.
+    """
+    values = normalise(hu, scheme)
+    return denormalise(network(values), scheme) + (hu - denormalise(values, scheme))
+
+
+class _Whole(nn.Module):
+    """A network from HU to HU, for export."""
+
+    def __init__(self, model: nn.Module, scheme: str) -> None:
+        super().__init__()
+        self.model, self.scheme = model, scheme
+
+    def forward(self, hu: Tensor) -> Tensor:
+        return through(self.model, hu, self.scheme)
+
+
+def export(denoiser: Denoiser, path: Path, shape: tuple[int, int]) -> None:
+    """Write ``denoiser`` as one file for slices of one ``shape``: torch.export's format, HU to HU, (1, 1, H, W).
+
+    The shape is fixed: with it left open, torch 2.13 takes over ten minutes for the equations of the pooling windows.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be written.
+    """
+    whole = _Whole(denoiser.model, denoiser.config.data.scheme).eval()
+    example = torch.zeros(1, 1, *shape, device=denoiser.device)
+    with torch.no_grad(), pool_locally(denoiser.model, denoiser.patch):
+        program = torch.export.export(whole, (example,))
+    about = {"name": denoiser.name, "about": denoiser.about, "shape": list(shape)}
+    try:
+        with atomic(path) as file:
+            torch.export.save(program, file, extra_files={ABOUT: json.dumps(about)})
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another place") from None
+
+
+class Exported:
+    """What ``export`` wrote, as a function like Denoiser's.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or none of ours.
+    """
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        extra = {ABOUT: ""}
+        if not zipfile.is_zipfile(path):  # torch would print the whole story
+            raise InputError(f"{path} is no model written by launch/denoise.py --export; give that, or a run folder")
+        try:
+            program = torch.export.load(str(path), extra_files=extra)
+            about = json.loads(extra[ABOUT])
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"{path} is no model written by launch/denoise.py --export: {why}") from None
+        self.name, self.about, self.shape = about["name"], about["about"], tuple(about["shape"])
+        self.program, self.device = program.module().to(device), device
+
+    def __call__(self, low: np.ndarray) -> np.ndarray:
+        """Denoise slices: int16 HU, shape (H, W) or (B, H, W), in and out; H and W as exported, else InputError."""
+        if low.shape[-2:] != self.shape:
+            expected, found = (" x ".join(map(str, shape)) for shape in (self.shape, low.shape[-2:]))
+            raise InputError(
+                f"this model was exported for slices of {expected} pixels, found {found}; use the run itself"
+            )
+        images = torch.from_numpy(low).to(self.device).float().reshape(-1, 1, 1, *self.shape)
+        with torch.no_grad():
+            output = torch.cat([self.program(image) for image in images])
+        return to_hu(output.reshape(low.shape).cpu().numpy())
+
+
+def open_model(path: Path, device: torch.device) -> Denoiser | Exported:
+    """The run in the folder ``path``, or the exported model in the file ``path``."""
+    return Exported(path, device) if path.is_file() else Denoiser(path, device)
