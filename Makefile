@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CORES := $(shell nproc)
 
-.PHONY: env demo test lint clean
+.PHONY: env demo packages test lint clean
 
 env: .venv/ready
 
@@ -18,7 +18,7 @@ env: .venv/ready
 demo: env
 	$(BIN)/python shards/sample.py data/sample
 	$(BIN)/python shards/simulate.py data/sample data/demo --dose 0.25 --i0 auto --seed 0 --workers $(CORES)
-	$(BIN)/python shards/build.py data/demo data/shards --split slabs --workers $(CORES)
+	$(BIN)/python shards/build.py data/demo data/shards --split slabs --shard-slices 4 --workers $(CORES)
 	$(BIN)/python launch/sweep.py configs/sweeps/demo.yaml --cluster configs/clusters/local.yaml \
 		--set data.shards=data/shards
 	$(BIN)/python launch/evaluate.py runs/demo --shards data/shards
@@ -30,8 +30,15 @@ lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+test: lint packages
 	$(BIN)/python -m pytest
+
+# SLURM and a browser for the tests, where this user may install them; without them their tests say why they cannot run
+packages: env
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		command -v slurmctld >/dev/null || $(BIN)/python slurm/devcluster install; \
+		command -v chromium >/dev/null || { apt-get update -q && apt-get install -q -y --no-install-recommends chromium; }; \
+	fi
 
 clean:
 	rm -rf .venv data runs

@@ -13,19 +13,11 @@ from shards.command import InputError
 
 
 @pytest.fixture(scope="module")
-def vgg16():
-    """torchvision's constructor. A CUDA build of torchvision beside a CPU build of torch lacks two operators that it
-    wants to describe while it is imported; its networks need neither."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for operator in (
-        "nms(Tensor dets, Tensor scores, float iou_threshold)",
-        "qnms(Tensor dets, Tensor scores, float t)",
-    ):
-        if not hasattr(torch.ops.torchvision, operator.split("(")[0]):
-            library.define(f"{operator} -> Tensor")
-    models = pytest.importorskip("torchvision.models", reason="pip install --no-deps torchvision==0.28.0")
-    yield models.vgg16
-    del library
+def vgg16(torchvision):
+    """torchvision's constructor."""
+    from torchvision.models import vgg16
+
+    return vgg16
 
 
 @pytest.fixture(scope="module")

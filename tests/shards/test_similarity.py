@@ -8,19 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from phantom import make_dataset
 
 from shards import similarity
 
 ROOT = Path(__file__).parents[2]
-
-OPERATORS = """
-import torch
-_library = torch.library.Library("torchvision", "DEF")
-_library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-_library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-"""
-"""What a torchvision built for CUDA misses beside a CPU torch; its models need it only to be imported."""
 
 
 @pytest.fixture(scope="module")
@@ -39,27 +32,14 @@ def run(script, extra, *arguments):
 
 
 @pytest.fixture(scope="module")
-def torchvision(tmp_path_factory):
-    """A folder for PYTHONPATH from which torchvision can be imported, and random weights of its ResNet-50."""
-    folder = tmp_path_factory.mktemp("torchvision")
-    make = "import torch, torchvision.models as m; torch.manual_seed(0); torch.save(m.resnet50().state_dict(), 'w.pth')"
-    if not _works(folder, make):
-        call = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), "torchvision"]
-        done = subprocess.run(call, capture_output=True, text=True)
-        (folder / "sitecustomize.py").write_text(OPERATORS)
-        if done.returncode or not _works(folder, make):
-            reason = (done.stderr.strip().splitlines() or ["torchvision does not fit this torch"])[-1]
-            if os.environ.get("LDCT_REQUIRE_NETWORK") == "1":
-                pytest.fail(reason)
-            pytest.skip(reason)
-    return folder
+def weights(torchvision, tmp_path_factory):
+    """File with random weights of torchvision's ResNet-50."""
+    from torchvision.models import resnet50
 
-
-def _works(folder, make):
-    environment = os.environ | {"PYTHONPATH": str(folder)}
-    return (
-        subprocess.run([sys.executable, "-c", make], cwd=folder, env=environment, capture_output=True).returncode == 0
-    )
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "w.pth"
+    torch.save(resnet50().state_dict(), path)
+    return path
 
 
 def rows(folder):
@@ -67,9 +47,8 @@ def rows(folder):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.network
-def test_slices_and_patches(shards, torchvision):
-    done = run("similarity.py", torchvision, shards, "--weights", torchvision / "w.pth")
+def test_slices_and_patches(shards, torchvision, weights, tmp_path):
+    done = run("similarity.py", torchvision, shards, "--weights", weights)
     assert done.returncode == 0, done.stderr
     table = rows(shards)
     assert [(row["split"], row["patient"]) for row in table] == [("train", "L067")] * 2 + [("val", "L096")] * 2
@@ -77,11 +56,11 @@ def test_slices_and_patches(shards, torchvision):
     assert ((values > 0.9) & (values < 1)).all()
     assert f"4 slices: least cosine {values.min():.4f}, mean {values.mean():.4f}" in done.stdout
     assert (shards / "similarity.png").read_bytes()[:4] == b"\x89PNG"
-    done = run("similarity.py", torchvision, shards, "--weights", torchvision / "w.pth", "--patches")
+    done = run("similarity.py", torchvision, shards, "--weights", weights, "--patches")
     assert done.returncode == 0 and "8 tiles" in done.stdout
     assert [row["tile"] for row in rows(shards)] == ["0", "1", "2", "3"] * 2
-    (torchvision / "other.pth").write_bytes(b"no weights")
-    done = run("similarity.py", torchvision, shards, "--weights", torchvision / "other.pth")
+    (tmp_path / "other.pth").write_bytes(b"no weights")
+    done = run("similarity.py", torchvision, shards, "--weights", tmp_path / "other.pth")
     assert done.returncode == 2 and "holds no weights of ResNet-50" in done.stderr
 
 
@@ -92,8 +71,6 @@ def test_missing_weights_say_how_to_get_them(shards, tmp_path):
 
 
 def test_equal_doses_have_cosine_one_and_others_less():
-    import torch
-
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 5), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(4),
                                   torch.nn.Flatten())  # fmt: skip
