@@ -179,25 +179,27 @@ def duration(seconds: float | None) -> str:
 def cancel(roots: list[Path], made: list[Report]) -> str:
     """End the runs that wait or run; each saves at its next step. What was done, in words."""
     live = {one.run: one for one in made if one.state in LIVE}
-    jobs, local = [], 0
+    jobs: list[str] = []
+    local: list[tuple[Submission, str]] = []
     for folder in runs.find_runs(roots):
         one = live.get(f"{folder.parent.name}/{folder.name}")
         sent = submission.latest(folder.parent).get(folder.name) if one else None
         if sent and sent[0].executor == "slurm" and sent[1]:
             jobs.append(sent[1])
-        elif sent and sent[0].executor == "local":
-            local += stop_local(*sent)
+        elif sent and submission.local_alive(*sent):
+            local.append(sent)
     if jobs:
         queue.cancel(jobs)
-    return f"cancelled {len(jobs)} SLURM jobs and {local} local runs; launch/sweep.py continues them"
+    # a launcher would start the next runs; it ends those it has, and takes a second signal for haste
+    launchers = {record.launcher for record, _ in local if is_launcher(record.launcher)}
+    for pid in launchers | {int(job) for record, job in local if record.launcher not in launchers}:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    return f"cancelled {len(jobs)} SLURM jobs and {len(local)} local runs; launch/sweep.py continues them"
 
 
-def stop_local(record: Submission, job: str) -> bool:
-    """Send SIGTERM to a local run, and to its launcher, which would start the next one; whether it ran here."""
-    alive = submission.local_alive(record, job)
+def is_launcher(pid: int) -> bool:
+    """Whether a launcher still runs as process ``pid``."""
     with contextlib.suppress(OSError):
-        if alive and b"sweep" in Path(f"/proc/{record.launcher}/cmdline").read_bytes():
-            os.kill(record.launcher, signal.SIGTERM)
-        if alive:
-            os.kill(int(job), signal.SIGTERM)
-    return alive
+        return b"launch/sweep.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False

@@ -129,7 +129,9 @@ def test_a_failure_is_one_line_that_names_the_log(bed):
 
 def test_cancel_asks_first(bed, launcher):
     process = launcher("cancel", LOCAL, {**LONG, "train.seed": [0, 1, 2]})
-    until("training", lambda: (bed.runs / "cancel").is_dir() and any(map(step_of, bed.folders("cancel"))))
+    until(
+        "training", lambda: (bed.runs / "cancel").is_dir() and sum(step_of(f) > 0 for f in bed.folders("cancel")) == 2
+    )
     command = ["launch/status.py", bed.runs / "cancel", "--cancel"]
     refused = run_command(*command)  # no answer is a no
     assert "nothing was cancelled" in refused.stdout and process.poll() is None
