@@ -17,6 +17,9 @@ DIGITS = {"psnr": 2, "ssim": 4, "rmse": 2, "frequency": 3, "high_band": 2, "slic
 HIDDEN = ("run_dir", "data.shards", "data.store", "train.timeout_s", "train.save_every_s")
 """Fields that say where and how a run was done, not what it is."""
 
+LABELLED = 4
+"""Most fields in a run's label."""
+
 
 def differing(configs: list[Config]) -> list[str]:
     """Names of the fields in which the runs differ, in the order of the configuration.
@@ -40,13 +43,16 @@ def differing(configs: list[Config]) -> list[str]:
 
 
 def labels(configs: dict[str, Config]) -> dict[str, str]:
-    """A short name for each run: what differs between the runs; the network and its attention if nothing does."""
+    """A short name for each run: what differs between the runs; the network and its attention if nothing does.
+
+    Where more than LABELLED fields differ, the first of them and the run's own name.
+    """
     keys = differing(list(configs.values())) or ["model.name", "model.attention"]
     out = {}
     for name, config in configs.items():
         flat = configuration.flat(config)
         words = [str(flat[key]) if key == "model.name" else f"{key.split('.')[-1]} {text(flat[key])}" for key in keys]
-        out[name] = ", ".join(words)
+        out[name] = ", ".join(words if len(words) <= LABELLED else [*words[: LABELLED - 1], name])
     return out
 
 

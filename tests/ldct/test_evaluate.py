@@ -158,3 +158,11 @@ def test_labels_name_what_differs_and_only_that(measured, tiny_shards):
     assert tables.labels({"a": config}) == {"a": "redcnn, attention none"}
     slow = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=1e-4))
     assert tables.labels({"a": config, "b": slow}) == {"a": "lr 0.001", "b": "lr 0.0001"}
+    many = dataclasses.replace(
+        slow, train=dataclasses.replace(slow.train, seed=3, steps=9, log_every=7, global_batch=4)
+    )
+    found = tables.labels({"0-a": config, "1-b": many})
+    assert found == {
+        "0-a": "lr 0.001, steps 20, global_batch 128, 0-a",
+        "1-b": "lr 0.0001, steps 9, global_batch 4, 1-b",
+    }
