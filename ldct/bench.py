@@ -105,7 +105,7 @@ def training(shards: Path, folder: Path, steps: int, *more: str) -> subprocess.P
     """Start the training command on ``shards`` with a narrow RED-CNN."""
     script = Path(__file__).resolve().parents[1] / "launch" / "train.py"
     flags = [f"--data.shards={shards}", f"--run_dir={folder}", "--model.channels=24", "--train.global_batch=16"]
-    flags += [f"--train.steps={steps}", "--train.log_every=1", "--val.slices=1", "--track.wandb=off", *more]
+    flags += [f"--train.steps={steps}", "--train.log_every=1", "--val.slices=1", "--track.wandb=disabled", *more]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     return subprocess.Popen([sys.executable, str(script), *flags], **quiet)  # type: ignore[call-overload]
 

@@ -197,8 +197,8 @@ class ValConfig:
 class TrackConfig:
     """Weights & Biases."""
 
-    wandb: Literal["online", "offline", "off"] = "offline"
-    """online needs a key (wandb login); offline writes to the run folder, to be sent later with wandb sync."""
+    wandb: Literal["online", "offline", "disabled"] = "offline"
+    """online needs a key (wandb login); offline writes to the run folder, to be sent later with wandb sync; disabled."""
     project: str = "ldct"
     """Project the run belongs to."""
     entity: str = ""

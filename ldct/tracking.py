@@ -49,7 +49,7 @@ class Tracker:
     def __init__(self, run: Path, config: Config) -> None:
         self.run, self.mode, self.warned = run, config.track.wandb, False
         self.process: subprocess.Popen[bytes] | None = None
-        if self.mode == "off":
+        if self.mode == "disabled":
             return
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SHIELDED)  # the mirror is born with them blocked
         try:
@@ -303,7 +303,7 @@ def follow(folder: Path) -> None:
 
 def send(folder: Path) -> None:
     """Bring W&B up to date with ``folder`` as it stands, and end."""
-    if runs.read_config(folder).track.wandb == "off":
+    if runs.read_config(folder).track.wandb == "disabled":
         raise InputError(f"{folder}: its config.yaml says track.wandb: off; set it to online or offline there")
     with alone(folder, wait=False):
         mirror = Mirror(folder)

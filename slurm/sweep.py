@@ -96,8 +96,7 @@ def parse_setting(text: str, search: Search) -> tuple[str, Any]:
         raise InputError(f"--set: expected SECTION.FIELD=VALUE, as in train.steps=1000, found {text!r}")
     if name in search.swept:
         raise InputError(f"--set {name}: the sweep chooses this field itself; change it in the sweep file")
-    # YAML takes off for false; --set track.wandb=off must not
-    return name, value if value in ("on", "off", "yes", "no") else yaml.safe_load(value)
+    return name, yaml.safe_load(value)
 
 
 @functools.cache

@@ -69,7 +69,7 @@ def tiny_flags(shards, run_dir, **changes):
         "train.log_every": 3,
         "val.every": 7,
         "val.slices": 2,
-        "track.wandb": "off",
+        "track.wandb": "disabled",
         "run_dir": run_dir,
     }
     fields |= {name.replace("__", "."): value for name, value in changes.items()}

@@ -24,7 +24,7 @@ TINY = {
     "optim": {"warmup": 2, "ema": 0.9},
     "train": {"steps": 20, "global_batch": 8, "log_every": 5},
     "val": {"every": 100, "slices": 1},
-    "track": {"wandb": "off"},
+    "track": {"wandb": "disabled"},
 }
 
 

@@ -52,7 +52,7 @@ def test_what_cannot_be_is_one_line(values, says):
 
 def test_the_hash_names_what_is_trained():
     one = from_dict({})
-    assert hash8(one) == hash8(from_dict({"run_dir": "elsewhere", "track": {"wandb": "off"}}))
+    assert hash8(one) == hash8(from_dict({"run_dir": "elsewhere", "track": {"wandb": "disabled"}}))
     assert hash8(one) != hash8(from_dict({"train": {"seed": 1}}))
 
 

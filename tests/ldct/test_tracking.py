@@ -176,7 +176,7 @@ def lab(tmp_path_factory, tiny_shards, home, server, full_disk):
             pool.submit(run, "unreachable", track__wandb="online", extra={"WANDB_INIT_TIMEOUT": "2"}),
             pool.submit(run, "mirror-killed", track__wandb="offline", disturb=(kill(0),)),
             pool.submit(run, "service-killed", track__wandb="offline", disturb=(kill(1),)),
-            pool.submit(run, "off"),
+            pool.submit(run, "disabled"),
             *([pool.submit(run, "full", track__wandb="offline")] if full_disk else []),
         ]  # fmt: skip
         for job in jobs:
@@ -205,7 +205,7 @@ def assert_unharmed(outcome, plain):
 @pytest.mark.parametrize("fault", ["mirror-killed", "service-killed", "unreachable", "slow"])
 def test_tracking_that_breaks_does_not_touch_the_training(lab, fault):
     found, _ = lab
-    plain, [(status, _, errors)] = found["off"]
+    plain, [(status, _, errors)] = found["disabled"]
     assert status == 0, errors
     assert "W&B" not in errors and not (plain / "wandb").exists()
     assert len(runs.read_metrics(plain)) == 11  # steps 0 7 14 20 validated, 3 6 9 12 15 18 20 logged
@@ -232,7 +232,7 @@ def test_a_full_disk_below_wandb_does_not_touch_the_training(lab, full_disk):
     if full_disk is None:
         pytest.skip("needs root and the right to mount a file system, to fill a small one")
     found, _ = lab
-    assert_unharmed(found["full"], found["off"][0])
+    assert_unharmed(found["full"], found["disabled"][0])
 
 
 # ---- parts of one run

@@ -79,8 +79,8 @@ def test_project_and_entity_of_the_sweep_reach_the_tracking(plan):
 
 
 def test_off_is_not_false(plan):
-    (one,) = plan({"train.seed": [0]}, "track.wandb=off")
-    assert one.config.track.wandb == "off"
+    (one,) = plan({"train.seed": [0]}, "track.wandb=disabled")
+    assert one.config.track.wandb == "disabled"
 
 
 @pytest.mark.parametrize(
