@@ -198,7 +198,7 @@ class TrackConfig:
     """Weights & Biases."""
 
     wandb: Literal["online", "offline", "disabled"] = "offline"
-    """online needs a key (wandb login); offline writes to the run folder, to be sent later with wandb sync; disabled."""
+    """online needs a key (wandb login); offline writes to the run folder, to be sent later with wandb sync."""
     project: str = "ldct"
     """Project the run belongs to."""
     entity: str = ""

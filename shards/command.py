@@ -64,7 +64,8 @@ class Progress:
         rate = (self.done - self.start) / max(self.told - self.began, 1e-9)
         eta = f"{(self.total - self.done) / rate:.0f} s left" if rate else "rate not known yet"
         note = f", {self.note}" if self.note else ""
-        print(f"{self.what}: {self.done}/{self.total} {self.unit}, {rate:.3g}/s, {eta}{note}", file=sys.stderr, flush=True)
+        line = f"{self.what}: {self.done}/{self.total} {self.unit}, {rate:.3g}/s, {eta}{note}"
+        print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """End the bar, or tell where it came to."""

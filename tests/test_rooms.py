@@ -30,3 +30,10 @@ def test_the_sharder_needs_no_torch():
     heavy = {"torch", "torchvision", "webdataset", "wandb"}
     files = [path for path in sorted((ROOT / "shards").glob("*.py")) if path.name != "similarity.py"]
     assert {path.name: heavy & set(imported(path)) for path in files if heavy & set(imported(path))} == {}
+
+
+@pytest.mark.parametrize("room", FLOORS)
+def test_the_readme_names_every_file(room):
+    text = (ROOT / "README.md").read_text()
+    files = [path.name for path in (ROOT / room).rglob("*.py") if path.name != "__init__.py"]
+    assert [name for name in files if name not in text] == []
