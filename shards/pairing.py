@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from shards import layouts
 from shards.command import InputError, Progress
 from shards.dicom import Slice, Unusable, files_under, read_slices
@@ -188,15 +186,19 @@ def _geometry(piece: Slice) -> tuple[object, ...]:
     return piece.shape, tuple(round(s, 3) for s in piece.spacing), tuple(round(o, 2) + 0.0 for o in piece.orientation)
 
 
+def _close(a: tuple[float, ...], b: tuple[float, ...], tolerance: float) -> bool:
+    return all(abs(x - y) <= tolerance for x, y in zip(a, b, strict=True))
+
+
 def _difference(full: Slice, low: Slice) -> str | None:
     """Why two slices at one z are no pair, or None."""
     if full.shape != low.shape:
         return f"its mate has another matrix: {full.shape} and {low.shape}"
-    if not np.allclose(full.spacing, low.spacing, rtol=1e-3):
+    if not _close(full.spacing, low.spacing, 1e-3 * min(full.spacing)):
         return f"its mate has another pixel spacing: {full.spacing} and {low.spacing} mm"
-    if not np.allclose(full.orientation, low.orientation, atol=1e-3):
+    if not _close(full.orientation, low.orientation, 1e-3):
         return f"its mate has another orientation: {full.orientation} and {low.orientation}"
-    if not np.allclose(full.position[:2], low.position[:2], atol=0.1):
+    if not _close(full.position[:2], low.position[:2], 0.1):
         return f"its mate lies elsewhere in the plane: {full.position[:2]} and {low.position[:2]} mm"
     return None
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from shards.command import InputError
 
@@ -43,10 +44,10 @@ def origins(shape: tuple[int, int], patch: int, stride: int, tiling: str) -> lis
 
 def cut(images: Sequence[np.ndarray], corners: list[list[int]], patch: int) -> np.ndarray:
     """The tiles of k images of one shape (H, W) at ``corners``: a new array of shape (n, k, patch, patch)."""
+    rows, columns = np.array(corners).T
     tiles = np.empty((len(corners), len(images), patch, patch), images[0].dtype)
-    for tile, (row, column) in zip(tiles, corners, strict=True):
-        for part, image in zip(tile, images, strict=True):
-            part[...] = image[row : row + patch, column : column + patch]
+    for k, image in enumerate(images):
+        tiles[:, k] = sliding_window_view(image, (patch, patch))[rows, columns]
     return tiles
 
 
@@ -62,4 +63,5 @@ def join(tiles: np.ndarray, corners: list[list[int]], shape: tuple[int, int]) ->
 
 def body_fractions(full: np.ndarray) -> list[float]:
     """Share of the pixels above -500 HU in each tile, shape (n, p, p), of the full dose, to 3 decimals."""
-    return [round(np.count_nonzero(tile > BODY_HU) / tile.size, 3) for tile in full]
+    body = (full > BODY_HU).reshape(len(full), -1)
+    return [round(count / body.shape[1], 3) for count in np.count_nonzero(body, axis=1).tolist()]

@@ -50,14 +50,15 @@ class Sums:
     def add(self, pairs: np.ndarray) -> None:
         """Add tiles, shape (n, 2, p, p)."""
         both = pairs.reshape(len(pairs), 2, -1).astype(np.float64)  # whole numbers below 2^53: exact
-        products = (both @ both.swapaxes(1, 2)).sum(axis=0)  # tile by tile: too small for BLAS to start threads
         low, full = both.sum(axis=(0, 2))
+        low_squares, full_squares = np.vecdot(both, both).sum(axis=0)  # tile by tile: BLAS starts no threads for so few
+        products = np.vecdot(both[:, 0], both[:, 1]).sum()
         self.pixels += pairs.size // 2
         self.low += int(low)
         self.full += int(full)
-        self.low_squares += int(products[0, 0])
-        self.full_squares += int(products[1, 1])
-        self.error_squares += int(products[0, 0] - 2 * products[0, 1] + products[1, 1])
+        self.low_squares += int(low_squares)
+        self.full_squares += int(full_squares)
+        self.error_squares += int(low_squares - 2 * products + full_squares)
 
     def __iadd__(self, other: "Sums") -> "Sums":
         for one in dataclasses.fields(self):
