@@ -1,6 +1,7 @@
 """Train one network here, or under torchrun; goes on where the run folder left off.
 
 python launch/train.py --config configs/train/default.yaml --data.shards data/shards --run_dir runs/mine
+python launch/train.py --config configs/train/default.yaml --dry-run
 """
 
 # the latch first: a signal that comes while torch is imported must not be lost
@@ -9,17 +10,53 @@ from ldct.preempt import Latch
 latch = Latch()
 
 import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from jsonargparse import ArgumentError  # noqa: E402
 
 from ldct import config as configuration  # noqa: E402
-from shards.command import command  # noqa: E402
+from ldct.config import Config  # noqa: E402
+from shards.command import InputError, command  # noqa: E402
 
 STOPPED = 75
 """Exit status of a run stopped by a signal (EX_TEMPFAIL of sysexits.h): run the same command again."""
 
 
+def arguments() -> tuple[Config, bool]:
+    """The configuration, and whether it is only to be described."""
+    made = configuration.parser(description=(__doc__ or "").splitlines()[0])
+    made.add_argument("--dry-run", action="store_true", help="describe the network and its data, and end")
+    try:
+        options = made.parse_args()
+        return configuration.instantiate(made, options), options.dry_run
+    except ArgumentError as error:
+        raise InputError(configuration.explain(error)) from None
+
+
+def describe(config: Config) -> None:
+    """Print what would be trained on what."""
+    from ldct import data, models
+
+    network, attention = models.describe(config.model), config.model.attention
+    print(f"network          {config.model.name}, attention {attention}, run hash {configuration.hash8(config)}")
+    print(f"parameters       {network.parameters:,}, {network.attention_parameters:,} of them attention's")
+    print(f"receptive field  {network.receptive_field} x {network.receptive_field} pixels")
+    print(f"encoder stages   {network.places}, where attention can stand")
+    pairs = config.train.steps * config.train.global_batch
+    print(f"budget           {config.train.steps:,} steps of {config.train.global_batch} pairs: {pairs:,} pairs")
+    if config.data.shards:
+        tiles = data.Tiles(Path(config.data.shards), config.data)
+        print(
+            f"data             {len(tiles):,} tiles of {tiles.patch} x {tiles.patch}: {pairs / len(tiles):.1f} epochs"
+        )
+
+
 def main() -> int:
     """Parse, train, and say what is left to do."""
-    config = configuration.parse(sys.argv[1:])
+    config, only_described = arguments()
+    if only_described:
+        describe(config)
+        return 0
     from ldct.train import train  # --help and a typo need no torch
 
     stopped = train(config, latch)
