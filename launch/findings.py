@@ -1,0 +1,47 @@
+"""Write what runs show, with a verdict on every claim, as a page of Markdown and its charts.
+
+python launch/evaluate.py runs/attention --shards data/shards
+python launch/findings.py runs/attention --shards data/shards -o docs/findings.md
+
+Intervals need at least three seeds and three test patients; without them every claim stays undecided.
+"""
+
+import argparse
+from pathlib import Path
+
+from shards.command import InputError, command
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="run folders, or folders of runs")
+    parser.add_argument("--shards", type=Path, required=True, help="the shards the runs were evaluated on")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("findings.md"), help="the page; charts go beside it (%(default)s)"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Gather, render, write, and print the verdicts."""
+    options = arguments()
+    if options.output.suffix != ".md":
+        raise InputError(f"--output {options.output}: expected a name that ends in .md")
+    from ldct import findings  # --help needs no torch
+    from shards.atomic import write_text
+
+    seen = findings.gather(options.runs, options.shards)
+    try:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        for name, content in findings.render(seen, options.output.stem).items():
+            write_text(options.output.with_name(name), content)
+    except OSError as error:
+        raise InputError(f"cannot write {options.output}: {error.strerror}; choose another place with -o") from None
+    for claim in seen.claims:
+        print(f"{claim.verdict:10}  {claim.text}")
+    print(options.output.resolve())
+
+
+if __name__ == "__main__":
+    command(main)
