@@ -264,7 +264,8 @@ def check_settings(out: Path, settings: Settings, pieces: dict[str, list[Slice]]
             )
         for stale in out.rglob("*.tmp"):
             stale.unlink(missing_ok=True)
-        write_text(note, fields)
+        if not note.exists():  # left as it is: a build takes a changed file for changed input
+            write_text(note, fields)
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror}") from None
 

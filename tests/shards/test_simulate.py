@@ -150,8 +150,10 @@ def test_same_seed_same_bytes_whatever_the_workers_and_the_interruption(full, tm
     (tmp_path / "b/patient/full_1mm/patient_FD_0003.IMA.77.tmp").write_bytes(b"half")
     run(monkeypatch, capsys, full, tmp_path / "b", *options)
     assert contents(tmp_path / "b") == made and not list((tmp_path / "b").rglob("*.tmp"))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "b").rglob("*") if path.is_file()}
     _, out, _ = run(monkeypatch, capsys, full, tmp_path / "b", *options)
     assert "all 3 slices are there already" in out
+    assert {path: path.stat().st_mtime_ns for path in before} == before  # a build takes a newer file for changed input
     run(monkeypatch, capsys, full, tmp_path / "c", *options, "--seed", 1)
     assert (
         contents(tmp_path / "c")["patient/quarter_1mm/patient_QD_0001.IMA"]
