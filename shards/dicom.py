@@ -297,9 +297,7 @@ def _coding(header: FileDataset, frame: int | None, shape: tuple[int, int], end:
     )
 
 
-def _start(
-    header: FileDataset, frame: int | None, shape: tuple[int, int], end: int, next_bytes: bytes
-) -> int | None:
+def _start(header: FileDataset, frame: int | None, shape: tuple[int, int], end: int, next_bytes: bytes) -> int | None:
     """Where plain 16 bit pixels begin, so that they can be read without pydicom: five times as fast."""
     syntax = _get(header.file_meta, "TransferSyntaxUID")
     plain = {ExplicitVRLittleEndian: 12, ImplicitVRLittleEndian: 8}

@@ -1,10 +1,23 @@
 """How noisy a slice is: the SD of its pixels in flat soft tissue."""
 
 import numpy as np
-from scipy import ndimage
 
 WINDOW = 9
 """Side in pixels of the square in which the SD is taken: about 8 mm at the usual pixel sizes."""
+BORDER = WINDOW // 2
+SMOOTHING = np.exp(-(np.arange(-12, 13, dtype=np.float32) ** 2) / (2 * 3**2))
+"""Weights of a Gaussian with a SD of 3 pixels, cut at 4 SD, before they are made to add up to 1."""
+
+
+def _filter(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted sums along columns and rows over all whole windows, shape (H - n + 1, W - n + 1) for n weights.
+
+    In numpy, since scipy's filters take 0.25 s to import, in every process, and twice as long to run.
+    """
+    for _ in range(2):
+        count = len(image) - len(weights) + 1
+        image = sum(weight * image[i : i + count] for i, weight in enumerate(weights)).T
+    return image
 
 
 def soft_tissue(hu: np.ndarray) -> np.ndarray:
@@ -20,9 +33,11 @@ def soft_tissue(hu: np.ndarray) -> np.ndarray:
     numpy.ndarray
         bool, shape (H, W). Smoothing (SD 3 pixels) keeps the noise of a quarter dose from tearing holes into it.
     """
-    smooth = ndimage.gaussian_filter(hu.astype(np.float32), 3)
+    padded = np.pad(hu.astype(np.float32), len(SMOOTHING) // 2, mode="symmetric")
+    smooth = _filter(padded, SMOOTHING / SMOOTHING.sum())
     inside = ((smooth > 0) & (smooth < 150)).astype(np.uint8)
-    return ndimage.minimum_filter(inside, WINDOW, mode="constant").astype(bool)  # 0 beyond the border
+    whole = _filter(inside, np.ones(WINDOW, np.uint8)) == WINDOW**2
+    return np.pad(whole, BORDER)  # a window beyond the border is not soft tissue
 
 
 def noise_sd(image: np.ndarray, mask: np.ndarray) -> float:
@@ -35,9 +50,9 @@ def noise_sd(image: np.ndarray, mask: np.ndarray) -> float:
     """
     if np.count_nonzero(mask) < 200:
         return float("nan")
-    image = image.astype(np.float64)
-    image = image - image[mask].mean()
-    mean = ndimage.uniform_filter(image, WINDOW)
-    variance = ndimage.uniform_filter(image * image, WINDOW) - mean * mean
-    sd = np.sqrt(np.maximum(variance[mask], 0) * WINDOW**2 / (WINDOW**2 - 1))
+    image = (image - image[mask].mean(dtype=np.float64)).astype(np.float32)  # about 0 in soft tissue: loses nothing
+    mask = mask[BORDER:-BORDER, BORDER:-BORDER]
+    box = np.full(WINDOW, 1 / WINDOW, np.float32)
+    mean, squares = _filter(image, box)[mask], _filter(image * image, box)[mask]
+    sd = np.sqrt(np.maximum(squares - mean * mean, 0) * WINDOW**2 / (WINDOW**2 - 1))
     return float(np.percentile(sd, 25))

@@ -33,8 +33,9 @@ def _start_worker() -> None:
 class Workers:
     """``count`` processes, started when there is work for them; with one, the work is done in this process.
 
-    Processes are spawned, so that nothing (threads, locks, open files) leaks into them. Leaving the ``with`` block
-    lets the work in hand end and drops the rest.
+    Processes are forked from a fresh one that has imported what the work needs and nothing else: no thread, lock or
+    open file leaks into them, and the imports (0.4 s) are paid once. Leaving the ``with`` block lets the work in hand
+    end and drops the rest.
     """
 
     def __init__(self, count: int) -> None:
@@ -62,7 +63,9 @@ class Workers:
             yield from map(function, items)
             return
         if self.pool is None:
-            self.pool = ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn"), _start_worker)
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload([function.__module__])
+            self.pool = ProcessPoolExecutor(self.count, context, _start_worker)
         waiting: collections.deque[Future[Result]] = collections.deque()
         try:
             for item in items:
