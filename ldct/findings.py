@@ -149,14 +149,24 @@ def limits(seen: Findings) -> list[str]:
     }
     if narrow:
         lines.append(f"Narrow networks: {', '.join(sorted(narrow))}. Full width: not measured here.")
+    thin = [c for c in configs if c.model.attention in ("channel", "both") and (c.model.channels or 0) < 32]
+    if thin:
+        lines.append(
+            "Channel attention on fewer than 32 channels has one hidden unit (reduction 16): where its ReLU is closed "
+            "all weights are 1/2 and their SD is 0."
+        )
     pairs = sorted({c.train.steps * c.train.global_batch for c in configs})
-    lines.append(f"Training pairs seen by a run: {', '.join(f'{count:,}' for count in pairs)}.")
+    full = configuration.TrainConfig()
+    lines.append(
+        f"Training pairs seen by a run: {', '.join(f'{count:,}' for count in pairs)}; the default recipe's "
+        f"{full.steps * full.global_batch:,}."
+    )
     patients = len(seen.found.patients)
     seeds = min(len(arm.runs) for arm in seen.arms)
     if patients < stats.LEAST_PATIENTS or seeds < claimed.LEAST_SEEDS:
         lines.append(
-            f"{patients} test patient{'s' * (patients > 1)} and at least {seeds} seed{'s' * (seeds > 1)} an arm: an "
-            f"interval needs {stats.LEAST_PATIENTS} and {claimed.LEAST_SEEDS}. What has none decides nothing."
+            f"{patients} test patient{'s' * (patients > 1)} and at least {seeds} seed{'s' * (seeds > 1)} an arm: an interval "
+            f"needs {stats.LEAST_PATIENTS} patients and {claimed.LEAST_SEEDS} seeds. What has none decides nothing."
         )
     return lines
 

@@ -263,7 +263,8 @@ def sweep(tiny_shards, tmp_path_factory):
                 for s in (1, 2, 3, 4)
             ]
             one = make(seed, gain, model__name=name, model__attention=attention, model__channels=8)
-            write(folder / one.name, one, [*losses, line], digest)
+            before = {"step": 0, "val/abd400/psnr": 99.0}  # belongs to no group
+            write(folder / one.name, one, [before, *losses, line], digest)
     waiting = make(7)
     write(folder / waiting.name, waiting, [], digest, state="running")
     return folder, shards
@@ -317,6 +318,8 @@ def test_the_page_has_attention_by_depth_and_groups(page):
     assert "## By groups of 2 iterations" in text
     row = next(line for line in text.splitlines() if line.startswith("| 3 to 4 | 0."))
     assert row.split(" | ")[1] == f"{(1 / 3 + 1 / 4) / 2:.6f} ± 0.000000"
+    assert re.findall(r"^\| (\S+ to \d) \| (3\d\.\d\d) ", text, re.M) == [("1 to 2", "30.15"), ("3 to 4", "30.35")]
+    assert "99.00" not in text
     for name in re.findall(r"\]\((findings-\w+\.svg)\)", text):
         assert xml.etree.ElementTree.fromstring(page[name]).tag.endswith("svg")
     assert {f"findings-{name}.svg" for name in ("channel_sd", "loss", "psnr")} == page.keys() - {"findings.md"}
