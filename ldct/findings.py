@@ -165,8 +165,9 @@ def limits(seen: Findings) -> list[str]:
     seeds = min(len(arm.runs) for arm in seen.arms)
     if patients < stats.LEAST_PATIENTS or seeds < claimed.LEAST_SEEDS:
         lines.append(
-            f"{patients} test patient{'s' * (patients > 1)} and at least {seeds} seed{'s' * (seeds > 1)} an arm: an interval "
-            f"needs {stats.LEAST_PATIENTS} patients and {claimed.LEAST_SEEDS} seeds. What has none decides nothing."
+            f"{patients} test patient{'s' * (patients > 1)} and at least {seeds} seed{'s' * (seeds > 1)} an arm: an "
+            f"interval needs {stats.LEAST_PATIENTS} patients and {claimed.LEAST_SEEDS} seeds. "
+            "What has none decides nothing."
         )
     return lines
 
