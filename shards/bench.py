@@ -191,7 +191,7 @@ def table(result: dict[str, Any]) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``launch/bench.py shard``."""
     parser.add_argument("--pairs", type=int, default=512, help="slices at two doses (%(default)s: 540 MB of DICOM)")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds that count, after one to warm up (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=2, help="rounds that count, after one to warm up (%(default)s)")
     parser.add_argument(
         "--scratch", type=Path, help="folder on the disk to measure (default: the system's temporary one)"
     )
