@@ -133,6 +133,8 @@ class OptimConfig:
         require(self.lr > 0, "optim.lr", "a positive learning rate", self.lr)
         require(0 <= self.ema < 1, "optim.ema", "a decay of at least 0 and below 1", self.ema)
         require(self.warmup >= 0, "optim.warmup", "a number of steps", self.warmup)
+        require(0 < self.plateau_factor < 1, "optim.plateau_factor", "between 0 and 1", self.plateau_factor)
+        require(self.plateau_patience >= 1, "optim.plateau_patience", "at least 1 validation", self.plateau_patience)
         require(self.clip_norm >= 0, "optim.clip_norm", "a norm, or 0 for no clipping", self.clip_norm)
 
 
@@ -173,6 +175,8 @@ class TrainConfig:
             f"a divisor of train.global_batch ({self.global_batch})",
             self.accumulate,
         )
+        require(self.seed >= 0, "train.seed", "0 or more", self.seed)
+        require(self.skip_nonfinite >= 0, "train.skip_nonfinite", "0 or more", self.skip_nonfinite)
         require(self.save_every_s > 0, "train.save_every_s", "a positive number of seconds", self.save_every_s)
         require(self.timeout_s > 0, "train.timeout_s", "a positive number of seconds", self.timeout_s)
 
@@ -317,7 +321,7 @@ def load(path: Path) -> Config:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
         raise InputError(f"{path}: expected a configuration file: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a mapping of sections, found {type(values).__name__}")

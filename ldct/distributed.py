@@ -20,6 +20,9 @@ from shards.command import InputError
 BEAT_S = 2.0
 """Seconds between two signs of life of a rank."""
 
+PATIENCE = timedelta(minutes=30)
+"""What ranks wait for each other where one may be slow for good reasons: imports, tiles copied to a GPU, a save."""
+
 
 class RankLost(RuntimeError):
     """Other ranks ended; the message names them."""
@@ -51,14 +54,15 @@ class Ranks:
             timeout=self.timeout,
         )
         self.group = dist.new_group(backend="gloo", timeout=self.timeout)
+        self.patient = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     @property
     def first(self) -> bool:
         """Whether this is rank 0, the only one that writes."""
         return self.rank == 0
 
-    def parallel(self, model: nn.Module) -> nn.Module:
-        """``model`` with its gradients averaged over the ranks.
+    def parallel(self, model: nn.Module, patch: int) -> nn.Module:
+        """``model`` with its gradients averaged over the ranks; it is given tiles with a side of ``patch`` pixels.
 
         RED-CNN's gradients are 7.4 MB: the default bucket of 25 MB would send them all at the end; 2 MB overlap.
         """
@@ -69,7 +73,7 @@ class Ranks:
         # DDP lays its buckets out anew after its first backward, and the layout decides in which order gradients of
         # more than two ranks are added. Without a throw-away one, a resumed run would differ in its first step
         before = copy.deepcopy(model.state_dict())
-        made(torch.zeros(2, 1, 64, 64, device=self.device)).sum().backward()
+        made(torch.zeros(2, 1, patch, patch, device=self.device)).sum().backward()
         model.load_state_dict(before)
         model.zero_grad()
         return made
@@ -100,9 +104,10 @@ class Ranks:
         """Mean of a scalar over the ranks, summed in the order of the ranks."""
         return sum(self.gather(value.item())) / self.world_size
 
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        self.gather(None)
+    def wait(self) -> None:
+        """Wait for all ranks, with PATIENCE."""
+        if self.world_size > 1:
+            dist.barrier(group=self.patient)
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -133,11 +138,11 @@ class Life:
     """
 
     def __init__(self, store: Any, rank: int, world_size: int) -> None:
-        self.store, self.rank, self.world_size = store, rank, world_size
-        store.set_timeout(timedelta(seconds=10))
-        store.set(f"host/{rank}", f"{socket.gethostname()}, pid {os.getpid()}")
+        # connections of its own: a store's calls wait for each other, and its timeout holds for all who use it
+        self.store, self.rank, self.world_size = store.clone(), rank, world_size
+        self.store.set_timeout(timedelta(seconds=10))
+        self.store.set(f"host/{rank}", f"{socket.gethostname()}, pid {os.getpid()}")
         self.ended = threading.Event()
-        # a connection of its own: a store's calls wait for each other
         self.thread = threading.Thread(target=self._beat, args=(store.clone(),), name="life", daemon=True)
         self.thread.start()
 

@@ -1,5 +1,6 @@
 """What a training run writes down as it goes: folder, status, metrics, heartbeat. Only rank 0 writes."""
 
+import contextlib
 import time
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,7 @@ from ldct.distributed import Ranks
 from ldct.tracking import Tracker
 from shards import manifest
 from shards.atomic import write_text
-from shards.command import Progress
+from shards.command import InputError, Progress
 
 
 class Journal:
@@ -34,7 +35,7 @@ class Journal:
         self.folder = Path(config.run_dir)
         self.checkpoints = self.folder / "checkpoints"
         self.manifest_sha256 = manifest.digest(Path(config.data.shards))
-        self.restored = checkpoint.newest(self.checkpoints)
+        self.restored = self._newest()
         if self.restored:
             checkpoint.check_same_run(self.restored, config, self.manifest_sha256, self.folder)
         self.status = runs.read_status(self.folder)
@@ -42,6 +43,21 @@ class Journal:
         self.metrics = runs.Metrics(self.folder)
         self.began = time.monotonic()
         self.paced = (self.restored["step"] if self.restored else 0, self.began)
+
+    def _newest(self) -> dict[str, Any] | None:
+        """The checkpoint to go on from, the same on every rank: rank 0 chooses, since on a network disk the others may
+        not see its newest file yet."""
+        found = checkpoint.newest(self.checkpoints) if self.ranks.first else None
+        step = self.ranks.gather(found["step"] if found else None)[0]
+        if self.ranks.first or step is None:
+            return found
+        path = self.checkpoints / checkpoint.step_name(step)
+        try:
+            return checkpoint.read(path)
+        except checkpoint.Broken as error:
+            raise InputError(
+                f"rank {self.ranks.rank} cannot read {path}, which rank 0 can: {error}; run again"
+            ) from None
 
     @property
     def finished(self) -> bool:
@@ -68,7 +84,8 @@ class Journal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if error is not None and self.ranks.first:
             self.status.error = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            self.close("failed")
+            with contextlib.suppress(OSError):  # a full disk must not hide what ended the run
+                self.close("failed")
 
     def stepped(self, step: int) -> None:
         """Count a step; write the heartbeat where it is due."""

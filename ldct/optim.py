@@ -90,7 +90,7 @@ class FiniteGuard:
 
     def note(self, step: int, loss: Tensor, norm: Tensor) -> None:
         """Look at this rank's loss and the norm of the averaged gradient of ``step``."""
-        now = torch.tensor(step, device=loss.device)
+        now = torch.full((), step, device=loss.device)  # filled there; torch.tensor would copy and wait
         self.first_loss = torch.where(loss.isfinite(), self.first_loss, self.first_loss.minimum(now))
         self.first_gradient = torch.where(norm.isfinite(), self.first_gradient, self.first_gradient.minimum(now))
 

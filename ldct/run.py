@@ -191,7 +191,10 @@ def code_version() -> dict[str, str]:
         return json.loads((root / SNAPSHOT).read_text())
 
     def git(*args: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True)
+        try:
+            done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True)
+        except OSError:  # no git in a container
+            return ""
         return done.stdout.strip() if done.returncode == 0 else ""
 
     return {"commit": git("rev-parse", "HEAD"), "diff": git("diff", "HEAD")}

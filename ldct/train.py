@@ -1,5 +1,7 @@
 """The training loop."""
 
+import errno
+import math
 import os
 import signal
 import sys
@@ -51,9 +53,14 @@ def train(config: Config, latch: Latch) -> signal.Signals | None:
     journal = Journal(config, ranks)
     if journal.finished:
         return None
-    with journal, ranks.together():
-        stopped = Training(config, ranks, latch, journal).loop()
-        journal.close("stopped" if stopped else "finished")
+    try:
+        with journal, ranks.together():
+            stopped = Training(config, ranks, latch, journal).loop()
+            journal.close("stopped" if stopped else "finished")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(f"cannot write to {config.run_dir}: {error.strerror}; make room and run again") from None
     return stopped
 
 
@@ -100,7 +107,7 @@ class Training:
         torch.manual_seed(config.train.seed)
         self.model = self._network()
         self.average = optim.Average(self.model, self._network(), config.optim.ema) if config.optim.ema else None
-        self.parallel = ranks.parallel(self.model)
+        self.parallel = ranks.parallel(self.model, self.tiles.patch)
         self.loss = losses.create(config.loss).to(ranks.device)
         self.optimizer = optim.create(list(self.model.parameters()), config.optim)
         self.rate = optim.LearningRate(config.optim, config.train.steps)
@@ -116,6 +123,8 @@ class Training:
         """Step and PSNR of the best validation."""
         self.loss_sum = torch.zeros((), device=ranks.device)
         """Sum of this rank's losses since the last line of metrics."""
+        self.summed = 0
+        """Steps in that sum."""
         self._restore()
 
     def _network(self) -> Network:
@@ -126,6 +135,7 @@ class Training:
     def loop(self) -> signal.Signals | None:
         """Validate where it is due, make a step, log where it is due; until the last step or a signal."""
         store = data.open_store(self.tiles, self.config.data.store, self.ranks.device)
+        self.ranks.wait()
         ranks, last = self.ranks, self.config.train.steps
         self.loader = data.Loader(store, self.order, ranks.rank, ranks.world_size, self.step, last)
         batches = iter(self.loader)
@@ -161,6 +171,7 @@ class Training:
             if self.average:
                 self.average.update(self.step)
             self.loss_sum += loss
+            self.summed += 1
         self.optimizer.zero_grad()
         self.step += 1
         self.journal.stepped(self.step)
@@ -221,9 +232,9 @@ class Training:
     def _log(self) -> None:
         """A line of training metrics: mean loss since the last line; the last step's rate, gradient and attention."""
         self._check_finite()
-        count = (self.step - 1) % self.config.train.log_every + 1
-        loss = self.ranks.mean(self.loss_sum) / count
+        loss = self.ranks.mean(self.loss_sum) / self.summed if self.summed else math.nan
         self.loss_sum.zero_()
+        self.summed = 0
         self.journal.pace(self.loader.waited_s)
         self.loader.waited_s = 0.0
         line: dict[str, Any] = {
@@ -293,9 +304,11 @@ class Training:
             "skipped": self.skipped,
             "best": self.best,
             "loss_sums": self.ranks.gather(self.loss_sum.item()),
+            "summed": self.summed,
             "lines": self.journal.metrics.count,
         }
         self._write(checkpoint.step_name(self.step), content)
+        self.ranks.wait()
         self.clock.saved()
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
@@ -319,7 +332,7 @@ class Training:
         self.optimizer.load_state_dict(found["optimizer"])
         self.rate.restore(found["rate"])
         self.step, self.validated, self.skipped = found["step"], found["validated"], found["skipped"]
-        self.best = found["best"]
+        self.best, self.summed = found["best"], found["summed"]
         sums = found["loss_sums"]
         same = len(sums) == self.ranks.world_size
         self.loss_sum.fill_(sums[self.ranks.rank] if same else sum(sums) / len(sums))

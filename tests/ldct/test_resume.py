@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import subprocess
 
 import pytest
 import torch
@@ -230,6 +231,32 @@ def test_a_full_disk_stops_the_run_with_one_line_and_a_whole_checkpoint(
     assert read_status(tmp_path).error.startswith("InputError: cannot write")
     assert start(tiny_shards, tmp_path) is None
     assert_same(tmp_path, undisturbed)
+
+
+def test_a_disk_without_room_for_anything_is_one_line(tiny_shards, tmp_path):
+    """Not even the status can be written; the earlier checkpoint stays whole and the run goes on when there is room."""
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", tmp_path], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no small disk can be made here: {mounted.stderr.decode().strip()}")
+    try:
+        filler = tmp_path / "filler"
+        with pytest.MonkeyPatch.context() as patch:
+            after_step(patch, 4, lambda: fill(filler))
+            with pytest.raises(InputError, match=r"No space left on device.*make room and run again"):
+                start(tiny_shards, tmp_path / "run", train__save_every_s=1e-9, train__log_every=1)
+        assert checkpoint.newest(tmp_path / "run" / "checkpoints")["step"] == 3
+        filler.unlink()
+        assert start(tiny_shards, tmp_path / "run", train__log_every=1) is None
+        assert [line["step"] for line in lines(tmp_path / "run") if "train/loss" in line] == list(range(1, 21))
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def fill(path):
+    """Leave no room on the disk of ``path``."""
+    with pytest.raises(OSError), open(path, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(512))
 
 
 def poison(monkeypatch, step, times=1):
