@@ -111,12 +111,14 @@ def load(folder: Path) -> Manifest:
     try:
         fields = json.loads(_read(path))
         found = (fields["format"], fields["version"])
+        if found != (FORMAT, VERSION):
+            raise InputError(
+                f"{path} is of format {found}, this code reads {(FORMAT, VERSION)}; build the shards again"
+            )
+        shards = [Shard(**{**s, "records": [Record(**r) for r in s["records"]]}) for s in fields["shards"]]
+        return Manifest(**{**fields, "shards": shards})
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path} is not a shard manifest; build the shards again with shards/build.py") from None
-    if found != (FORMAT, VERSION):
-        raise InputError(f"{path} is of format {found}, this code reads {(FORMAT, VERSION)}; build the shards again")
-    shards = [Shard(**{**s, "records": [Record(**r) for r in s["records"]]}) for s in fields["shards"]]
-    return Manifest(**{**fields, "shards": shards})
 
 
 def digest(folder: Path) -> str:

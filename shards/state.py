@@ -11,7 +11,7 @@ from typing import Any
 from shards.atomic import write_text
 from shards.command import InputError
 from shards.dicom import files_under
-from shards.manifest import NAME, Record, Shard
+from shards.manifest import Record, Shard, load
 from shards.writer import Finished, ShardPlan, Sums
 
 STATE = ".build"
@@ -39,7 +39,7 @@ def locked(out: Path) -> Iterator[Path]:
     Raises
     ------
     InputError
-        If another build works in OUT, or it cannot be written.
+        If another build works in OUT, or it cannot be written or locked.
     """
     state = out / STATE
     try:
@@ -47,11 +47,13 @@ def locked(out: Path) -> Iterator[Path]:
         (state / "lock").touch()
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror}") from None
-    with open(state / "lock") as lock:
+    with open(state / "lock", "a") as lock:  # NFS locks only what is open for writing
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise InputError(f"another build is at work in {out}; wait for it, or choose another folder") from None
+        except OSError as error:
+            raise InputError(f"{out}: its file system has no locks ({error.strerror}); choose another one") from None
         yield state
 
 
@@ -80,7 +82,16 @@ def begin(out: Path, state: Path, settings: dict[str, Any], mark: str) -> bool:
         raise InputError(f"{out} holds shards of {what}; delete it or choose another folder")
     for stale in [*out.glob("*.tmp"), *state.glob("*.tmp")]:
         stale.unlink(missing_ok=True)
-    return (out / NAME).exists()
+    return whole(out)
+
+
+def whole(out: Path) -> bool:
+    """Whether OUT has a manifest and every shard in full length."""
+    try:
+        shards = load(out).shards
+        return all((out / shard.name).stat().st_size == shard.bytes for shard in shards)
+    except (InputError, OSError):
+        return False
 
 
 def saved(state: Path, plan: ShardPlan) -> Finished | None:

@@ -1,5 +1,6 @@
 """The command as its user runs it: what it writes, what it refuses, and that a kill changes no byte."""
 
+import errno
 import hashlib
 import io
 import json
@@ -17,6 +18,7 @@ import webdataset
 from phantom import images, make_dataset, write_series, write_slice
 
 from shards import build, manifest
+from shards.command import InputError
 from shards.state import locked
 
 ROOT = Path(__file__).parents[2]
@@ -128,6 +130,30 @@ def test_run_again_does_nothing_and_says_so(data, built, monkeypatch, capsys):
     assert {path: path.stat().st_mtime_ns for path in built.iterdir()} == before
 
 
+def test_shards_lost_after_the_build_are_built_again(data, built, monkeypatch, capsys):
+    before = digests(built)
+    (built / "train-00001.tar").unlink()
+    (built / "val-00000.tar").write_bytes(b"short")
+    status, out, err = main(monkeypatch, capsys, data, built, *SPLIT, "--shard-slices", 2)
+    assert status == 0 and "there already" not in out, err
+    assert digests(built) == before
+    (built / "manifest.json").write_text("{")
+    status, _, err = main(monkeypatch, capsys, data, built, *SPLIT, "--shard-slices", 2)
+    assert status == 0 and digests(built) == before, err
+
+
+@pytest.mark.parametrize(
+    "change", [lambda m: m.pop("shards"), lambda m: m["shards"][0].pop("records"), lambda m: m.update(shards=3)]
+)
+def test_a_manifest_with_parts_missing_is_one_line(built, change):
+    path = built / "manifest.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"is not a shard manifest; build the shards again"):
+        manifest.load(built)
+
+
 def test_a_broken_off_build_is_finished_to_the_same_bytes(data, built, monkeypatch, capsys):
     before = digests(built)
     (built / "manifest.json").unlink()
@@ -167,6 +193,15 @@ def test_two_builds_into_one_folder(data, built, monkeypatch, capsys):
     with locked(built):
         status, _, err = main(monkeypatch, capsys, data, built, *SPLIT, "--shard-slices", 2)
     assert status == 2 and "another build is at work" in err and err.count("\n") == 1
+
+
+def test_a_file_system_without_locks_is_not_another_build(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(InputError, match=r"its file system has no locks \(No locks available\); choose another one"):
+        locked(tmp_path).__enter__()
 
 
 def test_other_settings_or_other_input_are_refused(data, built, monkeypatch, capsys):
