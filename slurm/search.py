@@ -43,7 +43,9 @@ DISTRIBUTIONS: dict[str, tuple[tuple[str, ...], Draw]] = {
 }
 """Name -> (keys it needs, how it draws). A leading ``q_`` rounds to multiples of ``q``."""
 
-OPTIONS = ("value", "values", "probabilities", "distribution", "min", "max", "mu", "sigma", "q")
+NUMBERS = ("min", "max", "mu", "sigma", "q")
+
+OPTIONS = ("value", "values", "probabilities", "distribution", *NUMBERS)
 
 
 @dataclass
@@ -130,8 +132,16 @@ def check_parameter(name: str, how: Any, method: str) -> None:
         values, odds = how["values"], how.get("probabilities")
         if not isinstance(values, list) or not values:
             raise InputError(f"parameters.{name}.values: expected a list of at least one value, found {values!r}")
-        if odds is not None and (not isinstance(odds, list) or len(odds) != len(values)):
-            raise InputError(f"parameters.{name}.probabilities: expected {len(values)} numbers, found {odds!r}")
+        if odds is not None and not (
+            isinstance(odds, list)
+            and len(odds) == len(values)
+            and all(isinstance(p, int | float) and p >= 0 for p in odds)
+            and sum(odds) > 0
+        ):
+            raise InputError(
+                f"parameters.{name}.probabilities: expected {len(values)} numbers of at least 0, not all of them 0, "
+                f"found {odds!r}"
+            )
         return
     if method == "grid":
         raise InputError(f"parameters.{name}: a grid needs value or values; a range needs method: random")
@@ -139,11 +149,14 @@ def check_parameter(name: str, how: Any, method: str) -> None:
     if kind.removeprefix("q_") not in DISTRIBUTIONS:
         known = [*DISTRIBUTIONS, *(f"q_{k}" for k in DISTRIBUTIONS if k != "int_uniform")]
         raise InputError(f"parameters.{name}.distribution: expected one of {', '.join(known)}, found {kind!r}")
-    for key in DISTRIBUTIONS[kind.removeprefix("q_")][0]:
+    needed = DISTRIBUTIONS[kind.removeprefix("q_")][0]
+    for key in (key for key in NUMBERS if key in needed or key in how):
         if not isinstance(how.get(key), int | float):
             raise InputError(f"parameters.{name}: {kind} needs a number {key}, found {how.get(key)!r}")
     if "min" in how and "max" in how and how["min"] > how["max"]:
         raise InputError(f"parameters.{name}: min {how['min']} is above max {how['max']}")
+    if how.get("q", 1) <= 0:
+        raise InputError(f"parameters.{name}: q must be above 0, found {how['q']}")
     if kind.endswith("log_uniform_values") and how["min"] <= 0:
         raise InputError(f"parameters.{name}: {kind} needs a min above 0, found {how['min']}")
 
@@ -169,21 +182,30 @@ def combinations(search: Search) -> list[dict[str, Any]]:
     seed = hashlib.sha256(text.encode()).hexdigest()
     assert search.run_cap is not None
     return [
-        {name: draw(random.Random(f"{seed} {index} {name}"), how) for name, how in search.parameters.items()}
+        {name: draw(random.Random(f"{seed} {index} {name}"), name, how) for name, how in search.parameters.items()}
         for index in range(search.run_cap)
     ]
 
 
-def draw(rng: random.Random, how: dict[str, Any]) -> Any:
-    """One value of a parameter."""
+def draw(rng: random.Random, name: str, how: dict[str, Any]) -> Any:
+    """One value of the parameter ``name``.
+
+    Raises
+    ------
+    InputError
+        If the distribution leaves the numbers that there are, as log_uniform does above exp(709).
+    """
     if "value" in how:
         return how["value"]
     if "values" in how:
         return rng.choices(how["values"], how.get("probabilities"))[0]
     kind = distribution(how)
-    drawn = DISTRIBUTIONS[kind.removeprefix("q_")][1](rng, how)
-    if not kind.startswith("q_"):
-        return drawn
     step = how.get("q", 1)
-    rounded = round(drawn / step) * step
+    try:
+        drawn = DISTRIBUTIONS[kind.removeprefix("q_")][1](rng, how)
+        if not kind.startswith("q_"):
+            return drawn
+        rounded = round(drawn / step) * step
+    except (OverflowError, ValueError, TypeError) as error:
+        raise InputError(f"parameters.{name}: nothing can be drawn from {how}: {error}") from None
     return round(rounded, 12) if isinstance(step, float) else int(rounded)

@@ -96,7 +96,10 @@ def parse_setting(text: str, search: Search) -> tuple[str, Any]:
         raise InputError(f"--set: expected SECTION.FIELD=VALUE, as in train.steps=1000, found {text!r}")
     if name in search.swept:
         raise InputError(f"--set {name}: the sweep chooses this field itself; change it in the sweep file")
-    return name, yaml.safe_load(value)
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {name}: not valid YAML: {value!r}: {' '.join(str(error).split())}") from None
 
 
 @functools.cache
@@ -129,8 +132,12 @@ def check(config: Config, world_size: int) -> int:
     Raises
     ------
     InputError
-        If the shards are not there or too few, the batch cannot be divided, or the network cannot be made.
+        If the shards are not there or too few, the batch cannot be divided, the network cannot be made, or the
+        protocol is unknown.
     """
+    from ldct import protocols  # needs torch, which takes seconds to import
+
+    protocols.get(config.val.protocol)
     pairs = check_shards(Path(config.data.shards), config.data.min_body)
     batch, parts = config.train.global_batch, world_size * config.train.accumulate
     if batch % parts:
@@ -254,7 +261,7 @@ def locked(folder: Path, wait_s: float) -> Iterator[None]:
     Raises
     ------
     InputError
-        If another launcher still holds it after ``wait_s`` seconds.
+        If another launcher still holds it after ``wait_s`` seconds, or the file system has no locks.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+") as file:
@@ -271,6 +278,10 @@ def locked(folder: Path, wait_s: float) -> Iterator[None]:
                         f"another launcher works on {folder} ({holder}); wait for it, or stop it"
                     ) from None
                 time.sleep(0.1)
+            except OSError as error:
+                raise InputError(
+                    f"{folder}: its file system has no locks ({error.strerror}); choose another one with --runs"
+                ) from None
         file.seek(0)
         file.truncate()
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")

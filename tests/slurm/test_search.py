@@ -65,6 +65,24 @@ def test_distributions():
     assert odds.count("a") / 400 == pytest.approx(0.9, abs=0.05)
 
 
+def one(**how):
+    return {"method": "random", "run_cap": 1, "parameters": {"a.b": how}}
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"distribution": "log_uniform", "min": 800, "max": 900},
+        {"distribution": "log_normal", "mu": 1000},
+        {"distribution": "int_uniform", "min": 0.5, "max": 0.7},
+        {"distribution": "q_normal", "mu": math.inf},
+    ],
+)
+def test_what_cannot_be_drawn_is_one_line(how):
+    with pytest.raises(InputError, match=r"^parameters\.x\.y: nothing can be drawn from"):
+        drawn(**how)
+
+
 SEED = {"train.seed": {"values": [1]}}
 
 
@@ -93,6 +111,10 @@ SEED = {"train.seed": {"values": [1]}}
             {"method": "random", "run_cap": 1, "parameters": {"a.b": {"distribution": "uniform", "min": 0}}},
             "uniform needs a number max, found None",
         ),
+        (one(values=[1, 2], probabilities=["a", "b"]), "a.b.probabilities: expected 2 numbers of at least 0"),
+        (one(values=[1, 2], probabilities=[0, 0]), "a.b.probabilities: expected 2 numbers of at least 0"),
+        (one(distribution="q_uniform", min=0, max=1, q=0), "a.b: q must be above 0, found 0"),
+        (one(distribution="normal", mu="x"), "a.b: normal needs a number mu, found 'x'"),
     ],
 )
 def test_what_cannot_be_is_one_line(content, says):

@@ -1,6 +1,8 @@
 """From a sweep file to checked runs."""
 
+import errno
 import json
+import os
 import shutil
 
 import pytest
@@ -100,6 +102,8 @@ def test_off_is_not_false(plan):
         ({"train.seed": [0]}, ["data.shards=/none"], "expected /none/manifest.json"),
         ({"train.seed": [0]}, ["config=/none.yaml"], "/none.yaml: expected a configuration file"),
         ({"train.seed": [0]}, ["train.steps"], "--set: expected SECTION.FIELD=VALUE"),
+        ({"train.seed": [0]}, ["train.steps=[1"], "--set train.steps: not valid YAML: '[1'"),
+        ({"train.seed": [0]}, ["val.protocol=chset"], "run 0 (train.seed=0): unknown metric protocol 'chset'; there"),
         ({"train.seed": [0]}, ["train.seed=1"], "--set train.seed: the sweep chooses this field itself"),
     ],
 )
@@ -122,6 +126,15 @@ def test_a_missing_shard_is_found_before_anything_is_submitted(plan, tiny_shards
     (copy / "train-00001.tar").unlink()
     with pytest.raises(InputError, match=r"train-00001\.tar: expected \d+ bytes, found no file"):
         plan({"train.seed": [0]}, f"data.shards={copy}")
+
+
+def test_a_file_system_without_locks_is_one_line(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(InputError, match=r"its file system has no locks \(Function not implemented\); choose"):
+        sweep.locked(tmp_path / "s", wait_s=0).__enter__()
 
 
 def test_state_comes_from_the_run_folder(plan):
