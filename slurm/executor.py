@@ -29,7 +29,7 @@ class Cluster:
     cpus_per_task: int = 1
     """CPU cores of a rank: one for the loop, one for the prefetch thread, the rest for CPU kernels."""
     gpus_per_node: int = 0
-    """GPUs on each node, normally equal to tasks_per_node; 0 = train on CPUs."""
+    """GPUs on each node, equal to tasks_per_node; 0 = train on CPUs, or on what gres says."""
     time_min: int = 60
     """Time limit in minutes. A run that needs longer is warned, saves, and goes on in a new job."""
     signal_lead_s: int = 120
@@ -74,6 +74,11 @@ class Cluster:
                 raise InputError(f"{name}: expected at least 0, found {getattr(self, name)}")
         if self.array_parallelism is not None and self.array_parallelism < 1:
             raise InputError(f"array_parallelism: expected at least 1 run at once, found {self.array_parallelism}")
+        if self.gpus_per_node not in (0, self.tasks_per_node):
+            raise InputError(
+                f"tasks_per_node: expected {self.gpus_per_node}, one rank for each of gpus_per_node, found "
+                f"{self.tasks_per_node}"
+            )
         if 60 * self.time_min <= self.signal_lead_s + 60:
             raise InputError(
                 f"signal_lead_s: {self.signal_lead_s} s, and up to 60 s more, before a limit of {self.time_min} min "
@@ -152,7 +157,7 @@ def describe(kind: Any) -> str:
     return "a list of texts" if kind == list[str] else "a mapping" if kind == dict[str, Any] else " or ".join(names)
 
 
-def slurm_parameters(cluster: Cluster, name: str, comment: str, code: Path) -> dict[str, Any]:
+def slurm_parameters(cluster: Cluster, name: str, comment: str, code: Path, runs: int) -> dict[str, Any]:
     """Parameters of submitit's SlurmExecutor: the cluster's, and what each job needs by the traps of both."""
     parameters = {
         "job_name": name,
@@ -163,7 +168,7 @@ def slurm_parameters(cluster: Cluster, name: str, comment: str, code: Path) -> d
         "gpus_per_node": cluster.gpus_per_node if cluster.gpus_per_node and not cluster.gres else None,
         "time": cluster.time_min,
         "signal_delay_s": cluster.signal_lead_s,
-        "array_parallelism": cluster.array_parallelism,
+        "array_parallelism": cluster.array_parallelism or runs,  # submitit's own default is 256
         "mem": None if cluster.mem_gb is None else f"{int(cluster.mem_gb * 1024)}M",
         **{key: getattr(cluster, key) for key in ("partition", "account", "qos", "gres", "constraint", "exclude")},
         # submitit writes no --requeue, and a site may have JobRequeue=0
@@ -187,8 +192,10 @@ def setup_lines(cluster: Cluster, code: Path) -> list[str]:
     ]
 
 
-def slurm_executor(cluster: Cluster, folder: Path, name: str, comment: str, code: Path) -> submitit.SlurmExecutor:
-    """submitit's executor for a job array whose files go to ``folder``.
+def slurm_executor(
+    cluster: Cluster, folder: Path, name: str, comment: str, code: Path, runs: int
+) -> submitit.SlurmExecutor:
+    """submitit's executor for an array of ``runs`` whose files go to ``folder``.
 
     Raises
     ------
@@ -202,7 +209,7 @@ def slurm_executor(cluster: Cluster, folder: Path, name: str, comment: str, code
             "no SLURM on this machine (srun is not on PATH); run this on a login node of the cluster, "
             "or take --cluster configs/clusters/local.yaml"
         ) from None
-    made.update_parameters(**slurm_parameters(cluster, name, comment, code))
+    made.update_parameters(**slurm_parameters(cluster, name, comment, code, runs))
     return made
 
 
@@ -210,7 +217,7 @@ def sbatch_text(cluster: Cluster, folder: Path, name: str, comment: str, code: P
     """The script that sbatch would get for an array of ``runs``."""
     python = cluster.python or "python"
     command = f"{python} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    parameters = slurm_parameters(cluster, name, comment, code)
+    parameters = slurm_parameters(cluster, name, comment, code, runs)
     # submitit has no public way to see the script without submitting it
     return submitit_slurm._make_sbatch_string(
         command=command, folder=folder, map_count=runs if runs > 1 else None, **parameters

@@ -26,7 +26,7 @@ def submit(cluster: Cluster, sweep: Path, code: Path, chosen: list[Run]) -> str:
     controller_up()
     record, folder = submission.new(sweep, "slurm", [run.name for run in chosen], code)
     try:
-        executor = slurm_executor(cluster, folder, sweep.name, record.id, code)
+        executor = slurm_executor(cluster, folder, sweep.name, record.id, code, len(chosen))
         jobs = executor.submit_array([Train(str(run.folder)) for run in chosen])
     except FailedJobError as error:
         said = " ".join(str(error).split())

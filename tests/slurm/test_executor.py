@@ -43,9 +43,14 @@ def test_every_key_of_a_gpu_cluster_reaches_sbatch():
 
 
 def test_gres_takes_the_place_of_gpus_per_node():
-    lines = script(gres="gpu:a100:4", gpus_per_node=4)
+    lines = script(gres="gpu:a100:4", gpus_per_node=4, tasks_per_node=4)
     assert "#SBATCH --gres=gpu:a100:4" in lines
     assert not [line for line in lines if "gpus-per-node" in line]
+
+
+def test_all_runs_at_once_unless_the_file_says_less():
+    assert "#SBATCH --array=0-299%300" in script(runs=300)
+    assert "#SBATCH --array=0-299%8" in script(runs=300, array_parallelism=8)
 
 
 def test_one_run_is_no_array():
@@ -63,6 +68,8 @@ def test_one_run_is_no_array():
         ({"setup": "source a"}, "setup: expected a list of texts"),
         ({"nodes": 0}, "nodes: expected at least 1"),
         ({"array_parallelism": 0}, "array_parallelism: expected at least 1"),
+        ({"gpus_per_node": 4}, "tasks_per_node: expected 4, one rank for each of gpus_per_node, found 1"),
+        ({"gpus_per_node": 2, "tasks_per_node": 8}, "tasks_per_node: expected 2"),
         ({"time_min": 2}, "leaves no time to train"),
         ({"executor": "local", "partition": "gpu"}, "partition: only the slurm executor knows it"),
         ({"executor": "local", "nodes": 2}, "nodes: the local executor has this one machine"),
