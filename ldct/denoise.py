@@ -37,10 +37,12 @@ def find_series(folder: Path, out: Path) -> tuple[list[Series], dict[str, int]]:
     Raises
     ------
     InputError
-        If there is no CT slice.
+        If there is no CT slice, or ``out`` lies inside ``folder``: a second run would denoise the first one's output.
     """
     if not folder.is_dir():
         raise InputError(f"expected a folder with DICOM series, found no folder {folder}")
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"OUT {out} lies inside IN {folder}; choose a folder beside it")
     groups: dict[tuple[object, ...], list[Slice]] = {}
     passed: dict[str, int] = {}
     for path in files_under(folder):
@@ -140,6 +142,8 @@ def _write(folder: Path, about: str, name: str, piece: Slice, hu: np.ndarray, nu
     identify(dataset, source, name)
     if piece.frame is None:
         keep_rescale(dataset, source, hu)
+        if source.get("InstanceNumber") is not None:  # of an enhanced file it is one number for all frames
+            dataset.InstanceNumber = source.InstanceNumber
     write(dataset, folder / _file_name(piece))
 
 
@@ -149,8 +153,6 @@ def identify(dataset: FileDataset, source: FileDataset, name: str) -> None:
     dataset.ImageType = ["DERIVED", "SECONDARY", *(kind[2:] or ["AXIAL"])]
     dataset.SeriesDescription = f"{source.get('SeriesDescription') or 'CT'} denoised {name}"[:64]
     dataset.SeriesNumber = 1000 + int(source.get("SeriesNumber") or 0)
-    if source.get("InstanceNumber") is not None:
-        dataset.InstanceNumber = source.InstanceNumber
     if source.get("SOPInstanceUID"):
         reference = Dataset()
         reference.ReferencedSOPClassUID = source.SOPClassUID

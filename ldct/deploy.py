@@ -49,6 +49,11 @@ def device_name(device: torch.device) -> str:
     return f"CPU, {torch.get_num_threads()} threads"
 
 
+def full_precision() -> None:
+    """Make GPUs compute fp32 in fp32: cuDNN's convolutions round to TF32, 10 bits of mantissa, unless told not to."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
 class Denoiser:
     """The best checkpoint of a run (its averaged weights, if the run averages), in fp32.
 
@@ -65,6 +70,7 @@ class Denoiser:
     """
 
     def __init__(self, run: Path, device: torch.device) -> None:
+        full_precision()
         best = checkpoint.read_best(run)
         self.config = configuration.from_dict(best["config"])
         self.step, self.patch, self.device = best["step"], best["patch"], device
@@ -137,6 +143,7 @@ class Exported:
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
+        full_precision()
         extra = {ABOUT: ""}
         if not zipfile.is_zipfile(path):  # torch would print the whole story
             raise InputError(f"{path} is no model written by launch/denoise.py --export; give that, or a run folder")

@@ -6,7 +6,7 @@ import pydicom
 import pytest
 import torch
 from made import make_run
-from phantom import images, write_slice
+from phantom import images, multi_frame, write_slice
 
 from ldct import deploy
 from ldct.denoise import denoise_series, find_series
@@ -122,6 +122,28 @@ def test_run_again_it_goes_on_and_does_not_mix_models(tmp_path, model, tiny_shar
     other = deploy.Denoiser(make_run(tmp_path / "1-other", tiny_shards, seed=9), CPU)
     with pytest.raises(InputError, match="holds files made by 'denoised by redcnn of run 0-abcd1234"):
         denoised(tmp_path / "in", tmp_path / "out", other)
+
+
+def test_frames_of_an_enhanced_file_are_numbered(tmp_path):
+    (tmp_path / "in").mkdir()
+    multi_frame(tmp_path / "in" / "a.dcm", images("L001", "quarter", 3, size=96))
+    found, _ = find_series(tmp_path / "in", tmp_path / "out")
+    assert denoise_series(found, lambda low: low, "a", "b")[0] == 3
+    written = [pydicom.dcmread(path) for path in sorted((tmp_path / "out").iterdir())]
+    assert [dataset.InstanceNumber for dataset in written] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("out", [".", "denoised"])
+def test_out_inside_in_is_one_line(tmp_path, out):
+    write_series(tmp_path, slices=1)
+    with pytest.raises(InputError, match="lies inside IN"):
+        find_series(tmp_path, tmp_path / out)
+
+
+def test_gpus_compute_in_full_precision(tmp_path, tiny_shards):
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    deploy.Denoiser(make_run(tmp_path / "0-run", tiny_shards), CPU)
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_no_ct_is_one_line(tmp_path):
