@@ -304,7 +304,7 @@ def follow(folder: Path) -> None:
 def send(folder: Path) -> None:
     """Bring W&B up to date with ``folder`` as it stands, and end."""
     if runs.read_config(folder).track.wandb == "disabled":
-        raise InputError(f"{folder}: its config.yaml says track.wandb: off; set it to online or offline there")
+        raise InputError(f"{folder}: its config.yaml says track.wandb: disabled; set it to online or offline there")
     with alone(folder, wait=False):
         mirror = Mirror(folder)
         mirror.send()

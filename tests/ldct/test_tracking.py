@@ -20,11 +20,12 @@ from PIL import Image
 from wandb_server import Server, environment
 
 from ldct import config as configuration
-from ldct import evaluation
+from ldct import evaluation, tracking
 from ldct import run as runs
 from ldct.evaluation import Evaluation, Result
 from ldct.stats import Measured
 from shards.atomic import write_text
+from shards.command import InputError
 
 SMALL = {"model__channels": 2, "train__global_batch": 4, "val__slices": 1}
 
@@ -226,6 +227,13 @@ def test_what_was_not_sent_is_sent_by_hand(lab, home):
     for name in names:
         assert_each_line_once(slow.runs[name], found[name][0])
         assert slow.runs[name].exit == 0
+
+
+def test_a_run_without_tracking_is_not_sent(tmp_path):
+    config = configuration.from_dict({"track": {"wandb": "disabled"}})
+    (tmp_path / "config.yaml").write_text(configuration.to_yaml(config))
+    with pytest.raises(InputError, match=r"says track\.wandb: disabled; set it to online or offline there"):
+        tracking.send(tmp_path)
 
 
 def test_a_full_disk_below_wandb_does_not_touch_the_training(lab, full_disk):
