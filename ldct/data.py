@@ -147,21 +147,19 @@ class MappedStore:
 
     def __init__(self, tiles: Tiles, device: torch.device) -> None:
         self.patch, self.pin = tiles.patch, device.type == "cuda"
-        self.words = [
-            np.memmap(path, dtype="<i2", mode="r") for path in tiles.paths
-        ]  # data lie on multiples of 64 bytes
-        self.shard, self.start = tiles.shard.tolist(), (tiles.offset // 2).tolist()
+        # views of bytes: slicing one is 2.5 times as fast as slicing an array of numpy's
+        self.bytes = [np.memmap(path, dtype=np.uint8, mode="r").data for path in tiles.paths]
+        self.shard, self.start = tiles.shard.tolist(), tiles.offset.tolist()
 
     def fetch(self, indices: np.ndarray) -> Tensor:
         """Tiles as int16 HU, shape (n, 2, p, p), in pinned memory where they go to a GPU."""
-        size = 2 * self.patch**2
-        batch = torch.empty((len(indices), size), dtype=torch.int16, pin_memory=self.pin)
-        rows = batch.numpy()
-        words, shard, start = self.words, self.shard, self.start
-        for row, index in enumerate(indices.tolist()):
-            first = start[index]
-            rows[row] = words[shard[index]][first : first + size]
-        return batch.view(-1, 2, self.patch, self.patch)
+        shape = (len(indices), 2, self.patch, self.patch)
+        batch = torch.empty(shape, dtype=torch.int16, pin_memory=self.pin)
+        rows, size, end = batch.numpy().data.cast("B"), 2 * 2 * self.patch**2, 0
+        for index in indices.tolist():
+            first, begin, end = self.start[index], end, end + size
+            rows[begin:end] = self.bytes[self.shard[index]][first : first + size]
+        return batch
 
 
 class DeviceStore:

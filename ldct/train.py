@@ -258,7 +258,7 @@ class Training:
             return False
         value = metrics[f"val/{self.config.val.protocol}/psnr"]
         self.rate.validated(value)
-        if not self.best or value > self.best["psnr"]:
+        if value > self.best.get("psnr", -math.inf):  # never so for NaN
             self.best = {"step": self.step, "psnr": value}
             self._write(checkpoint.BEST, {"model": model.state_dict(), "metrics": metrics, "patch": self.tiles.patch})
         if self.step >= self.config.train.steps:
