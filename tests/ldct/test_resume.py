@@ -121,6 +121,25 @@ def test_many_interruptions(tiny_shards, tmp_path, undisturbed, monkeypatch):
     assert_same(tmp_path, undisturbed)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optim__schedule": "plateau", "optim__plateau_patience": 1, "val__every": 2},
+        {"train__precision": "bf16", "optim__ema": 0, "optim__clip_norm": 0.001},
+        {"model__norm": "batch", "model__attention": "both", "train__accumulate": 2},
+        {"model__name": "unet", "model__depth": 2, "optim__name": "adam", "loss__name": "l1", "data__store": "device"},
+    ],
+    ids=["plateau", "bf16-clipped-no-average", "batch-norm-attention-accumulated", "unet-adam-l1-on-device"],
+)
+def test_other_recipes_go_on_as_exactly(tiny_shards, tmp_path, monkeypatch, changes):
+    assert start(tiny_shards, tmp_path / "undisturbed", **changes) is None
+    for step in (3, 13):
+        after_step(monkeypatch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert start(tiny_shards, tmp_path / "run", **changes) is signal.SIGTERM
+    assert start(tiny_shards, tmp_path / "run", **changes) is None
+    assert_same(tmp_path / "run", tmp_path / "undisturbed")
+
+
 def test_a_second_signal_does_not_break_the_save(tiny_shards, tmp_path, undisturbed, monkeypatch):
     write = torch.save
 
