@@ -18,9 +18,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("source", nargs="?", type=Path, metavar="IN", help="folder with DICOM series, at any depth")
     parser.add_argument("out", nargs="?", type=Path, metavar="OUT", help="folder to write to; run again, it goes on")
     parser.add_argument("--export", type=Path, metavar="FILE", help="write the network as one file (torch.export)")
-    parser.add_argument(
-        "--size", type=int, nargs=2, default=(512, 512), metavar=("ROWS", "COLUMNS"), help="slices of an export"
-    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     return parser.parse_args()
 
@@ -38,7 +35,7 @@ def main() -> None:
     if options.export:
         if not isinstance(model, deploy.Denoiser):
             raise InputError(f"--export needs a run folder, {options.run} is an exported model already")
-        deploy.export(model, options.export, tuple(options.size))
+        deploy.export(model, options.export)
         print(f"{options.export}: {model.about}")
     if not (options.source and options.out):
         return

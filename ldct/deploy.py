@@ -1,5 +1,9 @@
-"""A trained run as a function from HU to HU, and as one file that needs no run folder and no code of ours."""
+"""A trained run as a function from HU to HU, and as one file that needs no run folder and no code of ours::
 
+torch.export.load("model.pt2").module(check_guards=False)(hu)  # float32 (1, 1, H, W)
+"""
+
+import copy
 import hashlib
 import json
 import zipfile
@@ -9,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldct import checkpoint, models
@@ -16,12 +21,13 @@ from ldct import config as configuration
 from ldct.baselines import to_hu
 from ldct.data import denormalise, normalise
 from ldct.inference import denoise
-from ldct.models.attention import pool_locally
+from ldct.models.attention import ChannelGate
+from ldct.models.network import Network
 from shards.atomic import atomic
 from shards.command import InputError
 
 ABOUT = "about.json"
-"""Of an exported file: which run it is, and for which shape."""
+"""Of an exported file: which run it is, and the least side of a slice."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -111,21 +117,53 @@ class _Whole(nn.Module):
         return through(self.model, hu, self.scheme)
 
 
-def export(denoiser: Denoiser, path: Path, shape: tuple[int, int]) -> None:
-    """Write ``denoiser`` as one file for slices of one ``shape``: torch.export's format, HU to HU, (1, 1, H, W).
+class _Gate(nn.Module):
+    """Channel attention over windows of one side, by torch's own pooling.
 
-    The shape is fixed: with it left open, torch 2.13 takes over ten minutes for the equations of the pooling windows.
+    torch.export follows it with the size left open in seconds; for the passes of ldct.models.attention, which are
+    faster to run, it solves equations for over ten minutes.
+    """
+
+    def __init__(self, gate: ChannelGate, window: int) -> None:
+        super().__init__()
+        self.mlp, self.sigmoid, self.window = gate.mlp, gate.sigmoid, window
+
+    def forward(self, x: Tensor) -> Tensor:
+        down, across = (self.window, 1), (1, self.window)
+        mean = F.avg_pool2d(F.avg_pool2d(x, down, stride=1), across, stride=1)
+        most = F.max_pool2d(F.max_pool2d(x, down, stride=1), across, stride=1)
+        before = (self.window - 1) // 2
+        after = self.window - 1 - before
+        return x * self.sigmoid(F.pad(self.mlp(mean) + self.mlp(most), (before, after, before, after), "replicate"))
+
+
+def _exportable(model: Network, patch: int) -> Network:
+    """A copy of ``model`` in eval mode that pools as pool_locally makes it pool."""
+    model = copy.deepcopy(model).eval()
+    # torch.export.load warns of weights in channels_last
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    for place, gate in model.gates.items():
+        for name, part in gate.named_children():
+            if isinstance(part, ChannelGate):
+                gate.add_module(name, _Gate(part, model.feature_size(int(place), patch)))
+    return model
+
+
+def export(denoiser: Denoiser, path: Path) -> None:
+    """Write ``denoiser`` as one file in torch.export's format: HU to HU, float32 (1, 1, H, W), H and W as they come.
 
     Raises
     ------
     InputError
         If the file cannot be written.
     """
-    whole = _Whole(denoiser.model, denoiser.config.data.scheme).eval()
-    example = torch.zeros(1, 1, *shape, device=denoiser.device)
-    with torch.no_grad(), pool_locally(denoiser.model, denoiser.patch):
-        program = torch.export.export(whole, (example,))
-    about = {"name": denoiser.name, "about": denoiser.about, "shape": list(shape)}
+    whole = _Whole(_exportable(denoiser.model, denoiser.patch), denoiser.config.data.scheme)
+    odd = 2 * denoiser.patch + 1, 4 * denoiser.patch + 1  # no multiple of the U-Net's, so that its padding is seen
+    example = torch.zeros(1, 1, *odd, device=denoiser.device)
+    sides = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    with torch.no_grad():
+        program = torch.export.export(whole, (example,), dynamic_shapes=(sides,))
+    about = {"name": denoiser.name, "about": denoiser.about, "least": denoiser.patch + 1}
     try:
         with atomic(path) as file:
             torch.export.save(program, file, extra_files={ABOUT: json.dumps(about)})
@@ -153,17 +191,26 @@ class Exported:
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             why = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"{path} is no model written by launch/denoise.py --export: {why}") from None
-        self.name, self.about, self.shape = about["name"], about["about"], tuple(about["shape"])
-        self.program, self.device = program.module().to(device), device
+        self.name, self.about, self.least, self.device = about["name"], about["about"], about["least"], device
+        # the guards say how the example's size was rounded up to the U-Net's multiple, as if every size had to be
+        self.program = program.module(check_guards=False)
+        self.program.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def __call__(self, low: np.ndarray) -> np.ndarray:
-        """Denoise slices: int16 HU, shape (H, W) or (B, H, W), in and out; H and W as exported, else InputError."""
-        if low.shape[-2:] != self.shape:
-            expected, found = (" x ".join(map(str, shape)) for shape in (self.shape, low.shape[-2:]))
+        """Denoise slices: int16 HU, shape (H, W) or (B, H, W), in and out.
+
+        Raises
+        ------
+        InputError
+            If a side is no longer than a training patch: of one window torch.export makes another case.
+        """
+        rows, columns = low.shape[-2:]
+        if min(rows, columns) < self.least:
             raise InputError(
-                f"this model was exported for slices of {expected} pixels, found {found}; use the run itself"
+                f"this model was exported for slices of {self.least} x {self.least} pixels or more, found "
+                f"{rows} x {columns}; use the run itself"
             )
-        images = torch.from_numpy(low).to(self.device).float().reshape(-1, 1, 1, *self.shape)
+        images = torch.from_numpy(low).to(self.device).float().reshape(-1, 1, 1, rows, columns)
         with torch.no_grad():
             output = torch.cat([self.program(image) for image in images])
         return to_hu(output.reshape(low.shape).cpu().numpy())

@@ -39,7 +39,7 @@ def test_the_files_hold_the_pixels_that_evaluate_measured(run, tiny_shards, tmp_
 def test_export_and_use_without_the_run(run, tmp_path):
     make_dataset(tmp_path / "dicom", patients=("L143",), slices=1, size=128, seed=0)
     file = tmp_path / "model.pt2"
-    run_command("launch/denoise.py", "--run", run, "--export", file, "--size", 128, 128)
+    run_command("launch/denoise.py", "--run", run, "--export", file)
     run_command("launch/denoise.py", "--run", file, tmp_path / "dicom", tmp_path / "by-file")
     run_command("launch/denoise.py", "--run", run, tmp_path / "dicom", tmp_path / "by-run")
     paths = sorted(path.relative_to(tmp_path / "by-run") for path in (tmp_path / "by-run").rglob("*.dcm"))

@@ -165,17 +165,23 @@ def test_slices_together_are_slices_alone(model):
     np.testing.assert_array_equal(model(low), np.stack([model(one) for one in low]))
 
 
-@pytest.mark.parametrize("kind", [{"attention": "both"}, {"name": "unet", "depth": 2, "attention": "channel"}])
-def test_an_exported_model_is_the_same_within_one_hu(tmp_path, tiny_shards, kind):
-    model = deploy.Denoiser(make_run(tmp_path / "0-run", tiny_shards, scale=0.3, **kind), CPU)
-    deploy.export(model, tmp_path / "model.pt2", (96, 80))
+@pytest.mark.parametrize("attention", ["none", "channel", "spatial", "both"])
+@pytest.mark.parametrize("network", [{"name": "redcnn"}, {"name": "unet", "depth": 3}])
+def test_an_exported_model_takes_any_size_and_is_the_same_within_one_hu(tmp_path, tiny_shards, network, attention):
+    run = make_run(tmp_path / "0-run", tiny_shards, scale=0.3, attention=attention, **network)
+    model = deploy.Denoiser(run, CPU)
+    deploy.export(model, tmp_path / "model.pt2")
     loaded = deploy.open_model(tmp_path / "model.pt2", CPU)
-    low = images("L001", "quarter", 2, size=96)[:, :, :80]
-    assert np.abs(loaded(low).astype(int) - model(low)).max() <= 1
-    assert np.abs(model(low).astype(int) - low).max() > 5  # the model does something
     assert (loaded.name, loaded.about) == (model.name, model.about)
-    with pytest.raises(InputError, match="exported for slices of 96 x 80 pixels, found 96 x 96"):
-        loaded(images("L001", "quarter", 1, size=96))
+    everything = images("L001", "quarter", 1, size=192)[0]
+    for rows, columns in ((192, 192), (128, 96), (101, 158), (64, 56)):
+        low = np.ascontiguousarray(everything[-rows:, -columns:])
+        assert np.abs(loaded(low).astype(int) - model(low)).max() <= 1, (rows, columns)
+        assert np.abs(model(low).astype(int) - low).max() > 5  # the model does something
+    pair = np.stack([low, low[::-1]])
+    np.testing.assert_array_equal(loaded(pair), np.stack([loaded(one) for one in pair.copy()]))
+    with pytest.raises(InputError, match="exported for slices of 56 x 56 pixels or more, found 64 x 55; use the run"):
+        loaded(low[:, :55])
 
 
 def test_a_file_that_is_no_model_is_one_line(tmp_path):
