@@ -2,35 +2,42 @@
 
 python launch/bench.py shard
 python launch/bench.py load --shards data/shards --json load.json
+python launch/bench.py train --help
 """
 
 import argparse
+import importlib
 from pathlib import Path
 
-from ldct import bench as load
-from shards import bench as shard
 from shards.command import command
 
 BENCHES = {
-    "shard": (shard, "the sharder, beside the bare decode and the common preparation script"),
-    "load": (load, "batches and checkpoints, beside plain webdataset and a copy in memory"),
+    "shard": ("shards.bench", "the sharder, beside the bare decode and the common preparation script"),
+    "load": ("ldct.bench_load", "batches and checkpoints, beside plain webdataset and a copy in memory"),
 }
-"""Each module has add_arguments(parser) and run(options) -> dict."""
+"""Name -> module and what it measures. Each module has add_arguments(parser) and run(options) -> dict."""
 
 
 def main() -> None:
     """Parse, measure, print, keep."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="what", required=True)
-    for name, (module, about) in BENCHES.items():
-        sub = commands.add_parser(name, help=about, description=about)
-        module.add_arguments(sub)
-        sub.add_argument("--json", type=Path, metavar="FILE", help="keep the result")
-    options = parser.parse_args()
-    module, _ = BENCHES[options.what]
+    about = "\n".join(f"  {name:6} {what}" for name, (_, what) in BENCHES.items())
+    parser = argparse.ArgumentParser(
+        description=f"{__doc__}\n{about}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=BENCHES, help="what to measure; its own --help lists its options")
+    parser.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="options of that")
+    chosen = parser.parse_args()
+    name, what = BENCHES[chosen.what]
+    module = importlib.import_module(name)  # the sharder's bench and --help need no torch
+    own = argparse.ArgumentParser(prog=f"{parser.prog} {chosen.what}", description=f"Measure {what}.")
+    module.add_arguments(own)
+    own.add_argument("--json", type=Path, metavar="FILE", help="keep the result")
+    options = own.parse_args(chosen.options)
     result = module.run(options)
     if options.json:
-        shard.write_json(result, options.json)
+        from shards.bench import write_json
+
+        write_json(result, options.json)
 
 
 if __name__ == "__main__":
