@@ -2,7 +2,8 @@
 
 python launch/evaluate.py runs/demo --shards data/shards --split test
 
-Writes RUN/eval/SPLIT.json and .csv for each run and prints the table. Run again, it measures only what is new.
+Writes RUN/eval/SPLIT.json and .csv for each run, prints the table and tells W&B, where it knows the run. Run again, it
+measures only what is new.
 """
 
 import argparse
@@ -30,7 +31,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure and print."""
     options = arguments()
-    from ldct import cases, evaluate, protocols, tables  # --help and a typo need no torch
+    from ldct import cases, evaluate, protocols, tables, tracking  # --help and a typo need no torch
     from ldct.deploy import pick_device
     from ldct.run import read_config
 
@@ -47,7 +48,8 @@ def main() -> None:
         raise InputError(f"cannot write the results: {error}; give a folder of runs that is yours") from None
     rows = tables.rows(found, {run.name: read_config(run) for run in runs})
     print(tables.as_text(found, rows))
-    print("", *tables.tests(found, rows), tables.about(found), sep="\n")
+    print("", *tables.tests(found, rows), tables.about(found), sep="\n", flush=True)
+    tracking.tell(runs)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 A process of its own, the mirror, follows the run folder and repeats it: metrics.jsonl line by line, pictures of eval/,
 the summary, and a copy of the folder's small files. wandb's service dies of the SIGTERM that SLURM sends to every
 process, its calls then raise, and a slow or unreachable server blocks; none of that reaches the training, whose record
-is metrics.jsonl. What was not sent is sent by the run's next part, or by hand::
+is metrics.jsonl. What was measured of a run after its end is sent by launch/evaluate.py, and what was not sent by the
+run's next part, or by hand::
 
     python -m ldct.tracking RUN...
 """
@@ -34,6 +35,8 @@ POLL_S = 1.0
 """Seconds between two looks at the run folder."""
 END_S = {"finished": 30.0, "failed": 10.0, "stopped": 3.0}
 """Seconds the training waits for the mirror at its end. A stopped run must be gone before SLURM kills it."""
+TELL_S = 60.0
+"""Seconds that launch/evaluate.py waits for one run's results to be sent; by then they are printed."""
 EVALUATED = ("json", "csv", "npz", "png")
 FILES = ("config.yaml", "metrics.jsonl", "status.json", "provenance.json", *(f"eval/*.{e}" for e in EVALUATED))
 """Of a run folder, what W&B keeps a copy of under NAME/; see ldct/wandb_reader.py."""
@@ -311,6 +314,43 @@ def send(folder: Path) -> None:
         mirror.close(runs.read_status(folder))
     if not mirror.online:
         print(f"W&B: send {folder.name} with: wandb sync {shlex.join(map(str, offline_parts(folder)))}")
+
+
+def tell(folders: list[Path]) -> None:
+    """Send what was measured since W&B was last told of the runs in ``folders``, each in a process of its own.
+
+    Runs that W&B does not know are left alone, and those that go on: their own mirror sends it at their end. The first
+    process that fails is the last, with one warning: where one run cannot be sent, the others cannot.
+    """
+    late = [folder for folder in folders if behind(folder)]
+    for number, folder in enumerate(late):
+        if why := _send_apart(folder):
+            again = f"python -m ldct.tracking {shlex.join(map(str, late[number:]))}"
+            print(f"warning: W&B: {why}; send what was measured with: {again}", file=sys.stderr)
+            break
+
+
+def _send_apart(folder: Path) -> str:
+    """``send`` in a process of its own; what went wrong, or nothing."""
+    log, argv = folder / "wandb" / "mirror.log", [sys.executable, "-m", "ldct.tracking", str(folder)]
+    try:
+        with open(log, "ab") as file:
+            done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=sys.stderr, stderr=file, timeout=TELL_S)
+    except OSError as error:
+        return str(error)
+    except subprocess.TimeoutExpired:
+        return f"it did not finish within {TELL_S:.0f} s (see {log})"
+    return f"its process ended with status {done.returncode} (see {log})" if done.returncode else ""
+
+
+def behind(folder: Path) -> bool:
+    """Whether W&B knows the ended run in ``folder`` but not all that was measured of it."""
+    sent = folder / "wandb" / "sent.jsonl"
+    if runs.read_status(folder).state not in ("finished", "failed") or not sent.is_file():
+        return False
+    if runs.read_config(folder).track.wandb == "disabled":
+        return False
+    return any(path.stat().st_mtime_ns > sent.stat().st_mtime_ns for path in (folder / "eval").glob("*.json"))
 
 
 def main() -> None:

@@ -272,6 +272,64 @@ def test_online_parts_go_into_one_run(lab, server):
     assert run.starts >= 2
 
 
+# ---- what is measured afterwards
+
+
+@pytest.fixture(scope="module")
+def measured(lab, server, home, tiny_shards):
+    """Function that evaluates some trainings of the lab: (exit status, output, errors)."""
+
+    def run(*names, url=server.url, **extra):
+        folders = [lab[0][name][0] for name in names]
+        argv = ["launch/evaluate.py", *folders, "--shards", tiny_shards, "--protocol", "abd400", "hu2000"]
+        return finish(python(url, home, *argv, **extra))
+
+    return run
+
+
+def means(folder):
+    """Of the run itself, what its summary in W&B must hold."""
+    own = evaluation.load(folder, "test").get(folder.name)
+    return {f"eval/test/{key}": value.mean for key, value in own.means.items() if np.isfinite(value.mean)}
+
+
+def test_an_evaluation_that_cannot_be_sent_is_printed_all_the_same(lab, measured):
+    folder = lab[0]["online-parts"][0]
+    status, out, errors = measured("online-parts", url="http://127.0.0.1:9", WANDB_INIT_TIMEOUT="2")
+    assert status == 0 and f"{means(folder)['eval/test/abd400/psnr']:.2f}" in out
+    warnings = [line for line in errors.splitlines() if "W&B" in line or "Traceback" in line]
+    assert len(warnings) == 1, errors
+    assert warnings[0].startswith("warning: W&B: its process ended with status ")
+    assert warnings[0].endswith(f"send what was measured with: python -m ldct.tracking {folder}")
+
+
+def test_an_evaluation_reaches_wandb_by_itself_and_once(lab, measured, server, home):
+    online, offline, disabled, unknown = (
+        lab[0][name][0] for name in ("online-parts", "offline-parts", "disabled", "unreachable")
+    )
+    names = (online.name, offline.name, disabled.name, unknown.name)
+    status, _, errors = measured(*names)
+    assert status == 0, errors
+    assert_each_line_once(server.runs[online.name], online)
+    part = tracking.offline_parts(offline)
+    assert len(part) == 1  # the earlier ones were synchronised
+    assert [line for line in errors.splitlines() if "W&B" in line] == [
+        f"W&B: send {offline.name} with: wandb sync {part[0]}"
+    ]
+    assert not (disabled / "wandb").exists() and unknown.name not in server.runs
+    before = server.runs[online.name].starts
+    assert "W&B" not in measured(*names)[2] and server.runs[online.name].starts == before
+
+    status, _, errors = finish(python(server.url, home, "-m", "wandb", "sync", part[0]))
+    assert status == 0, errors
+    for folder in (online, offline):
+        summary, expected = server.runs[folder.name].summary, means(folder)
+        assert {"eval/test/abd400/psnr", "eval/test/hu2000/ssim", "eval/test/hu2000/rmse"} <= expected.keys()
+        assert {key: summary[key] for key in expected} == pytest.approx(expected)
+        assert summary["state"] == "finished" and server.runs[folder.name].exit == 0
+        assert f"{folder.name}/eval/test-slices.csv" in server.runs[folder.name].files
+
+
 # ---- what is shown
 
 
