@@ -45,7 +45,8 @@ def main() -> None:
     try:
         count, seconds, broken = denoise_series(found, model, model.about, model.name)
     except OSError as error:
-        raise InputError(f"cannot write to {options.out}: {error.strerror}; run again to go on") from None
+        what = "make room or choose another OUT, and run again"
+        raise InputError(f"cannot write to {options.out}: {error.strerror}; {what}") from None
     rate = f", {count / seconds:.2f} slices/s on {deploy.device_name(device)}" if count else ""
     total = sum(len(series.slices) for series in found)
     print(f"{options.out}: {count} of {total} slices in {len(found)} series denoised by {model.about}{rate}")

@@ -103,6 +103,11 @@ def evaluate(folders: list[Path], data: Data, chosen: list[str], device: torch.d
     about = Evaluation(data.split, data.digest, data.note, chosen)
     stored = {run: evaluation.load(run, data.split) for run in folders}
     known = {run: old for run, old in stored.items() if old and old.conditions() == about.conditions()}
+    marks = {run: hashlib.sha256((run / "checkpoints" / checkpoint.BEST).read_bytes()).hexdigest() for run in folders}
+    measured = [run for run, old in known.items() if old.results[-1].mark == marks[run]]
+    for run in folders:
+        if run not in measured:
+            evaluation.check_writable(run)  # before the minutes that it takes
     if known:
         before = next(iter(known.values()))
         about.results, about.full = before.results[:-1], before.full
@@ -111,12 +116,11 @@ def evaluate(folders: list[Path], data: Data, chosen: list[str], device: torch.d
         about.full = {record.key: pair[1] for record, pair in map(data.cases.__getitem__, shown(len(data.cases)))}
     results = []
     for run in folders:
-        mark = hashlib.sha256((run / "checkpoints" / checkpoint.BEST).read_bytes()).hexdigest()
-        result = known[run].results[-1] if run in known else None
-        if result is None or result.mark != mark:
-            result = _run(run, mark, data.cases, chosen, device)
-            evaluation.save(run, dataclasses.replace(about, results=[*about.results, result]))
-        results.append(result)
+        if run in measured:
+            results.append(known[run].results[-1])
+        else:
+            results.append(_run(run, marks[run], data.cases, chosen, device))
+            evaluation.save(run, dataclasses.replace(about, results=[*about.results, results[-1]]))
     return dataclasses.replace(about, results=about.results + results)
 
 

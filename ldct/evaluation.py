@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import math
+import tempfile
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -92,8 +93,14 @@ class Evaluation:
         return list(dict.fromkeys(one.patient for one in self.results[0].slices))
 
 
+def check_writable(run: Path) -> None:
+    """Make ``run``/eval, and a file in it for a moment; OSError if that cannot be done."""
+    (run / "eval").mkdir(exist_ok=True)
+    tempfile.TemporaryFile(dir=run / "eval").close()
+
+
 def save(run: Path, evaluation: Evaluation) -> None:
-    """Write the files of ``evaluation`` to ``run``/eval.
+    """Write the files of ``evaluation`` to ``run``/eval, which is there.
 
     Raises
     ------
@@ -101,7 +108,6 @@ def save(run: Path, evaluation: Evaluation) -> None:
         If the folder cannot be written.
     """
     folder, split = run / "eval", evaluation.split
-    folder.mkdir(exist_ok=True)
     with atomic(folder / f"{split}-slices.npz") as file:
         shown = {FULL: evaluation.full} | {result.name: result.pictures for result in evaluation.results}
         pictures = {f"{name}/{key}": image for name, images in shown.items() for key, image in images.items()}
