@@ -205,7 +205,7 @@ def build(options: argparse.Namespace) -> None:
     """Pair, split, write, describe."""
     settings = settings_of(options)
     mark = fingerprint(options.source, settings)
-    with locked(options.out) as state, Workers(options.workers) as workers:
+    with Workers(options.workers) as workers, locked(options.out) as state:
         if begin(options.out, state, settings, mark):
             print(f"{options.out}: all shards are there already")
             return

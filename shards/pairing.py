@@ -164,8 +164,6 @@ def _read_headers(
     """Read every header; collect the slices by patient and dose."""
     patients: dict[str, Patient] = {}
     slices: dict[tuple[str, bool], list[tuple[Slice, float | None]]] = collections.defaultdict(list)
-    if len(placed) < 500:  # sooner read than processes started
-        workers = Workers(1)
     results = (found for chunk in workers.each(_try_read_all, _chunks(placed)) for found in chunk)
     with Progress("headers", len(placed), "files") as progress:
         for (path, where), found in zip(placed, results, strict=True):
