@@ -5,10 +5,11 @@ import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run_command
+from conftest import ROOT, run_command
 from made import make_run
 from PIL import Image
 
@@ -145,11 +146,35 @@ def shown_rows(page, shape):
 
 
 def test_it_looks_like_something(compared, tmp_path):
-    """A screenshot for people; LDCT_SCREENSHOTS names a folder to keep it in."""
-    folder = os.environ.get("LDCT_SCREENSHOTS", tmp_path)
-    picture = os.path.join(folder, "report.png")
-    browse(compared[1], tmp_path, "--window-size=1366,2000", f"--screenshot={picture}")
-    image = np.asarray(Image.open(picture).convert("L"))
+    browse(compared[1], tmp_path, "--window-size=1366,2000", f"--screenshot={tmp_path / 'report.png'}")
+    image = np.asarray(Image.open(tmp_path / "report.png").convert("L"))
     assert image.shape == (2000, 1366)
     assert (image < 30).mean() > 0.05  # the viewer's dark ground
     assert (image > 240).mean() > 0.3  # the page's white
+
+
+ALONE = """
+<script>
+document.body.replaceChildren(document.getElementById("viewer"));
+document.getElementById("viewer").style.borderRadius = 0;
+</script></body>
+"""
+
+
+def test_the_viewer_is_the_picture_in_the_readme(compared, tmp_path):
+    """LDCT_DEMO names the report of `make demo`: docs/images/demo.png is then made of it."""
+    page, picture = compared[1], tmp_path / "viewer.png"
+    if demo := os.environ.get("LDCT_DEMO"):
+        page, picture = Path(demo), ROOT / "docs" / "images" / "demo.png"
+        slices = re.findall(r'"key": "(\w+)"', page.read_text())
+        assert slices and all(key.startswith("sample_") for key in slices)  # of the sample that may be shown
+    (tmp_path / "alone.html").write_text(page.read_text().replace("</body>", ALONE))
+    window = ("--window-size=1366,1500", "--force-device-scale-factor=1.25")
+    browse(tmp_path / "alone.html", tmp_path, *window, f"--screenshot={tmp_path / 'window.png'}")
+    image = Image.open(tmp_path / "window.png").convert("L")
+    edge = np.asarray(image)[:, 0] < 30  # the viewer's ground, and below it the page's white
+    height = int(edge.argmin())
+    image.crop((0, 0, image.width, height)).save(picture, optimize=True)
+    assert image.width == round(1366 * 1.25) and edge[:height].all() and not edge[height:].any()
+    shown = np.asarray(Image.open(picture))
+    assert (shown[height // 2 :] > 100).mean() > 0.1  # slices, down to the last row of panels
