@@ -5,7 +5,7 @@ python launch/train.py --config configs/train/default.yaml --dry-run
 """
 
 # the latch first: a signal that comes while torch is imported must not be lost
-from ldct.preempt import Latch
+from ldct.preempt import STOPPED, Latch
 
 latch = Latch()
 
@@ -17,9 +17,6 @@ from jsonargparse import ArgumentError  # noqa: E402
 from ldct import config as configuration  # noqa: E402
 from ldct.config import Config  # noqa: E402
 from shards.command import InputError, command  # noqa: E402
-
-STOPPED = 75
-"""Exit status of a run stopped by a signal (EX_TEMPFAIL of sysexits.h): run the same command again."""
 
 
 def arguments() -> tuple[Config, bool]:

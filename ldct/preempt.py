@@ -10,6 +10,10 @@ from types import FrameType
 CAUGHT = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
+STOPPED = 75
+"""Exit status of a run that a signal stopped before its end: EX_TEMPFAIL of sysexits.h, "try again"."""
+
+
 class Latch:
     """Notes SIGUSR2 (requeue me), SIGTERM and Ctrl-C (stop) instead of dying of them; acts on nothing itself.
 

@@ -12,10 +12,7 @@ from pathlib import Path
 
 from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
 
-from ldct.preempt import Latch
-
-STOPPED = 75
-"""Exit status of a run that a signal stopped before its end: EX_TEMPFAIL of sysexits.h, "try again"."""
+from ldct.preempt import STOPPED, Latch
 
 PORTS = range(20_000, 32_000)
 """Below 32768, where Linux takes the ports of outgoing connections from."""
@@ -67,10 +64,25 @@ def export_environment() -> int:
 
 
 def train(folder: Path, latch: Latch) -> signal.Signals | None:
-    """Train the run in ``folder``; return the signal it stopped for, None if it finished."""
-    from ldct import run
-    from ldct.train import train as train_run  # imports torch
+    """Train the run in ``folder``; return the signal it stopped for, None if it finished.
 
+    Raises
+    ------
+    InputError
+        If the job was given GPUs that torch cannot use: it would train on the CPU, and hold the GPUs for days.
+    """
+    import torch
+
+    from ldct import run
+    from ldct.train import train as train_run
+    from shards.command import InputError
+
+    given = os.environ.get("SLURM_GPUS_ON_NODE")
+    if given and not torch.cuda.is_available():
+        raise InputError(
+            f"SLURM gave this job {given} GPUs, torch {torch.__version__} can use none; install a build of torch for "
+            "the driver that nvidia-smi names, or set gpus_per_node: 0"
+        )
     return train_run(run.read_config(folder), latch)
 
 

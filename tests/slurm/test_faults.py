@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 from conftest import ROOT, run_command
 from same_run import assert_same
 from slurm_bed import (
@@ -187,7 +188,26 @@ def cancelled(bed):
     return folders, states, again.stdout
 
 
+def useless_gpu(bed):
+    """A job with a GPU, and a torch that cannot use it."""
+    bed.launch("useless", single("n14", gpus_per_node=1), LONG)
+    (folder,) = bed.folders("useless")
+    wait_gone(job_of(folder))
+    return bed.status("useless")[folder.name]
+
+
 SCENARIOS = [undisturbed, time_limit, preemption, operator_requeue, node_loss, killed_rank, eight, cancelled]
+SCENARIOS += [useless_gpu]
+    undisturbed,
+    time_limit,
+    preemption,
+    operator_requeue,
+    node_loss,
+    killed_rank,
+    eight,
+    cancelled,
+    useless_gpu,
+]
 
 
 @pytest.fixture(scope="module")
@@ -284,3 +304,11 @@ def test_controller_down(outcome, hurried, tiny_shards, tmp_path):
     wait_finished(folder)
     assert_same(folder, reference)
     assert read_status(folder).attempt == 1
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use the GPUs here; the case is one where it cannot")
+def test_a_gpu_that_torch_cannot_use_is_an_error_and_not_a_run_on_the_cpu(outcome):
+    status = outcome(useless_gpu)
+    assert (status["state"], status["step"]) == ("failed", 0)
+    assert "SLURM gave this job 1 GPUs, torch" in status["error"]
