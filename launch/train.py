@@ -60,7 +60,8 @@ def main() -> int:
     if stopped is None:
         print(f"finished: {config.run_dir}")
         return 0
-    print(f"stopped by {stopped.name} with a checkpoint; run the same command again to go on", file=sys.stderr)
+    cause = latch.signal or stopped  # another rank's, where this one had none
+    print(f"stopped by {cause.name} with a checkpoint; run the same command again to go on", file=sys.stderr)
     return STOPPED
 
 

@@ -198,16 +198,6 @@ def useless_gpu(bed):
 
 SCENARIOS = [undisturbed, time_limit, preemption, operator_requeue, node_loss, killed_rank, eight, cancelled]
 SCENARIOS += [useless_gpu]
-    undisturbed,
-    time_limit,
-    preemption,
-    operator_requeue,
-    node_loss,
-    killed_rank,
-    eight,
-    cancelled,
-    useless_gpu,
-]
 
 
 @pytest.fixture(scope="module")
