@@ -14,6 +14,8 @@ from shards.command import command
 BENCHES = {
     "shard": ("shards.bench", "the sharder, beside the bare decode and the common preparation script"),
     "load": ("ldct.bench_load", "batches and checkpoints, beside plain webdataset and a copy in memory"),
+    "train": ("ldct.bench_train", "training steps, beside the reference and a matrix product"),
+    "infer": ("ldct.bench_infer", "whole slices, beside the reference and a matrix product"),
 }
 """Name -> module and what it measures. Each module has add_arguments(parser) and run(options) -> dict."""
 

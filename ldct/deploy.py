@@ -61,7 +61,7 @@ def full_precision() -> None:
 
 
 class Denoiser:
-    """The best checkpoint of a run (its averaged weights, if the run averages), in fp32.
+    """The best checkpoint of a run (its averaged weights, if the run averages).
 
     Attributes
     ----------
@@ -73,6 +73,8 @@ class Denoiser:
         Optimizer step of the checkpoint.
     mode : str
         How a network trained on patches is used on slices, for people.
+    precision : str
+        What convolutions compute in: as the run was trained and validated. docs/speed.md has bf16's distance from fp32.
     """
 
     def __init__(self, run: Path, device: torch.device) -> None:
@@ -80,7 +82,7 @@ class Denoiser:
         best = checkpoint.read_best(run)
         self.config = configuration.from_dict(best["config"])
         self.step, self.patch, self.device = best["step"], best["patch"], device
-        self.name = run.resolve().name
+        self.name, self.precision = run.resolve().name, self.config.train.precision
         digest = hashlib.sha256((run / "checkpoints" / checkpoint.BEST).read_bytes()).hexdigest()
         self.about = f"{self.config.model.name} of run {self.name}, step {self.step}, checkpoint {digest[:8]}"
         pooled = self.config.model.attention in ("channel", "both")
@@ -92,7 +94,7 @@ class Denoiser:
     def __call__(self, low: np.ndarray) -> np.ndarray:
         """Denoise slices: int16 HU, shape (H, W) or (B, H, W), in and out."""
         images = torch.from_numpy(low).to(self.device).reshape(-1, 1, *low.shape[-2:])
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             output = through(partial(denoise, self.model, patch=self.patch), images, self.config.data.scheme)
         return to_hu(output.reshape(low.shape).cpu().numpy())
 

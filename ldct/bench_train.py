@@ -1,0 +1,241 @@
+"""How fast the trainer's steps are, beside the reference and beside a matrix product of the same precision."""
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from ldct import bench, bench_runs, models, recommend
+from ldct.bench_steps import LR, configure, flops, ours, start, theirs
+from ldct.distributed import Ranks
+from shards.command import InputError
+
+OURS: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "ours, fp32": {"train": {"precision": "fp32"}},
+    "ours, NCHW": {"train": {"channels_last": False}},
+    "ours, torch.compile": {"compile": "default"},
+    "ours, CUDA graphs": {"compile": "reduce-overhead"},
+    "ours, 128 filters for 96": {"model": {"channels": 128}},
+}
+"""The ways tried, by what they change; ``compile`` is a mode of torch.compile."""
+
+ON_GPU_ONLY = ("ours, CUDA graphs", "ours, 128 filters for 96")
+
+BOTH, THEIRS = "ours, attention both", "reference"
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+PATCH = 55
+"""Side in pixels of the tiles that FLOP are counted for."""
+
+SLICES = 16
+"""Of the water phantom, two patients together: 648 training tiles."""
+
+LONGEST = 20
+"""Rows of a profile."""
+
+
+def ways(shards: Path, network: str, batch: int, steps: int, scratch: Path, every: bool) -> dict[str, Iterator[Tensor]]:
+    """The ways to train ``network`` at one batch size, each an iterator over the losses of ``steps`` steps.
+
+    The trainer without and with attention, and the reference; with ``every`` also what else was tried.
+    """
+    cuda = torch.cuda.is_available()
+    chosen = {name: change for name, change in OURS.items() if every or name == "ours"}
+    chosen = {name: change for name, change in chosen.items() if cuda or name not in ON_GPU_ONLY}
+    if network != "redcnn":
+        chosen.pop("ours, 128 filters for 96", None)
+    made: dict[str, Iterator[Tensor]] = {}
+    for name, change in chosen.items():
+        made[name] = ours(start(configure(shards, network, batch, change), change.get("compile", "")), steps)
+    both = configure(shards, network, batch, {"model": {"attention": "both"}})
+    made[BOTH] = ours(start(both), steps)
+    first = start(configure(shards, network, batch, {}))
+    made[THEIRS] = theirs(first, steps, scratch)
+    return made
+
+
+def sweep(shards: Path, networks: Sequence[str], batches: Sequence[int], steps: int, repeats: int) -> dict[str, Any]:
+    """All rows of the table. Within a network and a batch size all ways take turns, ``steps`` steps each.
+
+    Returns
+    -------
+    dict
+        The machine; ``matrix_product``, FLOP per second by precision; ``rows``: network, way, batch, patches_per_s
+        (median, lowest, highest), ratio to the reference, flop_per_s, share of the matrix product's, loss (mean of the
+        last round), loss_ratio to the reference.
+    """
+    device = Ranks(60).device
+    limits = {name: bench.matrix_rate(dtype, device, 5) for name, dtype in DTYPES.items()}
+    rows = []
+    for network in networks:
+        for batch in batches:
+            rows += group(shards, network, batch, steps, repeats, limits, batch == batches[-1])
+    about = {"steps": steps, "repeats": repeats, "patch": PATCH, "lr": LR, "matrix_product": limits}
+    return bench.machine(device) | about | {"rows": rows}
+
+
+def group(
+    shards: Path, network: str, batch: int, steps: int, repeats: int, limits: dict[str, float], every: bool
+) -> list[dict[str, Any]]:
+    """The rows of one network at one batch size; see sweep."""
+    device = Ranks(60).device
+    losses: dict[str, float] = {}
+
+    def turn(name: str, way: Iterator[Tensor]) -> float:
+        found: list[Tensor] = []
+        took = bench.seconds(lambda: found.extend(islice(way, steps)), device)
+        losses[name] = torch.stack(found).mean().item()
+        return len(found) * batch / took
+
+    with tempfile.TemporaryDirectory() as scratch:
+        made = ways(shards, network, batch, steps * (repeats + 1), Path(scratch), every)
+        rates = bench.take_turns({name: partial(turn, name, way) for name, way in made.items()}, repeats)
+    rows = []
+    for name, values in rates.items():
+        config = configure(shards, network, batch, {"model": {"attention": "both"}} if name == BOTH else {})
+        precision = "fp32" if name in (THEIRS, "ours, fp32") else config.train.precision
+        rate = bench.spread(values)["median"] * flops(config.model, PATCH)
+        rows.append(
+            {
+                "network": network,
+                "way": name,
+                "batch": batch,
+                "precision": precision,
+                "patches_per_s": bench.spread(values),
+                "ratio": bench.ratio(values, rates[THEIRS]),
+                "flop_per_s": rate,
+                "share": rate / limits[precision],
+                "loss": losses[name],
+                "loss_ratio": losses[name] / losses[THEIRS],
+            }
+        )
+    return rows
+
+
+def text(result: dict[str, Any]) -> str:
+    """The result for people."""
+    limits = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in result["matrix_product"].items())
+    rows = []
+    for row in result["rows"]:
+        rate = row["patches_per_s"]
+        rows.append(
+            [
+                f"{row['network']}, {row['way']}",
+                f"{row['batch']}",
+                f"{rate['median']:,.1f}",
+                f"{rate['low']:,.1f} to {rate['high']:,.1f}",
+                f"{row['ratio']:.2f}",
+                f"{row['flop_per_s'] / 1e9:,.0f}",
+                f"{100 * row['share']:.0f} %",
+                f"{row['loss_ratio']:.4f}",
+            ]
+        )
+    head = ["way", "batch", "patches/s", "spread", "/ reference", "GFLOP/s", "of the product", "loss / reference"]
+    return f"{bench.heading(result)}\nlarge matrix product: {limits}\n{bench.table(head, rows)}"
+
+
+def layers(shards: Path, network: str, attention: str, batch: int, steps: int = 3) -> dict[str, Any]:
+    """Milliseconds of a step by operation and shape of its first input, the longest first: where the time goes."""
+    training = start(configure(shards, network, batch, {"model": {"attention": attention}}))
+    cuda = training.ranks.device.type == "cuda"
+    losses = ours(training, steps + 1)
+    next(losses)
+    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
+    with profile(activities=kinds, record_shapes=True) as profiled:
+        list(losses)
+        bench.wait_for(training.ranks.device)
+    found: dict[tuple[str, str], float] = {}
+    for event in profiled.key_averages(group_by_input_shape=True):
+        took = event.self_device_time_total if cuda else event.self_cpu_time_total
+        shape = event.input_shapes[0] if event.input_shapes else []
+        place = event.key, " x ".join(map(str, shape)) if shape and isinstance(shape[0], int) else ""
+        found[place] = found.get(place, 0) + took / 1000 / steps
+    longest = sorted(found.items(), key=lambda item: -item[1])[:LONGEST]
+    rows = [
+        {"operation": key, "shape": shape, "ms": ms, "share": ms / sum(found.values())} for (key, shape), ms in longest
+    ]
+    return bench.machine(training.ranks.device) | {
+        "network": network,
+        "attention": attention,
+        "batch": batch,
+        "layers": rows,
+    }
+
+
+def layers_text(result: dict[str, Any]) -> str:
+    """The result of ``layers`` for people."""
+    rows = [
+        [row["operation"], row["shape"], f"{row['ms']:.1f}", f"{100 * row['share']:.1f} %"] for row in result["layers"]
+    ]
+    what = f"{result['network']}, attention {result['attention']}, batch {result['batch']}"
+    return f"{bench.heading(result)}\n{what}\n{bench.table(['operation', 'first input', 'ms a step', 'share'], rows)}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``launch/bench.py train``."""
+    cuda = torch.cuda.is_available()
+    parser.add_argument("--shards", type=Path, help="shards to train on (default: of a water phantom)")
+    parser.add_argument("--networks", nargs="+", default=list(models.names()), choices=models.names())
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=[64, 128, 256, 512, 1024] if cuda else [8, 16, 32], metavar="N"
+    )
+    parser.add_argument("--steps", type=int, default=20 if cuda else 2, help="steps of a turn (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds that count, after one to warm up (%(default)s)")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--profile", action="store_true", help="time by layer instead, at the last batch size")
+    mode.add_argument("--epoch", action="store_true", help="an epoch's wall clock beside the time of its steps instead")
+    mode.add_argument("--ranks", type=int, metavar="N", help="N ranks beside one instead, one thread each on a CPU")
+    mode.add_argument("--quality", type=float, metavar="DB", help="seconds to this val PSNR instead; needs --shards")
+    mode.add_argument("--recommend", action="store_true", help="what to use here instead, as YAML for --config")
+    parser.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="--ranks, --epoch, --quality: fields of the runs, e.g. model.channels=24",
+    )
+
+
+def chosen(options: argparse.Namespace, shards: Path) -> tuple[dict[str, Any], str]:
+    """What was asked for, measured, and as text."""
+    network, batch, repeats = options.networks[0], options.batches[-1], options.repeats
+    result: dict[str, Any]
+    if options.profile:
+        profiles = [layers(shards, name, kind, batch) for name in options.networks for kind in ("none", "both")]
+        return {"profiles": profiles}, "\n\n".join(map(layers_text, profiles))
+    if options.epoch:
+        result = bench_runs.epoch(shards, batch, options.set)
+        return result, bench_runs.epoch_text(result)
+    if options.ranks:
+        result = bench_runs.scaling(shards, options.ranks, batch, options.steps, repeats, options.set)
+        return result, bench_runs.scaling_text(result)
+    if options.quality:
+        result = bench_runs.quality(shards, options.quality, options.set)
+        return result, bench_runs.quality_text(result)
+    if options.recommend:
+        result = recommend.recommend(shards, network, options.batches, options.steps)
+        return result, recommend.text(result)
+    result = sweep(shards, options.networks, options.batches, options.steps, repeats)
+    return result, text(result)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure and print."""
+    if min(*options.batches, options.steps, options.repeats) < 1:
+        raise InputError("--batches, --steps, --repeats: expected numbers of at least 1")
+    if options.quality and not options.shards:
+        raise InputError("--quality needs --shards: a water phantom says nothing of quality")
+    with tempfile.TemporaryDirectory() as scratch:
+        shards = options.shards or bench.generate(Path(scratch), SLICES)
+        result, shown = chosen(options, shards)
+    print(shown)
+    return result

@@ -1,0 +1,69 @@
+"""What to train with on this machine: precision, memory format and batch size, tried on the full-width network."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ldct import bench, bench_steps
+
+ENOUGH = 0.95
+"""The smallest batch with this share of the best rate is taken: beyond it, memory buys little."""
+
+
+def rate(shards: Path, network: str, batch: int, steps: int, train: dict[str, Any]) -> float:
+    """Patches per second, after one step to warm up; 0 where the device's memory does not suffice."""
+    try:
+        training = bench_steps.start(bench_steps.configure(shards, network, batch, {"train": train}))
+        losses = bench_steps.ours(training, steps + 1)
+        next(losses)
+        return steps * batch / bench.seconds(lambda: list(losses), training.ranks.device)
+    except torch.OutOfMemoryError:
+        return 0.0
+
+
+def recommend(shards: Path, network: str, batches: list[int], steps: int) -> dict[str, Any]:
+    """Try precision and memory format at the middle batch size, then all batch sizes with the fastest.
+
+    Returns
+    -------
+    dict
+        The machine, what was ``tried`` with its patches per second, and ``config``, the fields to use.
+    """
+    forms = [{"precision": p, "channels_last": c} for p in ("bf16", "fp32") for c in (True, False)]
+    middle = batches[len(batches) // 2]
+    tried = [form | {"batch": middle, "patches_per_s": rate(shards, network, middle, steps, form)} for form in forms]
+    form = max(zip(tried, forms, strict=True), key=lambda pair: pair[0]["patches_per_s"])[1]
+    rates = {batch: rate(shards, network, batch, steps, form) for batch in batches}
+    tried += [form | {"batch": batch, "patches_per_s": value} for batch, value in rates.items()]
+    local = smallest(rates)
+    ranks = max(1, torch.cuda.device_count())
+    config = {"train": {"global_batch": local * ranks, **form}, "data": {"store": "auto"}}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return bench.machine(device) | {"network": network, "ranks": ranks, "tried": tried, "config": config}
+
+
+def smallest(rates: dict[int, float]) -> int:
+    """The smallest batch size whose rate is ENOUGH of the best."""
+    return min(batch for batch, value in rates.items() if value >= ENOUGH * max(rates.values()))
+
+
+def text(result: dict[str, Any]) -> str:
+    """YAML to paste or to give to ``launch/train.py --config``; how it was found stands in comments."""
+    rows = [
+        [
+            row["precision"],
+            "NHWC" if row["channels_last"] else "NCHW",
+            str(row["batch"]),
+            f"{row['patches_per_s']:,.1f}",
+        ]
+        for row in result["tried"]
+    ]
+    shown = bench.table(["precision", "format", "batch", "patches/s"], rows)
+    about = (
+        f"{bench.heading(result)}\n{result['network']}; train.global_batch is for {result['ranks']} rank(s)\n{shown}"
+    )
+    notes = "\n".join(f"# {line}" for line in about.splitlines())
+    workers = f"# workers: training needs none (one thread reads ahead); shards/build.py --workers {result['cores']}"
+    return f"{notes}\n{workers}\n{yaml.safe_dump(result['config'], sort_keys=False)}".rstrip()

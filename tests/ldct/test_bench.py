@@ -1,0 +1,236 @@
+"""What the benches say is arithmetic on what they measured; the reference is the same function as ours. No timing."""
+
+import types
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from made import make_run
+
+from ldct import bench, bench_infer, bench_runs, bench_steps, bench_train, config, data, models, recommend, reference
+from ldct.config import DataConfig, ModelConfig
+from shards.command import InputError
+
+CPU = torch.device("cpu")
+SIZES = {"redcnn": {"channels": 4}, "unet": {"channels": 4, "depth": 2}}
+
+
+def test_ways_take_turns_and_the_first_round_does_not_count():
+    order = []
+
+    def way(name):
+        order.append(name)
+        return float(len(order))
+
+    found = bench.take_turns({"a": lambda: way("a"), "b": lambda: way("b")}, 2)
+    assert order == ["a", "b"] * 3
+    assert found == {"a": [3, 5], "b": [4, 6]}
+
+
+def test_spread_ratio_and_table():
+    assert bench.spread([4.0, 1.0, 3.0]) == {"median": 3.0, "low": 1.0, "high": 4.0}
+    assert bench.ratio([2, 9, 8], [1, 3, 2]) == 3  # of the rounds 2, 3 and 4; not 8 / 2
+    assert bench.table(["way", "n"], [["ours", "10"], ["a", "9"]]) == "way    n\nours  10\na      9"
+
+
+def test_a_matrix_product_counts_two_for_each_element_and_term(monkeypatch):
+    monkeypatch.setattr(bench, "seconds", lambda work, device: (work(), 0.5)[1])
+    for dtype in (torch.float32, torch.bfloat16):
+        assert bench.matrix_rate(dtype, CPU, 2, size=8) == 2 * 8**3 / 0.5
+
+
+def test_a_command_that_fails_is_one_line():
+    with pytest.raises(InputError, match=r"launch/train\.py failed with status 2: .*--run_dir"):
+        bench.call("launch/train.py")
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_reference_has_our_loss_and_gradients(name):
+    torch.manual_seed(0)
+    ours = models.create(ModelConfig(name=name, init_output="same", **SIZES[name])).double()
+    theirs = reference.create(name, ours.state_dict(), **SIZES[name]).double()
+    low, full = torch.randn(2, 2, 1, 55, 55, dtype=torch.float64)
+    losses = [F.mse_loss(network(low), full) for network in (ours, theirs)]
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-12)
+    for loss in losses:
+        loss.backward()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert mine.grad.abs().max() > 0
+        torch.testing.assert_close(mine.grad, other.grad, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("redcnn", 1_848_865), ("unet", 31_030_593)])
+def test_the_reference_has_the_published_sizes(name, parameters):
+    with torch.device("meta"):
+        network = {"redcnn": reference.RedCNN, "unet": reference.UNet}[name]()
+    assert sum(weight.numel() for weight in network.parameters()) == parameters
+
+
+def test_the_references_files_are_normalised_float64(tiny_shards, tmp_path):
+    pairs = data.MappedStore(data.Tiles(tiny_shards, DataConfig()), CPU).fetch(np.array([5, 2]))
+    reference.write_patches(pairs, [5, 2], tmp_path, "hu1000")
+    stored = np.load(tmp_path / "2.npy")
+    assert stored.dtype == np.float64
+    np.testing.assert_allclose(stored, np.clip(pairs[1].numpy(), -1000, 2000) / 1000, atol=1e-6)
+    low, full = reference.Patches(tmp_path)[2]
+    np.testing.assert_array_equal([low[0], full[0]], stored)
+
+
+def test_both_train_on_the_same_batches_to_the_same_losses(tiny_shards, tmp_path):
+    """Adam in one pass or in many, batches from tars or from files: nothing but rounding differs."""
+    change = {"model": {"channels": 4, "init_output": "same"}, "train": {"precision": "fp32"}}
+    settings = bench_steps.configure(tiny_shards, "redcnn", 4, change)
+    theirs = bench_steps.theirs(bench_steps.start(settings), 5, tmp_path)
+    ours = bench_steps.ours(bench_steps.start(settings), 5)
+    mine = [loss.item() for loss in ours]
+    assert len(mine) == 5 and len(set(mine)) == 5
+    np.testing.assert_allclose(mine, [loss.item() for loss in theirs], rtol=1e-4)
+
+
+def redcnn_flops(channels, patch):
+    """By hand, 2 x kernel x positions: forward, gradients of the weights, and of all inputs but the image."""
+    inner = sum((patch - 4 * i) ** 2 for i in range(2, 6))  # positions of convolutions 2 to 5, and of their opposites
+    middle = 2 * 2 * 25 * channels**2 * inner
+    outer = 2 * 25 * channels * (patch - 4) ** 2  # the first, and the last
+    return 3 * middle + (2 + 3) * outer
+
+
+@pytest.mark.parametrize("channels", [4, 96])
+def test_flops_are_those_of_the_convolutions(channels):
+    assert bench_steps.flops(ModelConfig(channels=channels), 55) == redcnn_flops(channels, 55)
+    assert redcnn_flops(96, 55) / 1e9 == pytest.approx(18.9, abs=0.05)
+
+
+def test_the_rows_of_a_group(tiny_shards, monkeypatch):
+    """Rates, ratio, FLOP and share follow from given seconds: 1 for ours, 2 with attention, 4 for the reference."""
+    monkeypatch.setitem(config.PLAIN, "redcnn", {"channels": 4, "depth": 5, "kernel": 5})
+    clock = iter([1.0, 2.0, 4.0] * 3)
+    monkeypatch.setattr(bench, "seconds", lambda work, device: (work(), next(clock))[1])
+    limits = {"fp32": 1e9, "bf16": 4e9}
+    rows = bench_train.group(tiny_shards, "redcnn", 4, 2, 2, limits, every=False)
+    ours, both, theirs = rows
+    assert [row["way"] for row in rows] == ["ours", "ours, attention both", "reference"]
+    assert [row["patches_per_s"]["median"] for row in rows] == [8, 4, 2]
+    assert [row["ratio"] for row in rows] == [4, 2, 1]
+    work = redcnn_flops(4, 55)
+    assert ours["flop_per_s"] == 8 * work and theirs["flop_per_s"] == 2 * work
+    assert both["flop_per_s"] > 4 * work  # the gates' own
+    assert ours["share"] == 8 * work / limits[ours["precision"]] and theirs["share"] == 2 * work / 1e9
+    assert ours["loss_ratio"] == pytest.approx(1, abs=0.01) and ours["loss"] != theirs["loss"]
+    result = bench.machine(CPU) | {"matrix_product": limits, "rows": rows}
+    shown = bench_train.text(result)
+    assert "GPU: not measured" in shown and "large matrix product: fp32 1 GFLOP/s, bf16 4 GFLOP/s" in shown
+    assert " 4.00 " in shown
+
+
+def test_a_profile_names_the_layers(tiny_shards, monkeypatch):
+    monkeypatch.setitem(config.PLAIN, "redcnn", {"channels": 4, "depth": 5, "kernel": 5})
+    result = bench_train.layers(tiny_shards, "redcnn", "none", 2, steps=1)
+    assert {"aten::convolution_backward"} <= {row["operation"] for row in result["layers"]}
+    assert "2 x 4 x 51 x 51" in bench_train.layers_text(result)
+    assert 0.5 < sum(row["share"] for row in result["layers"]) <= 1
+
+
+def test_an_epoch_counts_every_tile_and_leaves_the_first_step_out(tiny_shards):
+    settings = ["model.channels=4", "model.depth=2", "data.min_body=0"]
+    result = bench_runs.epoch(tiny_shards, 16, settings)
+    assert (result["tiles"], result["steps"], result["batch"]) == (128, 8, 16)
+    assert 0 < result["steps_s"] < result["epoch_s"]
+    assert result["share"] == result["steps_s"] / result["epoch_s"]
+
+
+def test_ranks_are_real_runs(tiny_shards):
+    settings = ["model.channels=4", "model.depth=2"]
+    result = bench_runs.scaling(tiny_shards, 2, 4, 2, 1, settings)
+    assert set(result["patches_per_s"]) == {"1", "2"}
+    two, one = (result["patches_per_s"][name]["median"] for name in ("2", "1"))
+    assert result["ratio"] == two / one
+
+
+def test_seconds_to_a_quality(tmp_path, monkeypatch):
+    """The first validation that is good enough counts; the low dose beside it does not."""
+    lines = [
+        {"step": 0, "elapsed_s": 1.0, "val/abd400/psnr": 30.0, "val/low_dose/abd400/psnr": 99.0},
+        {"step": 3, "elapsed_s": 2.0, "train/loss": 0.5},
+        {"step": 5, "elapsed_s": 4.0, "val/abd400/psnr": 33.0, "val/low_dose/abd400/psnr": 99.0},
+    ]
+    monkeypatch.setattr(bench_runs.runs, "read_metrics", lambda folder: lines)
+    assert bench_runs.validations(tmp_path) == [(1.0, 30.0), (4.0, 33.0)]
+
+
+@pytest.mark.parametrize(("theirs", "share", "said"), [(50.0, 0.08, "a share of 0.080"), (None, None, "not in 20 s")])
+def test_the_documents_recipe_is_given_five_times_as_long(tmp_path, monkeypatch, theirs, share, said):
+    asked = []
+
+    def until(psnr, settings, limit_s):
+        asked.append((settings[0].rsplit("/", 1)[1], limit_s))
+        return (4.0, 33.5) if len(asked) == 1 else (theirs, 29.0)
+
+    monkeypatch.setattr(bench_runs, "until", until)
+    result = bench_runs.quality(tmp_path, 33.0, ["model.channels=24"])
+    assert asked == [("default.yaml", float("inf")), ("document.yaml", 20.0)]
+    assert (result["ours_s"], result["document_s"], result["share"]) == (4.0, theirs, share)
+    assert said in bench_runs.quality_text(result)
+
+
+def test_a_run_is_stopped_where_the_quality_is_reached(tiny_shards):
+    settings = [f"data.shards={tiny_shards}", "track.wandb=disabled", "model.channels=4", "train.steps=100000"]
+    reached, best = bench_runs.until(5.0, [*settings, "val.slices=1"], float("inf"))
+    assert reached is not None and best >= 5
+    reached, best = bench_runs.until(90.0, [*settings, "val.every=1", "val.slices=1", "optim.lr=1e-9"], 0.01)
+    assert reached is None and best < 90
+
+
+def test_what_is_recommended_is_a_configuration(tiny_shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(recommend, "rate", lambda shards, network, batch, steps, train: batch / (batch + 8))
+    result = recommend.recommend(tiny_shards, "redcnn", [8, 64, 128, 256], 1)
+    assert len(result["tried"]) == 4 + 4
+    (tmp_path / "here.yaml").write_text(recommend.text(result))
+    made = config.parse([f"--config={tmp_path / 'here.yaml'}"])
+    assert made.train.global_batch == 128  # 0.94, where 256 has 0.97 and 64 0.89
+    assert (made.train.precision, made.train.channels_last, made.data.store) == ("bf16", True, "auto")
+    assert yaml.safe_load(recommend.text(result)) == result["config"]
+
+
+def test_a_batch_that_does_not_fit_is_not_recommended(tiny_shards, monkeypatch):
+    assert recommend.smallest({8: 90.0, 16: 100.0, 32: 0.0}) == 16
+
+    def full(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(bench_steps, "start", full)
+    assert recommend.rate(tiny_shards, "redcnn", 8, 1, {}) == 0
+
+
+def test_inference_beside_the_reference(tiny_shards, tmp_path, monkeypatch):
+    run = make_run(tmp_path / "0-run", tiny_shards, depth=5, scale=0.3)
+    low = np.random.default_rng(0).integers(-1000, 1000, (2, 64, 64)).astype(np.int16)
+    monkeypatch.setattr(bench, "seconds", lambda work, device: (work(), 0.5)[1])
+    found = bench_infer.measure(run, low, 2, CPU)
+    rows = {row["way"]: row for row in found["rows"]}
+    assert list(rows) == ["ours, fp32", "ours, bf16", "reference"] and found["base"] == "reference"
+    assert rows["reference"]["rmse_hu"] == 0 and rows["ours, fp32"]["rmse_hu"] < 0.05
+    assert 0.05 < rows["ours, bf16"]["rmse_hu"] < 5
+    assert all(row["slices_per_s"]["median"] == 4 and row["ratio"] == 1 for row in rows.values())
+    work = bench_infer.forward_flops(ModelConfig(channels=4), (64, 64))
+    inner = sum((64 - 4 * i) ** 2 for i in range(2, 6))
+    assert work == 2 * 25 * (2 * 4**2 * inner + 2 * 4 * 60**2)
+    assert rows["reference"]["flop_per_s"] == 4 * work
+
+
+def test_memory_is_asked_for_parts_of_a_series():
+    shapes = []
+    peaks = bench_infer.memory(lambda part: shapes.append(part.shape), np.zeros((1, 16, 16), np.int16), CPU)
+    assert shapes == [(8, 16, 16)] * 3
+    assert peaks == sorted(peaks) and peaks[0] > 0
+
+
+def test_numbers_that_cannot_be_are_one_line():
+    options = types.SimpleNamespace(batches=[8], steps=0, repeats=1, quality=None, shards=None)
+    with pytest.raises(InputError, match="--steps"):
+        bench_train.run(options)
+    options = types.SimpleNamespace(batches=[8], steps=1, repeats=1, quality=33.0, shards=None)
+    with pytest.raises(InputError, match="--quality needs --shards"):
+        bench_train.run(options)
