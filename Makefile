@@ -33,13 +33,13 @@ lint: env
 test: lint packages
 	$(BIN)/python -m pytest
 
-# SLURM, a browser and a DICOM checker for the tests, where this user may install them; where one is missing its tests
-# say that they cannot run
+# SLURM, a browser, a DICOM checker and encoders for the tests, where this user may install them; where one is missing
+# its tests say that they cannot run
 packages: env
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		command -v slurmctld >/dev/null || $(BIN)/python slurm/devcluster install; \
-		{ command -v chromium && command -v dciodvfy; } >/dev/null || { \
-			apt-get update -q && apt-get install -q -y --no-install-recommends chromium dicom3tools; }; \
+		{ command -v chromium && command -v dciodvfy && command -v dcmcjpeg; } >/dev/null || { \
+			apt-get update -q && apt-get install -q -y --no-install-recommends chromium dicom3tools dcmtk; }; \
 	fi
 
 clean:
