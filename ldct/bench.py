@@ -19,6 +19,9 @@ from shards.command import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 
+DTYPES = (("fp32", torch.float32), ("bf16", torch.bfloat16))
+"""Precisions as train.precision names them."""
+
 NOT_MEASURED = "GPU: not measured, there is none here"
 
 
@@ -89,17 +92,19 @@ def ratio(values: Sequence[float], reference: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(values, reference, strict=True))
 
 
-def matrix_rate(dtype: torch.dtype, device: torch.device, repeats: int, size: int | None = None) -> float:
-    """The limit: FLOP per second of a large matrix product, the fastest way here, the median of ``repeats``."""
-    size = size or (8192 if device.type == "cuda" else 2048)
+def matrix_products(device: torch.device, size: int | None = None) -> dict[str, Callable[[], float]]:
+    """The limit, by precision: each call says the FLOP per second of a large matrix product, the best of a few."""
+    return {name: _product(dtype, device, size or (8192 if device.type == "cuda" else 2048)) for name, dtype in DTYPES}
+
+
+def _product(dtype: torch.dtype, device: torch.device, size: int) -> Callable[[], float]:
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    ways: dict[str, Callable[[], object]] = {"matmul": lambda: a @ b}
+    ways: list[Callable[[], object]] = [lambda: a @ b]
     if device.type == "cpu" and dtype is torch.float32 and torch.backends.mkldnn.is_available():
         # what torch's fp32 convolutions use; MKL, behind matmul, is 2.5 times slower on an AMD EPYC
         x, weight = a.to_mkldnn(), b.to_mkldnn()
-        ways["oneDNN"] = lambda: F.linear(x, weight)
-    times = take_turns({name: lambda way=way: seconds(way, device) for name, way in ways.items()}, repeats)  # type: ignore[misc]
-    return 2 * size**3 / min(statistics.median(values) for values in times.values())
+        ways.append(lambda: F.linear(x, weight))
+    return lambda: 2 * size**3 / min(seconds(way, device) for way in ways for _ in range(3))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

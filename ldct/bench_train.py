@@ -31,8 +31,6 @@ ON_GPU_ONLY = ("ours, CUDA graphs", "ours, 128 filters for 96")
 
 BOTH, THEIRS = "ours, attention both", "reference"
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
 PATCH = 55
 """Side in pixels of the tiles that FLOP are counted for."""
 
@@ -69,24 +67,27 @@ def sweep(shards: Path, networks: Sequence[str], batches: Sequence[int], steps: 
     Returns
     -------
     dict
-        The machine; ``matrix_product``, FLOP per second by precision; ``rows``: network, way, batch, patches_per_s
-        (median, lowest, highest), ratio to the reference, flop_per_s, share of the matrix product's, loss (mean of the
-        last round), loss_ratio to the reference.
+        The machine; ``matrix_product``, the highest FLOP per second by precision; ``rows``: network, way, batch,
+        patches_per_s (median, lowest, highest), ratio to the reference, flop_per_s, share of the matrix product's, loss
+        (mean of the last round), loss_ratio to the reference.
     """
     device = Ranks(60).device
-    limits = {name: bench.matrix_rate(dtype, device, 5) for name, dtype in DTYPES.items()}
-    rows = []
+    rows, limits = [], {name: 0.0 for name, _ in bench.DTYPES}
     for network in networks:
         for batch in batches:
-            rows += group(shards, network, batch, steps, repeats, limits, batch == batches[-1])
+            found, best = group(shards, network, batch, steps, repeats, batch == batches[-1])
+            rows += found
+            limits = {name: max(limit, best[name]) for name, limit in limits.items()}
+    for row in rows:
+        row["share"] = row["flop_per_s"] / limits[row["precision"]]
     about = {"steps": steps, "repeats": repeats, "patch": PATCH, "lr": LR, "matrix_product": limits}
     return bench.machine(device) | about | {"rows": rows}
 
 
 def group(
-    shards: Path, network: str, batch: int, steps: int, repeats: int, limits: dict[str, float], every: bool
-) -> list[dict[str, Any]]:
-    """The rows of one network at one batch size; see sweep."""
+    shards: Path, network: str, batch: int, steps: int, repeats: int, every: bool
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """The rows of one network at one batch size, but for the share, and the best matrix products among their turns."""
     device = Ranks(60).device
     losses: dict[str, float] = {}
 
@@ -98,7 +99,9 @@ def group(
 
     with tempfile.TemporaryDirectory() as scratch:
         made = ways(shards, network, batch, steps * (repeats + 1), Path(scratch), every)
-        rates = bench.take_turns({name: partial(turn, name, way) for name, way in made.items()}, repeats)
+        turns = {name: partial(turn, name, way) for name, way in made.items()}
+        rates = bench.take_turns(turns | bench.matrix_products(device), repeats)
+    best = {name: max(rates.pop(name)) for name, _ in bench.DTYPES}
     rows = []
     for name, values in rates.items():
         config = configure(shards, network, batch, {"model": {"attention": "both"}} if name == BOTH else {})
@@ -113,12 +116,11 @@ def group(
                 "patches_per_s": bench.spread(values),
                 "ratio": bench.ratio(values, rates[THEIRS]),
                 "flop_per_s": rate,
-                "share": rate / limits[precision],
                 "loss": losses[name],
                 "loss_ratio": losses[name] / losses[THEIRS],
             }
         )
-    return rows
+    return rows, best
 
 
 def text(result: dict[str, Any]) -> str:

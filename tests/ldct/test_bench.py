@@ -11,6 +11,7 @@ from made import make_run
 
 from ldct import bench, bench_infer, bench_runs, bench_steps, bench_train, config, data, models, recommend, reference
 from ldct.config import DataConfig, ModelConfig
+from ldct.deploy import Denoiser
 from shards.command import InputError
 
 CPU = torch.device("cpu")
@@ -37,8 +38,7 @@ def test_spread_ratio_and_table():
 
 def test_a_matrix_product_counts_two_for_each_element_and_term(monkeypatch):
     monkeypatch.setattr(bench, "seconds", lambda work, device: (work(), 0.5)[1])
-    for dtype in (torch.float32, torch.bfloat16):
-        assert bench.matrix_rate(dtype, CPU, 2, size=8) == 2 * 8**3 / 0.5
+    assert {name: rate() for name, rate in bench.matrix_products(CPU, 8).items()} == {"fp32": 2048, "bf16": 2048}
 
 
 def test_a_command_that_fails_is_one_line():
@@ -106,10 +106,13 @@ def test_flops_are_those_of_the_convolutions(channels):
 def test_the_rows_of_a_group(tiny_shards, monkeypatch):
     """Rates, ratio, FLOP and share follow from given seconds: 1 for ours, 2 with attention, 4 for the reference."""
     monkeypatch.setitem(config.PLAIN, "redcnn", {"channels": 4, "depth": 5, "kernel": 5})
+    monkeypatch.setattr(bench_train, "OURS", {"ours": {}})
     clock = iter([1.0, 2.0, 4.0] * 3)
     monkeypatch.setattr(bench, "seconds", lambda work, device: (work(), next(clock))[1])
-    limits = {"fp32": 1e9, "bf16": 4e9}
-    rows = bench_train.group(tiny_shards, "redcnn", 4, 2, 2, limits, every=False)
+    limits = {"fp32": lambda: 1e9, "bf16": lambda: 4e9}
+    monkeypatch.setattr(bench, "matrix_products", lambda device: limits)
+    result = bench_train.sweep(tiny_shards, ["redcnn"], [4], 2, 2)
+    rows = [row for row in result["rows"] if row["way"] in ("ours", bench_train.BOTH, bench_train.THEIRS)]
     ours, both, theirs = rows
     assert [row["way"] for row in rows] == ["ours", "ours, attention both", "reference"]
     assert [row["patches_per_s"]["median"] for row in rows] == [8, 4, 2]
@@ -117,9 +120,8 @@ def test_the_rows_of_a_group(tiny_shards, monkeypatch):
     work = redcnn_flops(4, 55)
     assert ours["flop_per_s"] == 8 * work and theirs["flop_per_s"] == 2 * work
     assert both["flop_per_s"] > 4 * work  # the gates' own
-    assert ours["share"] == 8 * work / limits[ours["precision"]] and theirs["share"] == 2 * work / 1e9
+    assert ours["share"] == 8 * work / limits[ours["precision"]]() and theirs["share"] == 2 * work / 1e9
     assert ours["loss_ratio"] == pytest.approx(1, abs=0.01) and ours["loss"] != theirs["loss"]
-    result = bench.machine(CPU) | {"matrix_product": limits, "rows": rows}
     shown = bench_train.text(result)
     assert "GPU: not measured" in shown and "large matrix product: fp32 1 GFLOP/s, bf16 4 GFLOP/s" in shown
     assert " 4.00 " in shown
@@ -211,9 +213,10 @@ def test_inference_beside_the_reference(tiny_shards, tmp_path, monkeypatch):
     found = bench_infer.measure(run, low, 2, CPU)
     rows = {row["way"]: row for row in found["rows"]}
     assert list(rows) == ["ours, fp32", "ours, bf16", "reference"] and found["base"] == "reference"
-    assert rows["reference"]["rmse_hu"] == 0 and rows["ours, fp32"]["rmse_hu"] < 0.05
+    assert rows["ours, fp32"]["rmse_hu"] == 0 and rows["reference"]["rmse_hu"] < 0.05
     assert 0.05 < rows["ours, bf16"]["rmse_hu"] < 5
     assert all(row["slices_per_s"]["median"] == 4 and row["ratio"] == 1 for row in rows.values())
+    assert Denoiser(run, CPU).precision == "fp32"  # the run's own, not the default
     work = bench_infer.forward_flops(ModelConfig(channels=4), (64, 64))
     inner = sum((64 - 4 * i) ** 2 for i in range(2, 6))
     assert work == 2 * 25 * (2 * 4**2 * inner + 2 * 4 * 60**2)
