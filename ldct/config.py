@@ -148,8 +148,9 @@ class TrainConfig:
     """Patch pairs per optimizer step, over all ranks and accumulated parts."""
     accumulate: int = 1
     """Parts a rank's share of the batch is computed in, one after the other, to save memory."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 = autocast; weights, optimizer and loss stay in fp32."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """bf16 = autocast; weights, optimizer and loss stay in fp32. Needs a GPU (Ampere or later) or a CPU that has it
+    (avx512_bf16, amx); elsewhere it is slow: see launch/bench.py train --recommend."""
     channels_last: bool = True
     """Memory format NHWC for convolutions."""
     deterministic: bool = False

@@ -66,6 +66,7 @@ def tiny_flags(shards, run_dir, **changes):
         "optim.ema": 0.9,
         "train.steps": 20,
         "train.global_batch": 8,
+        "train.precision": "fp32",
         "train.log_every": 3,
         "val.every": 7,
         "val.slices": 2,

@@ -14,7 +14,12 @@ def make_run(folder, shards, seed=0, state="finished", scale=0.05, **model):
     """A run in ``folder`` whose network adds a little of something random to its input; returns ``folder``."""
     fields = {"name": "redcnn", "channels": 4, "depth": 3, "init_output": "same", **model}
     config = configuration.from_dict(
-        {"data": {"shards": str(shards)}, "model": fields, "train": {"seed": seed, "steps": 20}, "run_dir": str(folder)}
+        {
+            "data": {"shards": str(shards)},
+            "model": fields,
+            "train": {"seed": seed, "steps": 20, "precision": "fp32"},
+            "run_dir": str(folder),
+        }
     )
     torch.manual_seed(seed)
     network = models.create(config.model)
