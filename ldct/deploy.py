@@ -27,7 +27,7 @@ from shards.atomic import atomic
 from shards.command import InputError
 
 ABOUT = "about.json"
-"""Of an exported file: which run it is, and the least side of a slice."""
+"""Of an exported file: which run it is, its precision, and the least side of a slice."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -165,7 +165,12 @@ def export(denoiser: Denoiser, path: Path) -> None:
     sides = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     with torch.no_grad():
         program = torch.export.export(whole, (example,), dynamic_shapes=(sides,))
-    about = {"name": denoiser.name, "about": denoiser.about, "least": denoiser.patch + 1}
+    about = {
+        "name": denoiser.name,
+        "about": denoiser.about,
+        "precision": denoiser.precision,
+        "least": denoiser.patch + 1,
+    }
     try:
         with atomic(path) as file:
             torch.export.save(program, file, extra_files={ABOUT: json.dumps(about)})
@@ -193,7 +198,8 @@ class Exported:
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             why = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"{path} is no model written by launch/denoise.py --export: {why}") from None
-        self.name, self.about, self.least, self.device = about["name"], about["about"], about["least"], device
+        self.name, self.about, self.precision = about["name"], about["about"], about["precision"]
+        self.least, self.device = about["least"], device
         # the guards say how the example's size was rounded up to the U-Net's multiple, as if every size had to be
         self.program = program.module(check_guards=False)
         self.program.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -213,7 +219,7 @@ class Exported:
                 f"{rows} x {columns}; use the run itself"
             )
         images = torch.from_numpy(low).to(self.device).float().reshape(-1, 1, 1, rows, columns)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             output = torch.cat([self.program(image) for image in images])
         return to_hu(output.reshape(low.shape).cpu().numpy())
 

@@ -327,7 +327,12 @@ def tell(folders: list[Path]) -> None:
         if why := _send_apart(folder):
             again = f"python -m ldct.tracking {shlex.join(map(str, late[number:]))}"
             print(f"warning: W&B: {why}; send what was measured with: {again}", file=sys.stderr)
-            break
+            return
+    offline = [folder for folder in late if runs.read_config(folder).track.wandb == "offline"]
+    if offline:  # a line for each run of a sweep would be pages
+        roots = offline if len(offline) == 1 else [parent / "*" for parent in dict.fromkeys(f.parent for f in offline)]
+        parts = " ".join(f"{root}/wandb/offline-run-*" for root in roots)
+        print(f"W&B: send what was measured with: wandb sync {parts}", file=sys.stderr)
 
 
 def _send_apart(folder: Path) -> str:
@@ -335,7 +340,7 @@ def _send_apart(folder: Path) -> str:
     log, argv = folder / "wandb" / "mirror.log", [sys.executable, "-m", "ldct.tracking", str(folder)]
     try:
         with open(log, "ab") as file:
-            done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=sys.stderr, stderr=file, timeout=TELL_S)
+            done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file, timeout=TELL_S)
     except OSError as error:
         return str(error)
     except subprocess.TimeoutExpired:

@@ -8,7 +8,7 @@ import torch
 from made import make_run
 from phantom import images, multi_frame, write_slice
 
-from ldct import deploy
+from ldct import denoise, deploy
 from ldct.denoise import denoise_series, find_series
 from shards.command import InputError
 from shards.dicom import read_hu, read_slices
@@ -93,7 +93,21 @@ def test_several_series_in_one_folder_and_other_files(tmp_path, model):
     assert len(list((tmp_path / "out").rglob("*.dcm"))) == 5
 
 
-def test_a_broken_slice_leaves_its_series_out_and_nothing_half_written(tmp_path, model):
+def test_parts_of_a_series_keep_their_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(denoise, "BATCH", 2)
+    hu, batches = write_series(tmp_path / "in", slices=5), []
+    found, _ = find_series(tmp_path / "in", tmp_path / "out")
+    assert denoise_series(found, lambda low: batches.append(len(low)) or low + 7, "a", "b")[0] == 5
+    assert batches == [2, 2, 1]
+    for number, low in enumerate(hu, 1):
+        after = pydicom.dcmread(tmp_path / "out" / f"1.2.a.{number}.dcm")
+        assert after.InstanceNumber == number
+        np.testing.assert_array_equal(after.pixel_array + after.RescaleIntercept, low + 7)
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_a_broken_slice_leaves_its_series_out_and_nothing_half_written(tmp_path, model, monkeypatch, batch):
+    monkeypatch.setattr(denoise, "BATCH", batch)
     write_series(tmp_path / "in" / "good", "a")
     write_series(tmp_path / "in" / "bad", "b")
     path = tmp_path / "in" / "bad" / "1.2.b.2"
@@ -124,7 +138,8 @@ def test_run_again_it_goes_on_and_does_not_mix_models(tmp_path, model, tiny_shar
         denoised(tmp_path / "in", tmp_path / "out", other)
 
 
-def test_frames_of_an_enhanced_file_are_numbered(tmp_path):
+def test_frames_of_an_enhanced_file_are_numbered(tmp_path, monkeypatch):
+    monkeypatch.setattr(denoise, "BATCH", 2)
     (tmp_path / "in").mkdir()
     multi_frame(tmp_path / "in" / "a.dcm", images("L001", "quarter", 3, size=96))
     found, _ = find_series(tmp_path / "in", tmp_path / "out")
@@ -178,6 +193,11 @@ def test_an_exported_model_takes_any_size_and_is_the_same_within_one_hu(tmp_path
         low = np.ascontiguousarray(everything[-rows:, -columns:])
         assert np.abs(loaded(low).astype(int) - model(low)).max() <= 1, (rows, columns)
         assert np.abs(model(low).astype(int) - low).max() > 5  # the model does something
+    fp32 = model(low)
+    model.precision = "bf16"
+    deploy.export(model, tmp_path / "model.pt2")
+    bf16 = deploy.open_model(tmp_path / "model.pt2", CPU)(low).astype(int)
+    assert np.abs(bf16 - model(low)).max() <= 1 and (bf16 != fp32).any()
     pair = np.stack([low, low[::-1]])
     np.testing.assert_array_equal(loaded(pair), np.stack([loaded(one) for one in pair.copy()]))
     with pytest.raises(InputError, match="exported for slices of 56 x 56 pixels or more, found 64 x 55; use the run"):

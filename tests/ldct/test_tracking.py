@@ -314,7 +314,7 @@ def test_an_evaluation_reaches_wandb_by_itself_and_once(lab, measured, server, h
     part = tracking.offline_parts(offline)
     assert len(part) == 1  # the earlier ones were synchronised
     assert [line for line in errors.splitlines() if "W&B" in line] == [
-        f"W&B: send {offline.name} with: wandb sync {part[0]}"
+        f"W&B: send what was measured with: wandb sync {offline}/wandb/offline-run-*"
     ]
     assert not (disabled / "wandb").exists() and unknown.name not in server.runs
     before = server.runs[online.name].starts
