@@ -161,9 +161,7 @@ def measure(pairs: int, repeats: int, scratch: Path | None) -> dict[str, Any]:
         generate(source, pairs)
         for turn in range(repeats + 1):
             for name, way in ways.items():
-                for path in source.rglob(
-                    "*.IMA"
-                ):  # into the page cache, out of which the way before may have pushed it
+                for path in source.rglob("*.IMA"):  # the way before may have pushed it out of the page cache
                     path.read_bytes()
                 began = time.perf_counter()
                 way(source, out)
