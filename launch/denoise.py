@@ -51,7 +51,8 @@ def main() -> None:
     total = sum(len(series.slices) for series in found)
     print(f"{options.out}: {count} of {total} slices in {len(found)} series denoised by {model.about}{rate}")
     if broken:
-        raise InputError(f"{len(broken)} of {len(found)} series left out, one slice each: {'; '.join(broken)}")
+        why = "; ".join(dict.fromkeys(broken))
+        raise InputError(f"{len(broken)} of {len(found)} series left out, for a file that cannot be used: {why}")
 
 
 if __name__ == "__main__":

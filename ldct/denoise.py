@@ -17,6 +17,9 @@ from shards.dicom import Slice, Unusable, files_under, read_file, read_hu, read_
 BATCH = 8
 """Slices read, denoised and written at a time, their files in as many threads: what a series takes in memory."""
 
+DAMAGED = ("truncated", "broken", "cannot be read")
+"""How the reason begins where a file is damaged, and not of another kind."""
+
 
 @dataclass(frozen=True)
 class Series:
@@ -26,6 +29,8 @@ class Series:
     """In order of z."""
     target: Path
     """Folder to write to."""
+    damage: str = ""
+    """A damaged file in its folder. Which series that belongs to cannot be known, and none may lose a slice unseen."""
 
 
 def find_series(folder: Path, out: Path) -> tuple[list[Series], dict[str, int]]:
@@ -45,12 +50,15 @@ def find_series(folder: Path, out: Path) -> tuple[list[Series], dict[str, int]]:
         raise InputError(f"OUT {out} lies inside IN {folder}; choose a folder beside it")
     groups: dict[tuple[object, ...], list[Slice]] = {}
     passed: dict[str, int] = {}
+    damage: dict[Path, str] = {}
     for path in files_under(folder):
         try:
             for piece in read_slices(path):
                 groups.setdefault((path.parent, piece.series_uid, piece.orientation, piece.shape), []).append(piece)
         except Unusable as reason:
             passed[str(reason)] = passed.get(str(reason), 0) + 1
+            if str(reason).startswith(DAMAGED):
+                damage[path.parent] = f"{path}: {reason}"
     if not groups:
         tried = "; ".join(f"{count} x {why}" for why, count in passed.items()) or "the folder is empty"
         raise InputError(f"no axial CT slice in {folder} ({tried})")
@@ -60,7 +68,7 @@ def find_series(folder: Path, out: Path) -> tuple[list[Series], dict[str, int]]:
         target = out / parent.relative_to(folder)
         if parents.count(parent) > 1:
             target /= f"series-{parents[: number + 1].count(parent)}"
-        found.append(Series(sorted(slices, key=lambda piece: piece.z), target))
+        found.append(Series(sorted(slices, key=lambda piece: piece.z), target, damage.get(parent, "")))
     return found, passed
 
 
@@ -81,10 +89,10 @@ def denoise_series(
     Returns
     -------
     slices, seconds, broken
-        Slices denoised, the time they took, and one line for each series that has a slice that cannot be read.
+        Slices denoised, the time they took, and a line for each series left out: which file of it cannot be used.
     """
-    todo = [series for series in found if not _done(series, about)]
-    count, broken, began = 0, [], time.monotonic()
+    todo = [series for series in found if not series.damage and not _done(series, about)]
+    count, broken, began = 0, [series.damage for series in found if series.damage], time.monotonic()
     with Progress("denoise", sum(len(s.slices) for s in todo), "slices") as progress, ThreadPoolExecutor(BATCH) as pool:
         for series in todo:
             hidden = series.target / ".unfinished"
@@ -168,7 +176,8 @@ def identify(dataset: FileDataset, source: FileDataset, name: str) -> None:
     """Say that the image is derived and from what; keep the patient, drop what only the scanner understands."""
     kind = [str(k) for k in source.get("ImageType") or []]
     dataset.ImageType = ["DERIVED", "SECONDARY", *(kind[2:] or ["AXIAL"])]
-    dataset.SeriesDescription = f"{source.get('SeriesDescription') or 'CT'} denoised {name}"[:64]
+    what = f" denoised {name}"[:64]  # DICOM allows 64 characters, and these are the ones that matter
+    dataset.SeriesDescription = (str(source.get("SeriesDescription") or "CT")[: 64 - len(what)] + what).strip()
     dataset.SeriesNumber = 1000 + int(source.get("SeriesNumber") or 0)
     if source.get("SOPInstanceUID"):
         reference = Dataset()

@@ -73,6 +73,13 @@ def test_private_data_stay_behind(tmp_path, model):
     assert b"raw data" not in (tmp_path / "out" / "1.2.a.1.dcm").read_bytes()
 
 
+def test_a_long_series_description_still_names_the_model(tmp_path, model):
+    write_series(tmp_path / "in", slices=1, SeriesDescription="x" * 64)
+    denoised(tmp_path / "in", tmp_path / "out", model)
+    after = pydicom.dcmread(tmp_path / "out" / "1.2.a.1.dcm")
+    assert after.SeriesDescription == "x" * 44 + " denoised 0-abcd1234"
+
+
 def test_hu_below_the_sources_range_are_kept_under_another_rescale(tmp_path, model):
     write_series(tmp_path / "in", slices=1)
     found, _ = find_series(tmp_path / "in", tmp_path / "out")
@@ -122,6 +129,17 @@ def test_a_broken_slice_leaves_its_series_out_and_nothing_half_written(tmp_path,
     assert str(path) in broken[0] and "cannot be decoded" in broken[0]
     assert list((tmp_path / "out" / "bad").iterdir()) == []
     assert len(list((tmp_path / "out" / "good").iterdir())) == 3
+
+
+def test_a_damaged_file_leaves_out_the_series_of_its_folder(tmp_path, model):
+    write_series(tmp_path / "in" / "good", "a")
+    write_series(tmp_path / "in" / "bad", "b")
+    (tmp_path / "in" / "good" / "notes.txt").write_text("no DICOM")
+    path = tmp_path / "in" / "bad" / "1.2.b.2"
+    path.write_bytes(path.read_bytes()[:9000])
+    count, _, broken = denoised(tmp_path / "in", tmp_path / "out", model)
+    assert count == 3 and broken == [f"{path}: truncated: 9000 bytes, the pixels alone need 18432"]
+    assert [folder.name for folder in (tmp_path / "out").iterdir()] == ["good"]
 
 
 def test_run_again_it_goes_on_and_does_not_mix_models(tmp_path, model, tiny_shards):
