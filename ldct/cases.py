@@ -100,6 +100,6 @@ def open_pairs(folder: Path, series: str | None = None) -> Data:
     cases = DicomPairs(folder, series)
     sizes = [(p.key, p.low.path.name, p.low.path.stat().st_size, p.full.path.stat().st_size) for p in cases.pairs]
     digest = hashlib.sha256(repr(sizes).encode()).hexdigest()
-    left_out = f", {len(cases.left_out)} files or slices left out" if cases.left_out else ""
+    left_out = f", left out {len(cases.left_out)} of its files and slices" if cases.left_out else ""
     note = f"all pairs of {folder.resolve().name}{left_out}"
     return Data("pairs", cases, cases, "the slices measured", digest, note)

@@ -12,13 +12,10 @@ from pydicom.dataset import Dataset, FileDataset
 
 from shards.command import InputError, Progress
 from shards.derived import derive, write
-from shards.dicom import Slice, Unusable, files_under, read_file, read_hu, read_slices
+from shards.dicom import Damaged, Slice, Unusable, files_under, read_file, read_hu, read_slices
 
 BATCH = 8
 """Slices read, denoised and written at a time, their files in as many threads: what a series takes in memory."""
-
-DAMAGED = ("truncated", "broken", "cannot be read")
-"""How the reason begins where a file is damaged, and not of another kind."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ def find_series(folder: Path, out: Path) -> tuple[list[Series], dict[str, int]]:
                 groups.setdefault((path.parent, piece.series_uid, piece.orientation, piece.shape), []).append(piece)
         except Unusable as reason:
             passed[str(reason)] = passed.get(str(reason), 0) + 1
-            if str(reason).startswith(DAMAGED):
+            if isinstance(reason, Damaged):
                 damage[path.parent] = f"{path}: {reason}"
     if not groups:
         tried = "; ".join(f"{count} x {why}" for why, count in passed.items()) or "the folder is empty"

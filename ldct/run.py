@@ -170,9 +170,14 @@ def _plain(value: Any) -> Any:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl; a torn last line is left out, no file is no lines."""
+    """Lines of metrics.jsonl; see read_lines."""
+    return read_lines(folder / "metrics.jsonl")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; a torn last line is left out, no file is no lines."""
     try:
-        text = (folder / "metrics.jsonl").read_text()
+        text = path.read_text()
     except FileNotFoundError:
         return []
     lines = []

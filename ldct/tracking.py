@@ -119,7 +119,7 @@ class Ledger:
         self.ended: list[str] = []
         """Folders of the parts that ended well."""
         certain = 0
-        for entry in [] if self.new else map(json.loads, self.path.read_text().splitlines()):
+        for entry in runs.read_lines(self.path):
             self.rows += [entry["row"]] if "row" in entry else []
             if "ended" in entry:
                 certain = len(self.rows)

@@ -31,6 +31,10 @@ class Unusable(Exception):
     """This file gives no CT slice. The message is the reason; the caller knows the file's name."""
 
 
+class Damaged(Unusable):
+    """This file may hold a CT slice, but not a whole one: its series has a gap."""
+
+
 @dataclass(frozen=True, slots=True)
 class Coding:
     """How the pixels of a slice are stored and what they mean."""
@@ -126,9 +130,9 @@ def read_file(path: Path, file: IO[bytes] | None = None, **options: Any) -> File
     except Unusable:
         raise
     except OSError as error:
-        raise Unusable(f"cannot be read: {error.strerror or error}") from None
+        raise Damaged(f"cannot be read: {error.strerror or error}") from None
     except Exception as error:  # a damaged header raises nearly anything inside pydicom
-        raise Unusable(f"broken DICOM: {type(error).__name__}: {error}") from None
+        raise Damaged(f"broken DICOM: {type(error).__name__}: {error}") from None
     meta = getattr(dataset, "file_meta", None)
     if meta is None or "TransferSyntaxUID" not in meta:  # pydicom found out the coding by itself
         implicit = dataset.original_encoding[0]
@@ -210,9 +214,9 @@ def read_slices(path: Path) -> list[Slice]:
         frames = range(int(header.NumberOfFrames)) if header.get("PerFrameFunctionalGroupsSequence") else [None]
         return [_slice(header, path, frame, end, next_bytes) for frame in frames]
     except OSError as error:
-        raise Unusable(f"cannot be read: {error.strerror or error}") from None
+        raise Damaged(f"cannot be read: {error.strerror or error}") from None
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise Unusable(f"broken header: {error}") from None
+        raise Damaged(f"broken header: {error}") from None
 
 
 def _check_image(header: FileDataset, path: Path) -> None:
@@ -236,7 +240,7 @@ def _check_image(header: FileDataset, path: Path) -> None:
         frames = int(_get(header, "NumberOfFrames") or 1)
         need = rows * columns * int(_get(header, "BitsAllocated") or 16) // 8 * frames
         if path.stat().st_size < need:
-            raise Unusable(f"truncated: {path.stat().st_size} bytes, the pixels alone need {need}")
+            raise Damaged(f"truncated: {path.stat().st_size} bytes, the pixels alone need {need}")
 
 
 def _slice(header: FileDataset, path: Path, frame: int | None, end: int, next_bytes: bytes) -> Slice:
@@ -350,9 +354,9 @@ def _read_plain(piece: Slice, start: int) -> np.ndarray:
     try:
         pixels = np.fromfile(piece.path, "<i2" if coding.signed else "<u2", count, offset=start)
     except OSError as error:
-        raise Unusable(f"cannot be read: {error.strerror or error}") from None
+        raise Damaged(f"cannot be read: {error.strerror or error}") from None
     if len(pixels) != count:
-        raise Unusable(f"truncated: {len(pixels)} pixels, expected {count}")
+        raise Damaged(f"truncated: {len(pixels)} pixels, expected {count}")
     if coding.stored < 16 and not _in_range(pixels, coding):
         pixels <<= 15 - coding.high  # to the top bit and down: arithmetic where signed
         pixels >>= 16 - coding.stored

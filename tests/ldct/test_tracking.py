@@ -490,3 +490,13 @@ def test_wandb_agent_trains_a_run_of_the_sweep(server, home, tiny_shards, tmp_pa
     assert (run.exit, run.head["groupName"]) == (0, "agents"), out + errors
     assert (run.values["model"]["name"], run.values["model"]["attention"]) == ("unet", "both")
     assert runs.read_status(tmp_path / "runs" / "agents" / "agentrun").state == "finished"
+
+
+def test_a_torn_line_in_the_ledger_is_forgotten(tmp_path):
+    path = tmp_path / "wandb" / "sent.jsonl"
+    path.parent.mkdir()
+    path.write_text('{"row": "a"}\n{"ended": "first"}\n{"row": "b"}\n{"row": "c')
+    ledger = tracking.Ledger(tmp_path)
+    assert (ledger.new, ledger.rows, ledger.certain, ledger.ended) == (False, ["a", "b"], ["a"], ["first"])
+    ledger.begin(ledger.certain)
+    assert tracking.Ledger(tmp_path).rows == ["a"]
