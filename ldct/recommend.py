@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from ldct import bench, bench_steps
+from ldct.config import TrainConfig
 
 ENOUGH = 0.95
 """The smallest batch with this share of the best rate is taken: beyond it, memory buys little."""
@@ -37,9 +38,8 @@ def recommend(shards: Path, network: str, batches: list[int], steps: int) -> dic
     form = max(zip(tried, forms, strict=True), key=lambda pair: pair[0]["patches_per_s"])[1]
     rates = {batch: rate(shards, network, batch, steps, form) for batch in batches}
     tried += [form | {"batch": batch, "patches_per_s": value} for batch, value in rates.items()]
-    local = smallest(rates)
     ranks = max(1, torch.cuda.device_count())
-    config = {"train": {"global_batch": local * ranks, **form}, "data": {"store": "auto"}}
+    config = {"train": {**split(smallest(rates) * ranks), **form}, "data": {"store": "auto"}}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return bench.machine(device) | {"network": network, "ranks": ranks, "tried": tried, "config": config}
 
@@ -47,6 +47,13 @@ def recommend(shards: Path, network: str, batches: list[int], steps: int) -> dic
 def smallest(rates: dict[int, float]) -> int:
     """The smallest batch size whose rate is ENOUGH of the best."""
     return min(batch for batch, value in rates.items() if value >= ENOUGH * max(rates.values()))
+
+
+def split(at_once: int) -> dict[str, int]:
+    """The global batch and its parts, where ``at_once`` pairs are best for all ranks together: no fewer than the
+    recipe's, since fewer would be another recipe."""
+    parts = -(-TrainConfig().global_batch // at_once)
+    return {"global_batch": parts * at_once, "accumulate": parts}
 
 
 def text(result: dict[str, Any]) -> str:

@@ -196,6 +196,11 @@ def test_what_is_recommended_is_a_configuration(tiny_shards, tmp_path, monkeypat
     assert yaml.safe_load(recommend.text(result)) == result["config"]
 
 
+@pytest.mark.parametrize(("at_once", "batch", "parts"), [(8, 128, 16), (24, 144, 6), (128, 128, 1), (4096, 4096, 1)])
+def test_a_small_batch_is_a_part_of_the_recipes(at_once, batch, parts):
+    assert recommend.split(at_once) == {"global_batch": batch, "accumulate": parts}
+
+
 def test_a_batch_that_does_not_fit_is_not_recommended(tiny_shards, monkeypatch):
     assert recommend.smallest({8: 90.0, 16: 100.0, 32: 0.0}) == 16
 
