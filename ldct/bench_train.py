@@ -35,10 +35,10 @@ PATCH = 55
 """Side in pixels of the tiles that FLOP are counted for."""
 
 SLICES = 16
-"""Of the water phantom, two patients together: 648 training tiles."""
+"""Of the water phantom, two patients together."""
 
 LONGEST = 20
-"""Rows of a profile."""
+"""Rows of a profile that are printed; the JSON has all."""
 
 
 def ways(shards: Path, network: str, batch: int, steps: int, scratch: Path, every: bool) -> dict[str, Iterator[Tensor]]:
@@ -161,7 +161,7 @@ def layers(shards: Path, network: str, attention: str, batch: int, steps: int = 
         shape = event.input_shapes[0] if event.input_shapes else []
         place = event.key, " x ".join(map(str, shape)) if shape and isinstance(shape[0], int) else ""
         found[place] = found.get(place, 0) + took / 1000 / steps
-    longest = sorted(found.items(), key=lambda item: -item[1])[:LONGEST]
+    longest = sorted(found.items(), key=lambda item: -item[1])
     rows = [
         {"operation": key, "shape": shape, "ms": ms, "share": ms / sum(found.values())} for (key, shape), ms in longest
     ]
@@ -176,7 +176,8 @@ def layers(shards: Path, network: str, attention: str, batch: int, steps: int = 
 def layers_text(result: dict[str, Any]) -> str:
     """The result of ``layers`` for people."""
     rows = [
-        [row["operation"], row["shape"], f"{row['ms']:.1f}", f"{100 * row['share']:.1f} %"] for row in result["layers"]
+        [row["operation"], row["shape"], f"{row['ms']:.1f}", f"{100 * row['share']:.1f} %"]
+        for row in result["layers"][:LONGEST]
     ]
     what = f"{result['network']}, attention {result['attention']}, batch {result['batch']}"
     return f"{bench.heading(result)}\n{what}\n{bench.table(['operation', 'first input', 'ms a step', 'share'], rows)}"
