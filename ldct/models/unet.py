@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ldct.config import ModelConfig
 from ldct.models.attention import gated, gates
-from ldct.models.network import Network, Stage, convolve
+from ldct.models.network import FirstConv2d, Network, Stage, convolve
 
 
 class UNet(Network):
@@ -67,9 +67,9 @@ class UNet(Network):
 def double(inputs: int, outputs: int, model: ModelConfig) -> nn.Sequential:
     """Two convolutions that keep the size, each followed by its normalisation and ReLU."""
     assert model.kernel
-    padding = model.kernel // 2
+    padding, first = model.kernel // 2, FirstConv2d if inputs == 1 else nn.Conv2d
     return nn.Sequential(
-        *convolve(nn.Conv2d(inputs, outputs, model.kernel, padding=padding), model),
+        *convolve(first(inputs, outputs, model.kernel, padding=padding), model),
         nn.ReLU(),
         *convolve(nn.Conv2d(outputs, outputs, model.kernel, padding=padding), model),
         nn.ReLU(),

@@ -251,3 +251,15 @@ def test_channels_last_and_bf16(name):
         rough = model(x)
     assert rough.dtype == torch.float32  # the skip keeps the image's precision
     assert 0 < (rough - plain).std() < 0.05 * (plain - x).std()
+
+
+@pytest.mark.parametrize("name", names())
+def test_bf16_does_not_round_the_image(name):
+    """Under autocast the first convolution is that of fp32, rounded afterwards; a plain one rounds the image first."""
+    conv, image = narrow(name).encoder[0][0], 1 + torch.rand(1, 1, 32, 32)
+    exact = conv(image)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, plain = conv(image), F.conv2d(image, conv.weight, conv.bias, padding=conv.padding)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, exact.bfloat16(), rtol=0, atol=0)
+    assert (plain != found).any()
