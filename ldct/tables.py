@@ -17,7 +17,7 @@ DIGITS = {"psnr": 2, "ssim": 4, "rmse": 2, "frequency": 3, "high_band": 2, "slic
 HIDDEN = ("run_dir", "data.shards", "data.store", "train.timeout_s", "train.save_every_s")
 """Fields that say where and how a run was done, not what it is."""
 
-LABELLED = 4
+LABELLED = 5
 """Most fields in a run's label."""
 
 
@@ -45,15 +45,30 @@ def differing(configs: list[Config]) -> list[str]:
 def labels(configs: dict[str, Config]) -> dict[str, str]:
     """A short name for each run: what differs between the runs; the network and its attention if nothing does.
 
-    Where more than LABELLED fields differ, the first of them and the run's own name.
+    Where more than LABELLED fields differ, those that tell the runs apart, and the run's own name if no few do.
     """
+    flats = {name: configuration.flat(config) for name, config in configs.items()}
     keys = differing(list(configs.values())) or ["model.name", "model.attention"]
+    few = telling(keys, list(flats.values())) if len(keys) > LABELLED else keys
     out = {}
-    for name, config in configs.items():
-        flat = configuration.flat(config)
-        words = [str(flat[key]) if key == "model.name" else f"{key.split('.')[-1]} {text(flat[key])}" for key in keys]
-        out[name] = ", ".join(words if len(words) <= LABELLED else [*words[: LABELLED - 1], name])
-    return out
+    for name, flat in flats.items():
+        words = [str(flat[key]) if key == "model.name" else f"{key.split('.')[-1]} {text(flat[key])}" for key in few]
+        out[name] = ", ".join(words)
+    return {name: f"{label}, {name}" if list(out.values()).count(label) > 1 else label for name, label in out.items()}
+
+
+def telling(keys: list[str], flats: list[dict[str, Any]]) -> list[str]:
+    """At most LABELLED of ``keys``, each chosen for telling most runs apart beside those before, the network first."""
+    chosen: list[str] = []
+
+    def kinds(names: list[str]) -> int:
+        return len({tuple(str(flat[name]) for name in names) for flat in flats})
+
+    while len(chosen) < LABELLED and kinds(chosen) < kinds(keys):
+        chosen.append(
+            max(sorted(keys, key=lambda key: not key.startswith("model.")), key=lambda key: kinds([*chosen, key]))
+        )
+    return [key for key in keys if key in chosen]
 
 
 def text(value: Any) -> str:

@@ -161,8 +161,23 @@ def test_labels_name_what_differs_and_only_that(measured, tiny_shards):
     many = dataclasses.replace(
         slow, train=dataclasses.replace(slow.train, seed=3, steps=9, log_every=7, global_batch=4)
     )
-    found = tables.labels({"0-a": config, "1-b": many})
-    assert found == {
-        "0-a": "lr 0.001, steps 20, global_batch 128, 0-a",
-        "1-b": "lr 0.0001, steps 9, global_batch 4, 1-b",
+    many = dataclasses.replace(many, model=dataclasses.replace(config.model, attention="both"))
+    assert tables.labels({"a": config, "b": many}) == {"a": "attention none", "b": "attention both"}
+
+
+def test_labels_of_many_differences_tell_the_runs_apart(measured):
+    config = read_config(measured[0][0])
+
+    def other(seed, **model):
+        train = dataclasses.replace(config.train, seed=seed, steps=seed + 9, log_every=seed + 7, global_batch=seed + 4)
+        optim = dataclasses.replace(config.optim, lr=(seed + 1) * 1e-4)
+        model = dataclasses.replace(config.model, **model)
+        return dataclasses.replace(config, train=train, optim=optim, model=model)
+
+    runs = {"a": config, "b": other(3), "c": other(3, norm="batch"), "d": other(3, norm="batch")}
+    assert tables.labels(runs) == {
+        "a": "norm none, lr 0.001",
+        "b": "norm none, lr 0.0004",
+        "c": "norm batch, lr 0.0004, c",
+        "d": "norm batch, lr 0.0004, d",
     }
