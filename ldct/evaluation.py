@@ -100,7 +100,7 @@ def check_writable(run: Path) -> None:
 
 
 def save(run: Path, evaluation: Evaluation) -> None:
-    """Write the files of ``evaluation`` to ``run``/eval, which is there.
+    """Write the files of ``evaluation`` to ``run``/eval.
 
     Raises
     ------
@@ -108,6 +108,7 @@ def save(run: Path, evaluation: Evaluation) -> None:
         If the folder cannot be written.
     """
     folder, split = run / "eval", evaluation.split
+    folder.mkdir(exist_ok=True)
     with atomic(folder / f"{split}-slices.npz") as file:
         shown = {FULL: evaluation.full} | {result.name: result.pictures for result in evaluation.results}
         pictures = {f"{name}/{key}": image for name, images in shown.items() for key, image in images.items()}
