@@ -1,5 +1,6 @@
 """The main table: one row per method, the metrics of every protocol; as text, CSV and LaTeX."""
 
+import collections
 import csv
 import io
 import math
@@ -54,7 +55,10 @@ def labels(configs: dict[str, Config]) -> dict[str, str]:
     for name, flat in flats.items():
         words = [str(flat[key]) if key == "model.name" else f"{key.split('.')[-1]} {text(flat[key])}" for key in few]
         out[name] = ", ".join(words)
-    return {name: f"{label}, {name}" if list(out.values()).count(label) > 1 else label for name, label in out.items()}
+    if few != keys:
+        alike = {label for label, count in collections.Counter(out.values()).items() if count > 1}
+        out = {name: f"{label}, {name}" if label in alike else label for name, label in out.items()}
+    return out
 
 
 def telling(keys: list[str], flats: list[dict[str, Any]]) -> list[str]:
