@@ -2,8 +2,6 @@
 
 import argparse
 import io
-import os
-import platform
 import signal
 import statistics
 import subprocess
@@ -12,6 +10,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,9 @@ import numpy as np
 import torch
 import webdataset
 
-from ldct import checkpoint, data, models, optim
+from ldct import bench, checkpoint, data, models, optim
 from ldct import config as configuration
 from ldct import run as runs
-from shards import bench as sharder
 from shards.command import InputError
 
 BATCH = 512
@@ -80,11 +78,6 @@ def rate(way: Callable[[], Iterator[int]]) -> float:
     return pairs / (time.perf_counter() - began)
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, lowest and highest."""
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
-
-
 def checkpoint_seconds(repeats: int) -> list[float]:
     """Seconds to write a checkpoint of the published RED-CNN with Adam's state and the average, fsync included."""
     model, average = (models.create(configuration.ModelConfig()) for _ in range(2))
@@ -139,59 +132,45 @@ def resumed(shards: Path) -> dict[str, float]:
 def measure(pairs: int, repeats: int, shards: Path | None) -> dict[str, Any]:
     """All figures; the ways to load take turns, ``repeats`` times after one round that is not counted."""
     with tempfile.TemporaryDirectory() as scratch:
-        source = shards or Path(scratch) / "shards"
-        if shards is None:
-            sharder.generate(Path(scratch) / "dicom", pairs)
-            sharder.build_with(2, [0.0])(Path(scratch) / "dicom", source)
+        source = shards or bench.generate(Path(scratch), pairs)
         count = one_pair_per_member(source, members := Path(scratch) / "members")
         ways = {
             "ours": lambda: ours(source),
             "webdataset, one pair per member": lambda: plain_webdataset(members),
             "limit: memory copy": memory_copy,
         }
-        rates: dict[str, list[float]] = {name: [] for name in ways}
-        for turn in range(repeats + 1):
-            for name, way in ways.items():
-                value = rate(way)
-                if turn:
-                    rates[name].append(value)
+        rates = bench.take_turns({name: partial(rate, way) for name, way in ways.items()}, repeats)
         seconds = checkpoint_seconds(repeats)
-        result = {
-            "machine": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            "torch": torch.__version__,
+        return {
+            **bench.machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
             "webdataset": webdataset.__version__,
             "pairs": count,
             "batch": BATCH,
             "repeats": repeats,
-            "pairs_per_second": {name: spread(values) for name, values in rates.items()},
-            "ours / webdataset": statistics.median(a / b for a, b in zip(*islice(rates.values(), 2), strict=True)),
-            "checkpoint_seconds": spread(seconds),
+            "pairs_per_second": {name: bench.spread(values) for name, values in rates.items()},
+            "ours / webdataset": bench.ratio(*islice(rates.values(), 2)),
+            "checkpoint_seconds": bench.spread(seconds),
             "checkpoint_share": statistics.median(seconds) / configuration.TrainConfig().save_every_s,
+            **resumed(source),
         }
-        if shards is not None:  # generated shards have no validation slices to start with
-            result |= resumed(shards)
-        return result
 
 
 def table(result: dict[str, Any]) -> str:
     """The result for people."""
-    lines = [f"{result['pairs']} pairs, batches of {result['batch']}, {result['repeats']} rounds, {result['device']}"]
+    lines = [f"{result['pairs']} pairs, batches of {result['batch']}, {result['repeats']} rounds"]
     for name, value in result["pairs_per_second"].items():
         lines.append(f"{name:32} {value['median']:9,.0f} pairs/s ({value['low']:,.0f} to {value['high']:,.0f})")
     lines.append(f"{'ours / webdataset':32} {result['ours / webdataset']:9.1f}")
     share = 100 * result["checkpoint_share"]
     lines.append(f"{'checkpoint':32} {result['checkpoint_seconds']['median']:9.3f} s, {share:.2f} % of the time")
-    if "first_step_s" in result:
-        lines.append(f"{'start to first resumed step':32} {result['first_step_s']:9.1f} s")
-        lines.append(f"{'share of a step waiting for data':32} {100 * result['data_wait_share']:9.2f} %")
-    return "\n".join(lines)
+    lines.append(f"{'start to first resumed step':32} {result['first_step_s']:9.1f} s")
+    lines.append(f"{'share of a step waiting for data':32} {100 * result['data_wait_share']:9.2f} %")
+    return "\n".join([bench.heading(result), *lines])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``launch/bench.py load``."""
-    parser.add_argument("--shards", type=Path, help="shards to read; also times a run that resumes on them")
+    parser.add_argument("--shards", type=Path, help="shards to read and resume on (default: of a water phantom)")
     parser.add_argument("--pairs", type=int, default=256, help="slices to generate without --shards (%(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds that count, after one to warm up (%(default)s)")
 

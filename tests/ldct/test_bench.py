@@ -9,7 +9,19 @@ import torch.nn.functional as F
 import yaml
 from made import make_run
 
-from ldct import bench, bench_infer, bench_runs, bench_steps, bench_train, config, data, models, recommend, reference
+from ldct import (
+    bench,
+    bench_infer,
+    bench_load,
+    bench_runs,
+    bench_steps,
+    bench_train,
+    config,
+    data,
+    models,
+    recommend,
+    reference,
+)
 from ldct.config import DataConfig, ModelConfig
 from ldct.deploy import Denoiser
 from shards.command import InputError
@@ -242,3 +254,11 @@ def test_numbers_that_cannot_be_are_one_line():
     options = types.SimpleNamespace(batches=[8], steps=1, repeats=1, quality=33.0, shards=None)
     with pytest.raises(InputError, match="--quality needs --shards"):
         bench_train.run(options)
+
+
+def test_every_way_to_load_gives_every_pair(tiny_shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_load, "BATCH", 16)
+    pairs = bench_load.one_pair_per_member(tiny_shards, tmp_path / "members")
+    assert pairs == data.Tiles(tiny_shards, DataConfig(min_body=0)).shard.size
+    assert sum(bench_load.ours(tiny_shards)) == 2 * pairs // 16 * 16
+    assert sum(bench_load.plain_webdataset(tmp_path / "members")) == pairs

@@ -12,7 +12,7 @@ with contextlib.suppress(ImportError):
     except RuntimeError:
         import torch
 
-        library = torch.library.Library("torchvision", "DEF")
+        library = torch.library.Library("torchvision", "FRAGMENT")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         import torchvision  # noqa: F401
