@@ -29,7 +29,9 @@ def main() -> None:
         raise InputError("expected IN and OUT, or --export FILE; --help shows examples")
     from ldct import deploy  # --help and a typo need no torch
     from ldct.denoise import denoise_series, find_series
+    from ldct.memory import keep_freed
 
+    keep_freed()
     device = deploy.pick_device(options.device)
     model = deploy.open_model(options.run, device)
     if options.export:

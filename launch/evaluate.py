@@ -33,8 +33,10 @@ def main() -> None:
     options = arguments()
     from ldct import cases, evaluate, protocols, tables, tracking  # --help and a typo need no torch
     from ldct.deploy import pick_device
+    from ldct.memory import keep_freed
     from ldct.run import read_config
 
+    keep_freed()
     chosen = [protocols.get(name).name for name in dict.fromkeys(options.protocol or protocols.DEFAULT)]
     device = pick_device(options.device)
     runs = evaluate.usable(options.runs)

@@ -1,14 +1,17 @@
 """What the benches share: the machine, ways that take turns, the matrix product as the limit, tables."""
 
+import contextlib
+import multiprocessing
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +19,8 @@ import torch.nn.functional as F
 from ldct.deploy import device_name
 from shards import bench as sharder
 from shards.command import InputError
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -68,12 +73,53 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def take_turns(ways: Mapping[str, Callable[[], float]], repeats: int, warmup: int = 1) -> dict[str, list[float]]:
+@contextlib.contextmanager
+def apart(way: Callable[..., Generator[T]], *arguments: object) -> Iterator[Callable[[], T]]:
+    """A function whose calls give what ``way(*arguments)`` yields, one value a call, in a process of its own.
+
+    As a user would run it: what the other ways set for their process (threads, precision, memory) or left in its
+    allocator does not reach it.
+
+    Raises
+    ------
+    InputError
+        From a call, if the process ended.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    mine, theirs = spawn.Pipe()
+    process = spawn.Process(target=_answer, args=(theirs, way, *arguments))
+    process.start()
+    theirs.close()
+
+    def ask() -> T:
+        try:
+            mine.send(None)
+            answer: T = mine.recv()
+        except (EOFError, OSError):
+            raise InputError(f"{way.__name__} ended before it was measured; its error stands above") from None
+        return answer
+
+    try:
+        yield ask
+    finally:
+        mine.close()
+        process.join()
+
+
+def _answer(pipe: Connection, way: Callable[..., Generator[T]], *arguments: object) -> None:
+    """The other end of ``apart``, until that closes the pipe."""
+    with contextlib.closing(way(*arguments)) as values, contextlib.suppress(EOFError):
+        while True:
+            pipe.recv()
+            pipe.send(next(values))
+
+
+def take_turns(ways: Mapping[str, Callable[[], T]], repeats: int, warmup: int = 1) -> dict[str, list[T]]:
     """What each way says in ``repeats`` rounds, one way after the other, after ``warmup`` that are not counted.
 
     In turns, so that a machine that becomes slower for a while does so for all of them.
     """
-    values: dict[str, list[float]] = {name: [] for name in ways}
+    values: dict[str, list[T]] = {name: [] for name in ways}
     for turn in range(warmup + repeats):
         for name, way in ways.items():
             value = way()

@@ -4,8 +4,8 @@ import argparse
 import dataclasses
 import resource
 import tempfile
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Generator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +14,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldct import bench, models, reference
-from ldct.config import ModelConfig
+from ldct.config import Config, ModelConfig
 from ldct.data import Slices, denormalise, normalise
 from ldct.denoise import BATCH
 from ldct.deploy import Denoiser, pick_device
+from ldct.memory import keep_freed
 from shards.command import InputError
 
 Precision = Literal["fp32", "bf16"]
@@ -25,7 +26,7 @@ Precision = Literal["fp32", "bf16"]
 STEPS = 40
 """Training steps of the networks measured where no run is given: enough to differ from their start."""
 
-REFERENCE = "reference"
+REFERENCE, FP32 = "reference", "ours, fp32"
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
@@ -39,7 +40,7 @@ def trained(shards: Path, network: str, folder: Path) -> Path:
 
 
 def measure(run: Path, low: np.ndarray, repeats: int, device: torch.device) -> dict[str, Any]:
-    """Slices per second of a run's network, both precisions and the reference in turns.
+    """Slices per second of a run's network, both precisions and the reference in turns, each in a process of its own.
 
     Parameters
     ----------
@@ -49,47 +50,38 @@ def measure(run: Path, low: np.ndarray, repeats: int, device: torch.device) -> d
     Returns
     -------
     dict
-        By way: slices_per_s (median, lowest, highest), ratio to the reference, flop_per_s, share of the best matrix
-        product's among the turns, and rmse_hu, the distance of its output in whole HU from ours in fp32, over pixels
-        that the scheme does not clip: what it clips, the reference does not put back.
+        ``about`` the run, ``network``, ``matrix_product`` (the best among the turns), ``base`` (the way that ratios are
+        to) and the ``rows`` of ``describe``.
     """
-    first, outputs = Denoiser(run, device), dict[str, np.ndarray]()
-
-    def ours(precision: Precision, slices: np.ndarray) -> np.ndarray:
-        first.precision = precision
-        return first(slices)
-
-    def turn(name: str, way: Callable[[np.ndarray], np.ndarray]) -> float:
-        def work() -> None:
-            outputs[name] = way(low)
-
-        return len(low) / bench.seconds(work, device)
-
-    ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {f"ours, {name}": partial(ours, name) for name in PRECISIONS}
-    if first.config.model.attention == "none" and first.config.model.residual:
-        ways[REFERENCE] = plain(first, device)
-    turns = {name: partial(turn, name, way) for name, way in ways.items()}
-    rates = bench.take_turns(turns | bench.matrix_products(device), repeats)
-    best = {name: max(rates.pop(name)) for name in PRECISIONS}
-    base = REFERENCE if REFERENCE in ways else "ours, fp32"
-    work = forward_flops(first.config.model, low.shape[1:])
-    tensor, scheme = torch.from_numpy(low), first.config.data.scheme
-    inside = (denormalise(normalise(tensor, scheme), scheme).round() == tensor).numpy()
-    rows = []
-    for name, values in rates.items():
-        rate = bench.spread(values)
-        error = float(np.sqrt(np.mean((outputs[name].astype(float) - outputs["ours, fp32"])[inside] ** 2)))
-        precision: Precision = "bf16" if name == "ours, bf16" else "fp32"
-        speed = work * rate["median"]
-        row = {"way": name, "precision": precision, "slices_per_s": rate, "flop_per_s": speed}
-        ratio = bench.ratio(values, rates[base])
-        rows.append(row | {"share": speed / best[precision], "ratio": ratio, "rmse_hu": error})
-    about = {"about": first.about, "network": first.config.model.name, "matrix_product": best}
-    return about | {"base": base, "rows": rows}
+    denoiser = Denoiser(run, device)
+    model = denoiser.config.model
+    with ExitStack() as processes:
+        asks: dict[str, Callable[[], Any]] = {}
+        for precision in PRECISIONS:
+            way = bench.apart(our_turns, run, low, precision, device)
+            asks[f"ours, {precision}"] = processes.enter_context(way)
+        if model.attention == "none" and model.residual:
+            asks[REFERENCE] = processes.enter_context(bench.apart(their_turns, run, low, device))
+        turns = bench.take_turns(asks | bench.matrix_products(device), repeats)
+    best: dict[str, float] = {name: max(turns.pop(name)) for name in PRECISIONS}
+    base = REFERENCE if REFERENCE in turns else FP32
+    about = {"about": denoiser.about, "network": model.name, "matrix_product": best, "base": base}
+    return about | {"rows": describe(denoiser.config, low, turns, base, best)}
 
 
-def plain(denoiser: Denoiser, device: torch.device) -> Callable[[np.ndarray], np.ndarray]:
-    """The reference with the denoiser's weights: slice by slice, float64 out, rounded to compare."""
+def our_turns(
+    run: Path, low: np.ndarray, precision: Precision, device: torch.device
+) -> Generator[tuple[float, np.ndarray]]:
+    """Turns of what launch/denoise.py calls: slices per second, and the slices in HU."""
+    keep_freed()
+    denoiser = Denoiser(run, device)
+    denoiser.precision = precision
+    yield from timed(denoiser, low, device)
+
+
+def their_turns(run: Path, low: np.ndarray, device: torch.device) -> Generator[tuple[float, np.ndarray]]:
+    """Turns of the reference with the run's weights: slice by slice, float64 out, rounded to compare."""
+    denoiser = Denoiser(run, device)
     model = denoiser.config.model
     weights = {name: value.contiguous() for name, value in denoiser.model.state_dict().items()}
     sizes = {"channels": model.channels} | ({"depth": model.depth} if model.name == "unet" else {})
@@ -99,7 +91,52 @@ def plain(denoiser: Denoiser, device: torch.device) -> Callable[[np.ndarray], np
     def way(low: np.ndarray) -> np.ndarray:
         return np.rint([reference.denoise(network, slice_, scheme, device) for slice_ in low])
 
-    return way
+    yield from timed(way, low, device)
+
+
+def timed(
+    way: Callable[[np.ndarray], np.ndarray], low: np.ndarray, device: torch.device
+) -> Generator[tuple[float, np.ndarray]]:
+    """Slices per second of ``way`` of ``low``, and what it gave, again and again."""
+    found: list[np.ndarray] = []
+    while True:
+        took = bench.seconds(lambda: found.append(way(low)), device)
+        yield len(low) / took, found.pop()
+
+
+def describe(
+    config: Config, low: np.ndarray, turns: dict[str, list[tuple[float, np.ndarray]]], base: str, best: dict[str, float]
+) -> list[dict[str, Any]]:
+    """A row for each way.
+
+    Returns
+    -------
+    list of dict
+        way, precision, slices_per_s (median, lowest, highest), ratio to ``base``, flop_per_s, share of the matrix
+        product's, and rmse_hu, the distance of its output in whole HU from ours in fp32, over pixels that the scheme
+        does not clip: what it clips, the reference does not put back.
+    """
+    work = forward_flops(config.model, low.shape[1:])
+    tensor, scheme = torch.from_numpy(low), config.data.scheme
+    inside = (denormalise(normalise(tensor, scheme), scheme).round() == tensor).numpy()
+    rates = {name: [rate for rate, _ in found] for name, found in turns.items()}
+    outputs = {name: found[-1][1].astype(float) for name, found in turns.items()}
+    rows = []
+    for name, values in rates.items():
+        precision: Precision = "bf16" if name == "ours, bf16" else "fp32"
+        speed = work * bench.spread(values)["median"]
+        rows.append(
+            {
+                "way": name,
+                "precision": precision,
+                "slices_per_s": bench.spread(values),
+                "flop_per_s": speed,
+                "share": speed / best[precision],
+                "ratio": bench.ratio(values, rates[base]),
+                "rmse_hu": float(np.sqrt(np.mean((outputs[name] - outputs[FP32])[inside] ** 2))),
+            }
+        )
+    return rows
 
 
 def forward_flops(model: ModelConfig, shape: tuple[int, int]) -> int:
@@ -119,15 +156,14 @@ def peak_mb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def memory(denoiser: Callable[[np.ndarray], np.ndarray], low: np.ndarray, device: torch.device) -> list[float]:
-    """Peak memory in MB after the first, second and third part of a series, each of BATCH slices: what
-    launch/denoise.py puts through the network at once, however long the series is."""
-    part = np.resize(low, (BATCH, *low.shape[1:]))
-    peaks = []
-    for _ in range(3):
+def peaks(run: Path, low: np.ndarray, device: torch.device) -> Generator[float]:
+    """Peak memory in MB after each part of a series, of BATCH slices: what launch/denoise.py puts through the network
+    at once, however long the series is."""
+    keep_freed()
+    denoiser, part = Denoiser(run, device), np.resize(low, (BATCH, *low.shape[1:]))
+    while True:
         denoiser(part)
-        peaks.append(peak_mb(device))
-    return peaks
+        yield peak_mb(device)
 
 
 def text(result: dict[str, Any]) -> str:
@@ -175,7 +211,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         folders = [options.run] if options.run else [trained(shards, n, Path(scratch) / n) for n in models.names()]
         for folder in folders:
             found = measure(folder, low, options.repeats, device)
-            found["peak_mb"] = memory(Denoiser(folder, device), low, device)
+            with bench.apart(peaks, folder, low, device) as peak:
+                found["peak_mb"] = [peak() for _ in range(3)]
             result["networks"].append(found)
     print(text(result))
     return result

@@ -18,6 +18,7 @@ from ldct import run as runs
 from ldct.config import Config
 from ldct.distributed import Ranks
 from ldct.journal import Journal
+from ldct.memory import keep_freed
 from ldct.preempt import Latch
 from ldct.train import Training, set_numerics
 from shards.command import InputError
@@ -67,6 +68,7 @@ def loop(config: Config) -> Timed:
     """Run ``config`` here, timed."""
     ranks, latch = Ranks(config.train.timeout_s), Latch()
     set_numerics(config)
+    keep_freed()
     try:
         with Journal(config, ranks) as journal:
             timed = Timed(config, ranks, latch, journal)

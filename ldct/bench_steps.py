@@ -2,19 +2,22 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Generator, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from ldct import bench, data, models, reference
 from ldct import config as configuration
-from ldct import data, models, reference
 from ldct.config import Config, ModelConfig
 from ldct.distributed import Ranks
 from ldct.journal import Journal
+from ldct.memory import keep_freed
 from ldct.preempt import Latch
 from ldct.train import Training, set_numerics
 
@@ -32,27 +35,49 @@ class Unwritten(Journal):
         """Nothing is written."""
 
 
-def configure(shards: Path, network: str, batch: int, change: dict[str, Any]) -> Config:
-    """The default recipe, but what must be equal for equal losses: no augmentation, Adam at a constant rate."""
-    fields: dict[str, dict[str, Any]] = {
-        "data": {"shards": str(shards), "augment": False},
-        "model": {"name": network},
-        "optim": {"name": "adam", "lr": LR, "schedule": "constant", "warmup": 0, "clip_norm": 0},
-        "train": {"global_batch": batch, "log_every": 1_000_000},
-    }
-    for section, values in change.items():
-        if section in fields:
-            fields[section] |= values
-    return configuration.from_dict(fields)
+def configure(shards: Path, network: str, batch: int, settings: Sequence[str] = ()) -> Config:
+    """The default recipe with ``settings`` (section.field=value), but what must be equal for equal losses: no
+    augmentation, Adam at a constant rate."""
+    fixed = [f"data.shards={shards}", "data.augment=false", f"model.name={network}"]
+    fixed += ["optim.name=adam", f"optim.lr={LR}", "optim.schedule=constant", "optim.warmup=0", "optim.clip_norm=0"]
+    fixed += [f"train.global_batch={batch}", "train.log_every=1000000"]
+    return configuration.parse([f"--{setting}" for setting in [*fixed, *settings]])
 
 
-def start(config: Config, compiled: str = "") -> Training:
-    """The trainer before its first step."""
+def start(config: Config) -> Training:
+    """The trainer before its first step, without a latch: that is the loop's alone."""
+    return Training(config, Ranks(config.train.timeout_s), cast(Latch, None), Unwritten())
+
+
+def our_turns(config: Config, compiled: str, steps: int, turns: int) -> Generator[tuple[float, float]]:
+    """Turns of the trainer, through torch.compile in the mode ``compiled`` if that is not empty.
+
+    Sets this process up as launch/train.py does, and yields for each turn patches per second and mean loss.
+    """
+    keep_freed()
     set_numerics(config)
-    training = Training(config, Ranks(config.train.timeout_s), cast(Latch, None), Unwritten())  # the loop's alone
+    training = start(config)
     if compiled:
         training.parallel = cast(torch.nn.Module, torch.compile(training.parallel, mode=compiled))
-    return training
+    yield from timed(ours(training, steps * turns), config.train.global_batch, steps, training.ranks.device)
+
+
+def their_turns(config: Config, steps: int, turns: int) -> Generator[tuple[float, float]]:
+    """Turns of the reference, as ``our_turns``, in a process left as torch makes it."""
+    with tempfile.TemporaryDirectory() as folder:
+        training = start(config)
+        losses = theirs(training, steps * turns, Path(folder))
+        yield from timed(losses, config.train.global_batch, steps, training.ranks.device)
+
+
+def timed(losses: Iterator[Tensor], batch: int, steps: int, device: torch.device) -> Generator[tuple[float, float]]:
+    """Patches per second and mean loss of every ``steps`` steps."""
+    while True:
+        found: list[Tensor] = []
+        took = bench.seconds(lambda: found.extend(islice(losses, steps)), device)  # noqa: B023 (called at once)
+        if not found:
+            return
+        yield len(found) * batch / took, torch.stack(found).mean().item()
 
 
 def ours(training: Training, steps: int) -> Iterator[Tensor]:

@@ -2,34 +2,39 @@
 
 import argparse
 import tempfile
-from collections.abc import Iterator, Sequence
-from functools import partial
-from itertools import islice
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from ldct import bench, bench_runs, models, recommend
-from ldct.bench_steps import LR, configure, flops, ours, start, theirs
+from ldct.bench_steps import LR, configure, flops, our_turns, ours, start, their_turns
+from ldct.config import Config
 from ldct.distributed import Ranks
+from ldct.train import set_numerics
 from shards.command import InputError
 
-OURS: dict[str, dict[str, Any]] = {
-    "ours": {},
-    "ours, fp32": {"train": {"precision": "fp32"}},
-    "ours, NCHW": {"train": {"channels_last": False}},
-    "ours, torch.compile": {"compile": "default"},
-    "ours, CUDA graphs": {"compile": "reduce-overhead"},
-    "ours, 128 filters for 96": {"model": {"channels": 128}},
+OURS, BOTH, THEIRS = "ours", "ours, attention both", "reference"
+
+SETTINGS = {
+    OURS: [],
+    BOTH: ["model.attention=both"],
+    "ours, fp32": ["train.precision=fp32"],
+    "ours, NCHW": ["train.channels_last=false"],
+    "ours, torch.compile": [],
+    "ours, CUDA graphs": [],
+    "ours, 128 filters for 96": ["model.channels=128"],
+    THEIRS: [],
 }
-"""The ways tried, by what they change; ``compile`` is a mode of torch.compile."""
+"""The ways, by the fields they change."""
+
+COMPILED = {"ours, torch.compile": "default", "ours, CUDA graphs": "reduce-overhead"}
+"""Modes of torch.compile."""
 
 ON_GPU_ONLY = ("ours, CUDA graphs", "ours, 128 filters for 96")
-
-BOTH, THEIRS = "ours, attention both", "reference"
 
 PATCH = 55
 """Side in pixels of the tiles that FLOP are counted for."""
@@ -41,27 +46,18 @@ LONGEST = 20
 """Rows of a profile that are printed; the JSON has all."""
 
 
-def ways(shards: Path, network: str, batch: int, steps: int, scratch: Path, every: bool) -> dict[str, Iterator[Tensor]]:
-    """The ways to train ``network`` at one batch size, each an iterator over the losses of ``steps`` steps.
-
-    The trainer without and with attention, and the reference; with ``every`` also what else was tried.
-    """
+def ways(network: str, every: bool) -> list[str]:
+    """Names of the ways to train ``network``: ours without and with attention, and the reference; with ``every`` also
+    what else was tried."""
     cuda = torch.cuda.is_available()
-    chosen = {name: change for name, change in OURS.items() if every or name == "ours"}
-    chosen = {name: change for name, change in chosen.items() if cuda or name not in ON_GPU_ONLY}
-    if network != "redcnn":
-        chosen.pop("ours, 128 filters for 96", None)
-    made: dict[str, Iterator[Tensor]] = {}
-    for name, change in chosen.items():
-        made[name] = ours(start(configure(shards, network, batch, change), change.get("compile", "")), steps)
-    both = configure(shards, network, batch, {"model": {"attention": "both"}})
-    made[BOTH] = ours(start(both), steps)
-    first = start(configure(shards, network, batch, {}))
-    made[THEIRS] = theirs(first, steps, scratch)
-    return made
+    names = [name for name in SETTINGS if every or name in (OURS, BOTH, THEIRS)]
+    names = [name for name in names if cuda or name not in ON_GPU_ONLY]
+    return [name for name in names if network == "redcnn" or "filters" not in name]
 
 
-def sweep(shards: Path, networks: Sequence[str], batches: Sequence[int], steps: int, repeats: int) -> dict[str, Any]:
+def sweep(
+    shards: Path, networks: Sequence[str], batches: Sequence[int], steps: int, repeats: int, settings: Sequence[str]
+) -> dict[str, Any]:
     """All rows of the table. Within a network and a batch size all ways take turns, ``steps`` steps each.
 
     Returns
@@ -75,52 +71,55 @@ def sweep(shards: Path, networks: Sequence[str], batches: Sequence[int], steps: 
     rows, limits = [], {name: 0.0 for name, _ in bench.DTYPES}
     for network in networks:
         for batch in batches:
-            found, best = group(shards, network, batch, steps, repeats, batch == batches[-1])
-            rows += found
+            configs = {
+                name: configure(shards, network, batch, [*settings, *SETTINGS[name]])
+                for name in ways(network, every=batch == batches[-1])
+            }
+            turns, best = group(configs, steps, repeats, device)
+            rows += describe(configs, turns)
             limits = {name: max(limit, best[name]) for name, limit in limits.items()}
     for row in rows:
         row["share"] = row["flop_per_s"] / limits[row["precision"]]
-    about = {"steps": steps, "repeats": repeats, "patch": PATCH, "lr": LR, "matrix_product": limits}
-    return bench.machine(device) | about | {"rows": rows}
+    about = {"steps": steps, "repeats": repeats, "patch": PATCH, "lr": LR, "settings": list(settings)}
+    return bench.machine(device) | about | {"matrix_product": limits, "rows": rows}
 
 
 def group(
-    shards: Path, network: str, batch: int, steps: int, repeats: int, every: bool
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """The rows of one network at one batch size, but for the share, and the best matrix products among their turns."""
-    device = Ranks(60).device
-    losses: dict[str, float] = {}
+    configs: dict[str, Config], steps: int, repeats: int, device: torch.device
+) -> tuple[dict[str, list[tuple[float, float]]], dict[str, float]]:
+    """Patches per second and loss of each turn of each way, all in turns, each way in a process of its own; and the
+    best matrix products among their turns."""
+    rounds = repeats + 1
+    asks: dict[str, Callable[[], Any]] = {}
+    with ExitStack() as processes:
+        for name, config in configs.items():
+            if name == THEIRS:
+                way = bench.apart(their_turns, config, steps, rounds)
+            else:
+                way = bench.apart(our_turns, config, COMPILED.get(name, ""), steps, rounds)
+            asks[name] = processes.enter_context(way)
+        turns = bench.take_turns(asks | bench.matrix_products(device), repeats)
+    return turns, {name: max(turns.pop(name)) for name, _ in bench.DTYPES}
 
-    def turn(name: str, way: Iterator[Tensor]) -> float:
-        found: list[Tensor] = []
-        took = bench.seconds(lambda: found.extend(islice(way, steps)), device)
-        losses[name] = torch.stack(found).mean().item()
-        return len(found) * batch / took
 
-    with tempfile.TemporaryDirectory() as scratch:
-        made = ways(shards, network, batch, steps * (repeats + 1), Path(scratch), every)
-        turns = {name: partial(turn, name, way) for name, way in made.items()}
-        rates = bench.take_turns(turns | bench.matrix_products(device), repeats)
-    best = {name: max(rates.pop(name)) for name, _ in bench.DTYPES}
-    rows = []
-    for name, values in rates.items():
-        config = configure(shards, network, batch, {"model": {"attention": "both"}} if name == BOTH else {})
-        precision = "fp32" if name in (THEIRS, "ours, fp32") else config.train.precision
-        rate = bench.spread(values)["median"] * flops(config.model, PATCH)
-        rows.append(
-            {
-                "network": network,
-                "way": name,
-                "batch": batch,
-                "precision": precision,
-                "patches_per_s": bench.spread(values),
-                "ratio": bench.ratio(values, rates[THEIRS]),
-                "flop_per_s": rate,
-                "loss": losses[name],
-                "loss_ratio": losses[name] / losses[THEIRS],
-            }
-        )
-    return rows, best
+def describe(configs: dict[str, Config], turns: dict[str, list[tuple[float, float]]]) -> list[dict[str, Any]]:
+    """The rows of one network at one batch size, but for the share."""
+    rates = {name: [rate for rate, _ in found] for name, found in turns.items()}
+    losses = {name: found[-1][1] for name, found in turns.items()}
+    return [
+        {
+            "network": config.model.name,
+            "way": name,
+            "batch": config.train.global_batch,
+            "precision": "fp32" if name == THEIRS else config.train.precision,
+            "patches_per_s": bench.spread(rates[name]),
+            "ratio": bench.ratio(rates[name], rates[THEIRS]),
+            "flop_per_s": bench.spread(rates[name])["median"] * flops(config.model, PATCH),
+            "loss": losses[name],
+            "loss_ratio": losses[name] / losses[THEIRS],
+        }
+        for name, config in configs.items()
+    ]
 
 
 def text(result: dict[str, Any]) -> str:
@@ -145,9 +144,10 @@ def text(result: dict[str, Any]) -> str:
     return f"{bench.heading(result)}\nlarge matrix product: {limits}\n{bench.table(head, rows)}"
 
 
-def layers(shards: Path, network: str, attention: str, batch: int, steps: int = 3) -> dict[str, Any]:
+def layers(config: Config, steps: int = 3) -> dict[str, Any]:
     """Milliseconds of a step by operation and shape of its first input, the longest first: where the time goes."""
-    training = start(configure(shards, network, batch, {"model": {"attention": attention}}))
+    set_numerics(config)
+    training = start(config)
     cuda = training.ranks.device.type == "cuda"
     losses = ours(training, steps + 1)
     next(losses)
@@ -166,9 +166,9 @@ def layers(shards: Path, network: str, attention: str, batch: int, steps: int = 
         {"operation": key, "shape": shape, "ms": ms, "share": ms / sum(found.values())} for (key, shape), ms in longest
     ]
     return bench.machine(training.ranks.device) | {
-        "network": network,
-        "attention": attention,
-        "batch": batch,
+        "network": config.model.name,
+        "attention": config.model.attention,
+        "batch": config.train.global_batch,
         "layers": rows,
     }
 
@@ -204,7 +204,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=[],
         metavar="FIELD=VALUE",
-        help="--ranks, --epoch, --quality: fields of the runs, e.g. model.channels=24",
+        help="fields of what is trained, e.g. model.channels=24",
     )
 
 
@@ -213,7 +213,11 @@ def chosen(options: argparse.Namespace, shards: Path) -> tuple[dict[str, Any], s
     network, batch, repeats = options.networks[0], options.batches[-1], options.repeats
     result: dict[str, Any]
     if options.profile:
-        profiles = [layers(shards, name, kind, batch) for name in options.networks for kind in ("none", "both")]
+        profiles = [
+            layers(configure(shards, name, batch, [*options.set, f"model.attention={kind}"]))
+            for name in options.networks
+            for kind in ("none", "both")
+        ]
         return {"profiles": profiles}, "\n\n".join(map(layers_text, profiles))
     if options.epoch:
         result = bench_runs.epoch(shards, batch, options.set)
@@ -225,9 +229,9 @@ def chosen(options: argparse.Namespace, shards: Path) -> tuple[dict[str, Any], s
         result = bench_runs.quality(shards, options.quality, options.set)
         return result, bench_runs.quality_text(result)
     if options.recommend:
-        result = recommend.recommend(shards, network, options.batches, options.steps)
+        result = recommend.recommend(shards, network, options.batches, options.steps, options.set)
         return result, recommend.text(result)
-    result = sweep(shards, options.networks, options.batches, options.steps, repeats)
+    result = sweep(shards, options.networks, options.batches, options.steps, repeats, options.set)
     return result, text(result)
 
 

@@ -1,5 +1,6 @@
 """What to train with on this machine: precision, memory format and batch size, tried on the full-width network."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,24 +8,25 @@ import torch
 import yaml
 
 from ldct import bench, bench_steps
-from ldct.config import TrainConfig
+from ldct.config import Config, TrainConfig
 
 ENOUGH = 0.95
 """The smallest batch with this share of the best rate is taken: beyond it, memory buys little."""
 
 
-def rate(shards: Path, network: str, batch: int, steps: int, train: dict[str, Any]) -> float:
-    """Patches per second, after one step to warm up; 0 where the device's memory does not suffice."""
+def rate(config: Config, steps: int) -> float:
+    """Patches per second, after a turn to warm up; 0 where the device's memory does not suffice."""
     try:
-        training = bench_steps.start(bench_steps.configure(shards, network, batch, {"train": train}))
-        losses = bench_steps.ours(training, steps + 1)
-        next(losses)
-        return steps * batch / bench.seconds(lambda: list(losses), training.ranks.device)
+        turns = bench_steps.our_turns(config, "", steps, 2)
+        next(turns)
+        return next(turns)[0]
     except torch.OutOfMemoryError:
         return 0.0
 
 
-def recommend(shards: Path, network: str, batches: list[int], steps: int) -> dict[str, Any]:
+def recommend(
+    shards: Path, network: str, batches: list[int], steps: int, settings: Sequence[str] = ()
+) -> dict[str, Any]:
     """Try precision and memory format at the middle batch size, then all batch sizes with the fastest.
 
     Returns
@@ -32,11 +34,16 @@ def recommend(shards: Path, network: str, batches: list[int], steps: int) -> dic
     dict
         The machine, what was ``tried`` with its patches per second, and ``config``, the fields to use.
     """
+
+    def measured(batch: int, form: dict[str, Any]) -> float:
+        fields = [f"train.{name}={value}" for name, value in form.items()]
+        return rate(bench_steps.configure(shards, network, batch, [*settings, *fields]), steps)
+
     forms = [{"precision": p, "channels_last": c} for p in ("bf16", "fp32") for c in (True, False)]
     middle = batches[len(batches) // 2]
-    tried = [form | {"batch": middle, "patches_per_s": rate(shards, network, middle, steps, form)} for form in forms]
+    tried = [form | {"batch": middle, "patches_per_s": measured(middle, form)} for form in forms]
     form = max(zip(tried, forms, strict=True), key=lambda pair: pair[0]["patches_per_s"])[1]
-    rates = {batch: rate(shards, network, batch, steps, form) for batch in batches}
+    rates = {batch: measured(batch, form) for batch in batches}
     tried += [form | {"batch": batch, "patches_per_s": value} for batch, value in rates.items()]
     ranks = max(1, torch.cuda.device_count())
     config = {"train": {**split(smallest(rates) * ranks), **form}, "data": {"store": "auto"}}

@@ -19,6 +19,7 @@ from ldct.attention_stats import collect
 from ldct.config import Config
 from ldct.distributed import Ranks
 from ldct.journal import Journal
+from ldct.memory import keep_freed
 from ldct.models.network import Network
 from ldct.preempt import Latch
 from ldct.validation import Validation, attention_lines
@@ -50,6 +51,7 @@ def train(config: Config, latch: Latch) -> signal.Signals | None:
     ranks = Ranks(config.train.timeout_s)
     check(config, ranks.world_size)
     set_numerics(config)
+    keep_freed()
     journal = Journal(config, ranks)
     if journal.finished:
         return None

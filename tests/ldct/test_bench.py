@@ -1,5 +1,7 @@
 """What the benches say is arithmetic on what they measured; the reference is the same function as ours. No timing."""
 
+import itertools
+import os
 import types
 
 import numpy as np
@@ -40,6 +42,26 @@ def test_ways_take_turns_and_the_first_round_does_not_count():
     found = bench.take_turns({"a": lambda: way("a"), "b": lambda: way("b")}, 2)
     assert order == ["a", "b"] * 3
     assert found == {"a": [3, 5], "b": [4, 6]}
+
+
+def process_and_numbers(start):
+    """A way that says where it runs, and breaks at its third turn."""
+    for number in itertools.count(start):
+        if number == start + 2:
+            os._exit(3)
+        yield os.getpid(), number
+
+
+def test_a_way_has_a_process_of_its_own():
+    with bench.apart(process_and_numbers, 5) as ask, bench.apart(process_and_numbers, 7) as other:
+        (first, five), (second, seven), (again, six) = ask(), other(), ask()
+        assert (five, six, seven) == (5, 6, 7)
+        assert first == again and len({first, second, os.getpid()}) == 3
+        with pytest.raises(InputError, match="process_and_numbers ended before it was measured"):
+            ask()
+    for process in (first, second):
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
 
 
 def test_spread_ratio_and_table():
@@ -92,8 +114,8 @@ def test_the_references_files_are_normalised_float64(tiny_shards, tmp_path):
 
 def test_both_train_on_the_same_batches_to_the_same_losses(tiny_shards, tmp_path):
     """Adam in one pass or in many, batches from tars or from files: nothing but rounding differs."""
-    change = {"model": {"channels": 4, "init_output": "same"}, "train": {"precision": "fp32"}}
-    settings = bench_steps.configure(tiny_shards, "redcnn", 4, change)
+    settings = ["model.channels=4", "model.init_output=same", "train.precision=fp32"]
+    settings = bench_steps.configure(tiny_shards, "redcnn", 4, settings)
     theirs = bench_steps.theirs(bench_steps.start(settings), 5, tmp_path)
     ours = bench_steps.ours(bench_steps.start(settings), 5)
     mine = [loss.item() for loss in ours]
@@ -115,33 +137,56 @@ def test_flops_are_those_of_the_convolutions(channels):
     assert redcnn_flops(96, 55) / 1e9 == pytest.approx(18.9, abs=0.05)
 
 
-def test_the_rows_of_a_group(tiny_shards, monkeypatch):
-    """Rates, ratio, FLOP and share follow from given seconds: 1 for ours, 2 with attention, 4 for the reference."""
-    monkeypatch.setitem(config.PLAIN, "redcnn", {"channels": 4, "depth": 5, "kernel": 5})
-    monkeypatch.setattr(bench_train, "OURS", {"ours": {}})
-    clock = iter([1.0, 2.0, 4.0] * 3)
-    monkeypatch.setattr(bench, "seconds", lambda work, device: (work(), next(clock))[1])
-    limits = {"fp32": lambda: 1e9, "bf16": lambda: 4e9}
-    monkeypatch.setattr(bench, "matrix_products", lambda device: limits)
-    result = bench_train.sweep(tiny_shards, ["redcnn"], [4], 2, 2)
-    rows = [row for row in result["rows"] if row["way"] in ("ours", bench_train.BOTH, bench_train.THEIRS)]
-    ours, both, theirs = rows
-    assert [row["way"] for row in rows] == ["ours", "ours, attention both", "reference"]
-    assert [row["patches_per_s"]["median"] for row in rows] == [8, 4, 2]
-    assert [row["ratio"] for row in rows] == [4, 2, 1]
+def test_turns_are_as_many_and_as_long_as_asked():
+    """Two turns of two steps: patches per second of each, and the mean of its losses."""
+    losses = iter(torch.tensor([1.0, 3.0, 5.0, 9.0]))
+    turns = list(bench_steps.timed(losses, 8, 2, CPU))
+    assert [loss for _, loss in turns] == [2, 7] and all(rate > 0 for rate, _ in turns)
+
+
+def test_rows_are_arithmetic_on_the_turns(tiny_shards):
+    settings = {"ours": [], bench_train.BOTH: ["model.attention=both"], "reference": []}
+    configs = {
+        name: bench_steps.configure(tiny_shards, "redcnn", 4, ["model.channels=4", *more])
+        for name, more in settings.items()
+    }
+    turns = {"ours": [(7.0, 0.9), (9.0, 0.5)], bench_train.BOTH: [(4.0, 1.0)] * 2, "reference": [(2.0, 0.4)] * 2}
+    ours, both, theirs = bench_train.describe(configs, turns)
+    assert [row["way"] for row in (ours, both, theirs)] == ["ours", "ours, attention both", "reference"]
+    assert [row["patches_per_s"]["median"] for row in (ours, both, theirs)] == [8, 4, 2]
+    assert [row["ratio"] for row in (ours, both, theirs)] == [4, 2, 1]
     work = redcnn_flops(4, 55)
     assert ours["flop_per_s"] == 8 * work and theirs["flop_per_s"] == 2 * work
     assert both["flop_per_s"] > 4 * work  # the gates' own
-    assert ours["share"] == 8 * work / limits[ours["precision"]]() and theirs["share"] == 2 * work / 1e9
+    assert (ours["loss"], ours["loss_ratio"]) == (0.5, 1.25)  # the last round's
+    assert (ours["precision"], theirs["precision"]) == ("bf16", "fp32")
+
+
+def test_a_sweep_measures_every_way(tiny_shards, monkeypatch):
+    limits = {"fp32": lambda: 1e9, "bf16": lambda: 4e9}
+    monkeypatch.setattr(bench, "matrix_products", lambda device: limits)
+    monkeypatch.setattr(bench_train, "ways", lambda network, every: ["ours", bench_train.BOTH, "reference"])
+    result = bench_train.sweep(tiny_shards, ["redcnn"], [4], 1, 2, ["model.channels=4"])
+    ours, both, theirs = result["rows"]
     assert ours["loss_ratio"] == pytest.approx(1, abs=0.01) and ours["loss"] != theirs["loss"]
+    assert abs(both["loss_ratio"] - 1) > 0.001  # another function
+    assert ours["share"] == ours["flop_per_s"] / 4e9 and theirs["share"] == theirs["flop_per_s"] / 1e9
     shown = bench_train.text(result)
     assert "GPU: not measured" in shown and "large matrix product: fp32 1 GFLOP/s, bf16 4 GFLOP/s" in shown
-    assert " 4.00 " in shown
+    assert f"{ours['patches_per_s']['median']:,.1f}" in shown
 
 
-def test_a_profile_names_the_layers(tiny_shards, monkeypatch):
-    monkeypatch.setitem(config.PLAIN, "redcnn", {"channels": 4, "depth": 5, "kernel": 5})
-    result = bench_train.layers(tiny_shards, "redcnn", "none", 2, steps=1)
+def test_what_needs_a_gpu_or_another_network_is_left_out(monkeypatch):
+    assert set(bench_train.ways("unet", False)) == {"ours", "ours, attention both", "reference"}
+    assert not set(bench_train.ON_GPU_ONLY) & set(bench_train.ways("redcnn", True))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert set(bench_train.ways("redcnn", True)) == set(bench_train.SETTINGS)
+    assert set(bench_train.SETTINGS) - set(bench_train.ways("unet", True)) == {"ours, 128 filters for 96"}
+
+
+def test_a_profile_names_the_layers(tiny_shards):
+    settings = bench_steps.configure(tiny_shards, "redcnn", 2, ["model.channels=4"])
+    result = bench_train.layers(settings, steps=1)
     assert {"aten::convolution_backward"} <= {row["operation"] for row in result["layers"]}
     assert "2 x 4 x 51 x 51" in bench_train.layers_text(result)
     assert sum(row["share"] for row in result["layers"]) == pytest.approx(1)
@@ -198,7 +243,11 @@ def test_a_run_is_stopped_where_the_quality_is_reached(tiny_shards):
 
 
 def test_what_is_recommended_is_a_configuration(tiny_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(recommend, "rate", lambda shards, network, batch, steps, train: batch / (batch + 8))
+    def rate(asked, steps):
+        batch = asked.train.global_batch
+        return batch / (batch + 8) / (1 + (asked.train.precision == "fp32"))
+
+    monkeypatch.setattr(recommend, "rate", rate)
     result = recommend.recommend(tiny_shards, "redcnn", [8, 64, 128, 256], 1)
     assert len(result["tried"]) == 4 + 4
     (tmp_path / "here.yaml").write_text(recommend.text(result))
@@ -220,29 +269,44 @@ def test_a_batch_that_does_not_fit_is_not_recommended(tiny_shards, monkeypatch):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(bench_steps, "start", full)
-    assert recommend.rate(tiny_shards, "redcnn", 8, 1, {}) == 0
+    assert recommend.rate(bench_steps.configure(tiny_shards, "redcnn", 8), 1) == 0
 
 
-def test_inference_beside_the_reference(tiny_shards, tmp_path, monkeypatch):
+def test_inference_beside_the_reference(tiny_shards, tmp_path):
     run = make_run(tmp_path / "0-run", tiny_shards, depth=5, scale=0.3)
     low = np.random.default_rng(0).integers(-1000, 1000, (2, 64, 64)).astype(np.int16)
-    monkeypatch.setattr(bench, "seconds", lambda work, device: (work(), 0.5)[1])
     found = bench_infer.measure(run, low, 2, CPU)
     rows = {row["way"]: row for row in found["rows"]}
     assert list(rows) == ["ours, fp32", "ours, bf16", "reference"] and found["base"] == "reference"
     assert rows["ours, fp32"]["rmse_hu"] == 0 and rows["reference"]["rmse_hu"] < 0.05
     assert 0.05 < rows["ours, bf16"]["rmse_hu"] < 5
-    assert all(row["slices_per_s"]["median"] == 4 and row["ratio"] == 1 for row in rows.values())
+    assert rows["reference"]["ratio"] == 1
     assert Denoiser(run, CPU).precision == "fp32"  # the run's own, not the default
-    work = bench_infer.forward_flops(ModelConfig(channels=4), (64, 64))
+
+
+def test_rows_of_inference_are_arithmetic_on_the_turns():
+    settings = config.parse(["--model.channels=4"])
+    low = np.array([[[0, 1000], [5000, -3000]]], np.int16).repeat(32, 1).repeat(32, 2)
+    near, far = low + 3, low + 3
+    far[low == 5000] += 999  # clipped by the scheme: does not count
+    turns = {"ours, fp32": [(2.0, low)] * 2, "ours, bf16": [(5.0, near), (7.0, near)], "reference": [(1.0, far)] * 2}
+    rows = bench_infer.describe(settings, low, turns, "reference", {"fp32": 1e9, "bf16": 4e9})
+    ours, theirs = rows[1:]
+    assert [row["ratio"] for row in rows] == [2, 6, 1]
+    assert [row["rmse_hu"] for row in rows] == [0, 3, 3]
+    work = bench_infer.forward_flops(settings.model, (64, 64))
     inner = sum((64 - 4 * i) ** 2 for i in range(2, 6))
     assert work == 2 * 25 * (2 * 4**2 * inner + 2 * 4 * 60**2)
-    assert rows["reference"]["flop_per_s"] == 4 * work
+    assert ours["flop_per_s"] == 6 * work and ours["share"] == 6 * work / 4e9
+    assert theirs["share"] == work / 1e9
 
 
-def test_memory_is_asked_for_parts_of_a_series():
+def test_memory_is_asked_for_parts_of_a_series(tiny_shards, tmp_path, monkeypatch):
     shapes = []
-    peaks = bench_infer.memory(lambda part: shapes.append(part.shape), np.zeros((1, 16, 16), np.int16), CPU)
+    fake = types.SimpleNamespace(Denoiser=lambda run, device: lambda part: shapes.append(part.shape))
+    monkeypatch.setattr(bench_infer, "Denoiser", fake.Denoiser)
+    monkeypatch.setattr(bench_infer, "keep_freed", lambda: None)  # not in the tests' own process
+    peaks = list(itertools.islice(bench_infer.peaks(tmp_path, np.zeros((1, 16, 16), np.int16), CPU), 3))
     assert shapes == [(8, 16, 16)] * 3
     assert peaks == sorted(peaks) and peaks[0] > 0
 
