@@ -26,6 +26,9 @@ Precision = Literal["fp32", "bf16"]
 STEPS = 40
 """Training steps of the networks measured where no run is given: enough to differ from their start."""
 
+PARTS = 6
+"""Of a series, after which its memory is looked at; the first ones find no freed piece that fits."""
+
 REFERENCE, FP32 = "reference", "ours, fp32"
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
@@ -185,7 +188,7 @@ def text(result: dict[str, Any]) -> str:
         ]
         head = ["way", "slices/s", "spread", f"/ {found['base']}", "of the product", "HU from fp32"]
         peaks = ", ".join(f"{peak:,.0f}" for peak in found["peak_mb"])
-        parts += [bench.table(head, rows), f"peak memory after {BATCH}, {2 * BATCH}, {3 * BATCH} slices: {peaks} MB"]
+        parts += [bench.table(head, rows), f"peak memory after each {BATCH} slices of a series: {peaks} MB"]
     return "\n".join(parts)
 
 
@@ -212,7 +215,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         for folder in folders:
             found = measure(folder, low, options.repeats, device)
             with bench.apart(peaks, folder, low, device) as peak:
-                found["peak_mb"] = [peak() for _ in range(3)]
+                found["peak_mb"] = [peak() for _ in range(PARTS)]
             result["networks"].append(found)
     print(text(result))
     return result

@@ -50,7 +50,7 @@ def open_shards(folder: Path, split: str) -> Data:
         If these are no shards of this version, or have no such split.
     """
     about = manifest.load(folder).split
-    note = f"split by {about['by']}: {about['note']}"
+    note = f"split by {about['by']}, {about['note']}"
     return Data(split, Slices(folder, split), Slices(folder, "val"), "val", manifest.digest(folder), note)
 
 

@@ -44,8 +44,9 @@ class ChannelGate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         if self.window is None or self.window >= max(height, width):
-            pooled = self.mlp(x.mean((2, 3), keepdim=True)) + self.mlp(x.amax((2, 3), keepdim=True))
-            return x * self.sigmoid(pooled)
+            values = by_pixel(x).flatten(1, 2)
+            mean, most = values.mean(1), values.max(1).values
+            return x * self.sigmoid(self.mlp(mean[..., None, None]) + self.mlp(most[..., None, None]))
         window = min(self.window, height), min(self.window, width)
         mean = sliding(x, window, window_mean).to(x.dtype)
         pooled = self.mlp(mean) + self.mlp(sliding(x, window, window_max))
@@ -61,7 +62,19 @@ class SpatialGate(nn.Module):
         self.sigmoid = nn.Sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.sigmoid(self.conv(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)))
+        values = by_pixel(x)
+        return x * self.sigmoid(self.conv(torch.stack([values.mean(3), values.max(3).values], 1)))
+
+
+def by_pixel(x: Tensor) -> Tensor:
+    """``x`` (B, C, H, W) seen as (B, H, W, C): in channels_last the order in memory, so that what is computed from it,
+    gradients above all, has that order too.
+
+    With means and maxima over the axes of ``x`` itself, torch adds up gradients of two orders: a gate takes 10 to 12 ms
+    for forward and backward so, and 14 to 16 with those (16 x 96 x 47 x 47, bf16, 2 CPU cores). max instead of amax,
+    which shares its gradient out among equals, makes it 6.6 ms.
+    """
+    return x.permute(0, 2, 3, 1)
 
 
 def gates(kind: str, places: list[int] | None, stages: list[Stage]) -> nn.ModuleDict:
