@@ -18,7 +18,7 @@ from ldct.config import Config, ModelConfig
 from ldct.data import Slices, denormalise, normalise
 from ldct.denoise import BATCH
 from ldct.deploy import Denoiser, pick_device
-from ldct.memory import keep_freed
+from ldct.memory import give_back, keep_freed
 from shards.command import InputError
 
 Precision = Literal["fp32", "bf16"]
@@ -27,7 +27,7 @@ STEPS = 40
 """Training steps of the networks measured where no run is given: enough to differ from their start."""
 
 PARTS = 6
-"""Of a series, after which its memory is looked at; the first ones find no freed piece that fits."""
+"""Of a series, after which its memory is looked at."""
 
 REFERENCE, FP32 = "reference", "ours, fp32"
 
@@ -166,6 +166,7 @@ def peaks(run: Path, low: np.ndarray, device: torch.device) -> Generator[float]:
     denoiser, part = Denoiser(run, device), np.resize(low, (BATCH, *low.shape[1:]))
     while True:
         denoiser(part)
+        give_back()
         yield peak_mb(device)
 
 

@@ -14,6 +14,7 @@ from ldct import bench, bench_runs, models, recommend
 from ldct.bench_steps import LR, configure, flops, our_turns, ours, start, their_turns
 from ldct.config import Config
 from ldct.distributed import Ranks
+from ldct.memory import keep_freed
 from ldct.train import set_numerics
 from shards.command import InputError
 
@@ -146,6 +147,7 @@ def text(result: dict[str, Any]) -> str:
 
 def layers(config: Config, steps: int = 3) -> dict[str, Any]:
     """Milliseconds of a step by operation and shape of its first input, the longest first: where the time goes."""
+    keep_freed()
     set_numerics(config)
     training = start(config)
     cuda = training.ranks.device.type == "cuda"

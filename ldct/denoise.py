@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from pydicom.dataset import Dataset, FileDataset
 
+from ldct.memory import give_back
 from shards.command import InputError, Progress
 from shards.derived import derive, write
 from shards.dicom import Damaged, Slice, Unusable, files_under, read_file, read_hu, read_slices
@@ -126,6 +127,7 @@ def _through(
             low = np.stack(list(ahead))
             ahead = pool.map(_pixels, parts[number + 1] if part is not parts[-1] else [])
             outputs = model(low)
+            give_back()
             list(behind)
             behind = pool.map(write, part, outputs, range(number * BATCH + 1, number * BATCH + 1 + len(part)))
             yield len(part)

@@ -16,6 +16,7 @@ from ldct.baselines import LOW, Method
 from ldct.cases import Cases, Data
 from ldct.deploy import Denoiser, device_name
 from ldct.evaluation import Evaluation, Result
+from ldct.memory import give_back
 from ldct.stats import Measured
 from ldct.texture import texture
 from shards.command import InputError, Progress
@@ -134,4 +135,5 @@ def _run(run: Path, mark: str, cases: Cases, chosen: list[str], device: torch.de
     detail = f"best checkpoint (step {denoiser.step}), {denoiser.mode}"
     result = measure(run.name, denoiser, detail, device_name(device), cases, chosen)
     result.mark = mark
+    give_back()
     return result

@@ -19,7 +19,7 @@ from ldct.attention_stats import collect
 from ldct.config import Config
 from ldct.distributed import Ranks
 from ldct.journal import Journal
-from ldct.memory import keep_freed
+from ldct.memory import give_back, keep_freed
 from ldct.models.network import Network
 from ldct.preempt import Latch
 from ldct.validation import Validation, attention_lines
@@ -269,6 +269,7 @@ class Training:
         self.journal.status.best = self.best
         self.journal.status.flags = self.validation.flags(metrics)
         self.journal.line({**metrics, "val/flags": self.journal.status.flags})
+        give_back()
         self.journal.pause()
         return True
 

@@ -303,9 +303,7 @@ def test_rows_of_inference_are_arithmetic_on_the_turns():
 
 def test_memory_is_asked_for_parts_of_a_series(tiny_shards, tmp_path, monkeypatch):
     shapes = []
-    fake = types.SimpleNamespace(Denoiser=lambda run, device: lambda part: shapes.append(part.shape))
-    monkeypatch.setattr(bench_infer, "Denoiser", fake.Denoiser)
-    monkeypatch.setattr(bench_infer, "keep_freed", lambda: None)  # not in the tests' own process
+    monkeypatch.setattr(bench_infer, "Denoiser", lambda run, device: lambda part: shapes.append(part.shape))
     peaks = list(itertools.islice(bench_infer.peaks(tmp_path, np.zeros((1, 16, 16), np.int16), CPU), 3))
     assert shapes == [(8, 16, 16)] * 3
     assert peaks == sorted(peaks) and peaks[0] > 0
