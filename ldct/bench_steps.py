@@ -59,24 +59,25 @@ def our_turns(config: Config, compiled: str, steps: int, turns: int) -> Generato
     training = start(config)
     if compiled:
         training.parallel = cast(torch.nn.Module, torch.compile(training.parallel, mode=compiled))
-    yield from timed(ours(training, steps * turns), config.train.global_batch, steps, training.ranks.device)
+    yield from timed(ours(training, (1 + steps) * turns), config.train.global_batch, steps, training.ranks.device)
 
 
 def their_turns(config: Config, steps: int, turns: int) -> Generator[tuple[float, float]]:
     """Turns of the reference, as ``our_turns``, in a process left as torch makes it."""
     with tempfile.TemporaryDirectory() as folder:
         training = start(config)
-        losses = theirs(training, steps * turns, Path(folder))
+        losses = theirs(training, (1 + steps) * turns, Path(folder))
         yield from timed(losses, config.train.global_batch, steps, training.ranks.device)
 
 
 def timed(losses: Iterator[Tensor], batch: int, steps: int, device: torch.device) -> Generator[tuple[float, float]]:
-    """Patches per second and mean loss of every ``steps`` steps."""
-    while True:
+    """Patches per second and mean loss of every ``steps`` steps, after one that does not count: between turns a GPU's
+    memory is left to the other processes, and has to be had again."""
+    for _ in losses:
         found: list[Tensor] = []
         took = bench.seconds(lambda: found.extend(islice(losses, steps)), device)  # noqa: B023 (called at once)
-        if not found:
-            return
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
         yield len(found) * batch / took, torch.stack(found).mean().item()
 
 
