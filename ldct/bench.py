@@ -96,7 +96,7 @@ def apart(way: Callable[..., Generator[T]], *arguments: object) -> Iterator[Call
             mine.send(None)
             answer: T = mine.recv()
         except (EOFError, OSError):
-            raise InputError(f"{way.__name__} ended before it was measured; its error stands above") from None
+            raise InputError(f"{way.__name__} ended while it was measured; its error stands above") from None
         return answer
 
     try:
@@ -108,10 +108,15 @@ def apart(way: Callable[..., Generator[T]], *arguments: object) -> Iterator[Call
 
 def _answer(pipe: Connection, way: Callable[..., Generator[T]], *arguments: object) -> None:
     """The other end of ``apart``, until that closes the pipe."""
-    with contextlib.closing(way(*arguments)) as values, contextlib.suppress(EOFError):
+    with contextlib.closing(way(*arguments)) as values:
         while True:
-            pipe.recv()
-            pipe.send(next(values))
+            try:
+                pipe.recv()
+            except (EOFError, OSError):
+                return
+            value = next(values)
+            with contextlib.suppress(OSError):  # closed meanwhile, which the next recv will hear of
+                pipe.send(value)
 
 
 def take_turns(ways: Mapping[str, Callable[[], T]], repeats: int, warmup: int = 1) -> dict[str, list[T]]:

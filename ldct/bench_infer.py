@@ -2,7 +2,7 @@
 
 import argparse
 import dataclasses
-import resource
+import math
 import tempfile
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
@@ -17,7 +17,7 @@ from ldct import bench, models, reference
 from ldct.config import Config, ModelConfig
 from ldct.data import Slices, denormalise, normalise
 from ldct.denoise import BATCH
-from ldct.deploy import Denoiser, pick_device
+from ldct.deploy import Denoiser, full_precision, pick_device
 from ldct.memory import give_back, keep_freed
 from shards.command import InputError
 
@@ -65,7 +65,7 @@ def measure(run: Path, low: np.ndarray, repeats: int, device: torch.device) -> d
             asks[f"ours, {precision}"] = processes.enter_context(way)
         if model.attention == "none" and model.residual:
             asks[REFERENCE] = processes.enter_context(bench.apart(their_turns, run, low, device))
-        turns = bench.take_turns(asks | bench.matrix_products(device), repeats)
+        turns = bench.take_turns(asks | bench.matrix_products(device), repeats, warmup=1)
     best: dict[str, float] = {name: max(turns.pop(name)) for name in PRECISIONS}
     base = REFERENCE if REFERENCE in turns else FP32
     about = {"about": denoiser.about, "network": model.name, "matrix_product": best, "base": base}
@@ -84,11 +84,10 @@ def our_turns(
 
 def their_turns(run: Path, low: np.ndarray, device: torch.device) -> Generator[tuple[float, np.ndarray]]:
     """Turns of the reference with the run's weights: slice by slice, float64 out, rounded to compare."""
+    full_precision()
     denoiser = Denoiser(run, device)
-    model = denoiser.config.model
     weights = {name: value.contiguous() for name, value in denoiser.model.state_dict().items()}
-    sizes = {"channels": model.channels} | ({"depth": model.depth} if model.name == "unet" else {})
-    network = reference.create(model.name, weights, **sizes).to(device)
+    network = reference.create(denoiser.config.model, weights).to(device)
     scheme = denoiser.config.data.scheme
 
     def way(low: np.ndarray) -> np.ndarray:
@@ -153,10 +152,15 @@ def forward_flops(model: ModelConfig, shape: tuple[int, int]) -> int:
 
 
 def peak_mb(device: torch.device) -> float:
-    """The most memory held so far in MB: on the GPU, or by this process."""
+    """The most memory held so far in MB: on the GPU, or by this process; nan where there is no /proc.
+
+    Not ru_maxrss: a process starts with its parent's.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), math.nan)
 
 
 def peaks(run: Path, low: np.ndarray, device: torch.device) -> Generator[float]:

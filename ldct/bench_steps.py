@@ -15,11 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from ldct import bench, data, models, reference
 from ldct import config as configuration
 from ldct.config import Config, ModelConfig
+from ldct.deploy import full_precision
 from ldct.distributed import Ranks
 from ldct.journal import Journal
 from ldct.memory import keep_freed
 from ldct.preempt import Latch
 from ldct.train import Training, set_numerics
+from shards.command import InputError
 
 LR = 1e-4
 """Learning rate of all ways."""
@@ -36,11 +38,20 @@ class Unwritten(Journal):
 
 
 def configure(shards: Path, network: str, batch: int, settings: Sequence[str] = ()) -> Config:
-    """The default recipe with ``settings`` (section.field=value), but what must be equal for equal losses: no
-    augmentation, Adam at a constant rate."""
+    """The default recipe with ``settings`` (section.field=value), but for what the reference does: MSE, Adam at a
+    constant rate, no augmentation.
+
+    Raises
+    ------
+    InputError
+        If a setting is one of these, or cannot be.
+    """
     fixed = [f"data.shards={shards}", "data.augment=false", f"model.name={network}"]
     fixed += ["optim.name=adam", f"optim.lr={LR}", "optim.schedule=constant", "optim.warmup=0", "optim.clip_norm=0"]
-    fixed += [f"train.global_batch={batch}", "train.log_every=1000000"]
+    fixed += [f"train.global_batch={batch}", "train.log_every=1000000", "loss.name=mse"]
+    names = {setting.split("=")[0] for setting in fixed}
+    if clash := [setting for setting in settings if setting.split("=")[0] in names]:
+        raise InputError(f"--set {clash[0]}: all steps of this bench have one value of that field; leave it out")
     return configuration.parse([f"--{setting}" for setting in [*fixed, *settings]])
 
 
@@ -63,7 +74,10 @@ def our_turns(config: Config, compiled: str, steps: int, turns: int) -> Generato
 
 
 def their_turns(config: Config, steps: int, turns: int) -> Generator[tuple[float, float]]:
-    """Turns of the reference, as ``our_turns``, in a process left as torch makes it."""
+    """Turns of the reference, as ``our_turns``. Its process computes fp32 in fp32, with the fastest kernels that cuDNN
+    finds; threads and allocator are as torch leaves them."""
+    full_precision()
+    torch.backends.cudnn.benchmark = True
     with tempfile.TemporaryDirectory() as folder:
         training = start(config)
         losses = theirs(training, (1 + steps) * turns, Path(folder))
@@ -96,15 +110,14 @@ def ours(training: Training, steps: int) -> Iterator[Tensor]:
 
 def theirs(training: Training, steps: int, folder: Path) -> Iterator[Tensor]:
     """The reference from the same weights on the same batches, from files written into ``folder``."""
-    name, scheme = training.config.model.name, training.config.data.scheme
-    sizes = {"channels": training.config.model.channels}
+    scheme = training.config.data.scheme
     batches = [training.order[step].tolist() for step in range(steps)]
     needed = sorted({number for batch in batches for number in batch})
     store = data.MappedStore(training.tiles, torch.device("cpu"))
     for part in range(0, len(needed), 1024):
         numbers = needed[part : part + 1024]
         reference.write_patches(store.fetch(torch.tensor(numbers).numpy()), numbers, folder, scheme)
-    network = reference.create(name, training.model.state_dict(), **sizes)
+    network = reference.create(training.config.model, training.model.state_dict())
     return reference.training(network, folder, batches, LR, training.ranks.device, min(4, os.cpu_count() or 1))
 
 

@@ -59,7 +59,8 @@ def ways(network: str, every: bool) -> list[str]:
 def sweep(
     shards: Path, networks: Sequence[str], batches: Sequence[int], steps: int, repeats: int, settings: Sequence[str]
 ) -> dict[str, Any]:
-    """All rows of the table. Within a network and a batch size all ways take turns, ``steps`` steps each.
+    """All rows of the table. Within a network and a batch size all ways take turns, ``steps`` steps each behind one
+    that does not count.
 
     Returns
     -------
@@ -90,7 +91,7 @@ def group(
 ) -> tuple[dict[str, list[tuple[float, float]]], dict[str, float]]:
     """Patches per second and loss of each turn of each way, all in turns, each way in a process of its own; and the
     best matrix products among their turns."""
-    rounds = repeats + 1
+    rounds = 1 + repeats
     asks: dict[str, Callable[[], Any]] = {}
     with ExitStack() as processes:
         for name, config in configs.items():
@@ -99,7 +100,7 @@ def group(
             else:
                 way = bench.apart(our_turns, config, COMPILED.get(name, ""), steps, rounds)
             asks[name] = processes.enter_context(way)
-        turns = bench.take_turns(asks | bench.matrix_products(device), repeats)
+        turns = bench.take_turns(asks | bench.matrix_products(device), repeats, warmup=1)
     return turns, {name: max(turns.pop(name)) for name, _ in bench.DTYPES}
 
 
@@ -193,7 +194,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batches", type=int, nargs="+", default=[64, 128, 256, 512, 1024] if cuda else [8, 16, 32], metavar="N"
     )
-    parser.add_argument("--steps", type=int, default=20 if cuda else 2, help="steps of a turn (%(default)s)")
+    parser.add_argument("--steps", type=int, default=20 if cuda else 2, help="steps of a turn that count (%(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds that count, after one to warm up (%(default)s)")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--profile", action="store_true", help="time by layer instead, at the last batch size")

@@ -9,7 +9,6 @@ input to its output. Either costs one pass over a single channel.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ldct.config import ModelConfig
 from ldct.data import denormalise, normalise
+from shards.command import InputError
 
 
 class RedCNN(nn.Module):
@@ -80,11 +81,20 @@ def _double(inputs: int, outputs: int) -> nn.Sequential:
     )
 
 
-def create(name: str, weights: dict[str, Tensor], **sizes: Any) -> nn.Module:
-    """The reference of the network called ``name``, with the weights of ours without attention: the same layers in the
-    same order under other names."""
-    network = {"redcnn": RedCNN, "unet": UNet}[name](**sizes)
-    network.load_state_dict(dict(zip(network.state_dict(), weights.values(), strict=True)))
+def create(model: ModelConfig, weights: dict[str, Tensor]) -> nn.Module:
+    """The reference of our network ``model`` with its weights: the same layers in the same order under other names.
+
+    Raises
+    ------
+    InputError
+        If ours has other layers: attention, batch norm, another depth of RED-CNN or another kernel.
+    """
+    assert model.channels and model.depth  # config.resolved
+    network = RedCNN(model.channels) if model.name == "redcnn" else UNet(model.channels, model.depth)
+    own = network.state_dict()
+    if [value.shape for value in own.values()] != [value.shape for value in weights.values()]:
+        raise InputError("the reference has neither attention nor batch norm, and the published kernels and depth only")
+    network.load_state_dict(dict(zip(own, weights.values(), strict=True)))
     return network
 
 
@@ -108,11 +118,7 @@ class Patches(Dataset):
 def training(
     network: nn.Module, folder: Path, batches: list[list[int]], lr: float, device: torch.device, workers: int
 ) -> Iterator[Tensor]:
-    """Train; gives the loss of every step. ``batches`` are numbers of files in ``folder``, as they are used.
-
-    Sets this process to fp32 without TF32 and to the fastest kernels that cuDNN finds.
-    """
-    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = False, True
+    """Train; gives the loss of every step. ``batches`` are numbers of files in ``folder``, as they are used."""
     network = network.to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=lr)
     loader = DataLoader(Patches(folder), batch_sampler=batches, num_workers=workers, pin_memory=device.type == "cuda")

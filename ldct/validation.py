@@ -63,7 +63,7 @@ class Validation:
 
     def _output(self, model: Network, low: Tensor) -> Tensor:
         scheme = self.config.data.scheme
-        # without what the scheme clipped, unlike evaluation: it is no work of the network, and hides a constant output
+        # unlike in evaluation, what the scheme clipped is not added again: it would hide a constant output
         with torch.autocast(low.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
             return denormalise(denoise(model, normalise(low, scheme)[None, None], self.patch), scheme)[0, 0]
 

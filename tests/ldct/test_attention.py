@@ -40,6 +40,26 @@ def test_spatial_gate_is_cbams():
     torch.testing.assert_close(gate(x), x * torch.sigmoid(logits), rtol=0, atol=1e-12)
 
 
+def test_gradients_have_the_order_of_the_features():
+    """In channels_last; a gradient in another order is added to the others an element at a time."""
+    x = torch.randn(2, 4, 6, 5).to(memory_format=torch.channels_last).requires_grad_()
+    orders = []
+    x.register_hook(lambda gradient: orders.append(gradient.is_contiguous(memory_format=torch.channels_last)))
+    gate = ChannelGate(4)
+    gate.mlp.register_forward_pre_hook(lambda module, inputs: inputs[0].square().sum().backward())
+    gate(x)
+    assert orders == [True, True]  # the mean's and the maximum's
+
+
+def test_a_maximum_leads_to_one_pixel():
+    """Of equal ones, so that none has to be counted."""
+    x = torch.zeros(1, 4, 3, 3, requires_grad=True)
+    gate = ChannelGate(4)
+    gate.mlp.register_forward_pre_hook(lambda module, inputs: inputs[0].sum().backward())
+    gate(x)
+    assert (x.grad[0, 0] > 0.5).sum() == 1  # the mean's share is 1/9 everywhere
+
+
 def test_both_is_channel_then_spatial():
     model = create(ModelConfig("redcnn", 16, 2, attention="both"))
     gate, x = model.gates["2"], torch.randn(1, 16, 9, 9)
