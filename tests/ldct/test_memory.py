@@ -14,7 +14,7 @@ def held():  # pages
 if sys.argv[1] == "keep":
     keep_freed()
 for turn in range(60):
-    if turn == 50:  # glibc before 2.38 needs some turns until a freed piece fits
+    if turn == 50:  # glibc 2.36 needs some turns until a freed piece fits
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(64 << 20, dtype=torch.uint8)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 10)
