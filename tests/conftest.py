@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from phantom import make_dataset
+from wandb_server import Server
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -52,6 +53,19 @@ def tiny_shards(tmp_path_factory):
     split = ["--val", "L096", "--test", "L143", "--stride", "24", "--shard-slices", "2"]
     run_command("shards/build.py", folder / "dicom", folder / "shards", *split)
     return folder / "shards"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Home folder of a user of W&B."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A W&B server."""
+    with Server() as made:
+        yield made
 
 
 def tiny_flags(shards, run_dir, **changes):

@@ -8,14 +8,18 @@ import gzip
 import json
 import os
 import re
+import subprocess
 import sys
 import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import quote, unquote
 
 import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
 
 KEY = "0" * 40
 """An API key that the client takes for one."""
@@ -103,6 +107,19 @@ def environment(url, home):
         "HOME": str(home), "NETRC": str(home / "no-netrc"), "WANDB_BASE_URL": url, "WANDB_API_KEY": KEY,
         "WANDB_ERROR_REPORTING": "false", "NO_PROXY": "127.0.0.1",
     }  # fmt: skip
+
+
+def python(server_url, home, *argv, **extra):
+    """Start this Python on ``argv`` from the project's root, as a user of ``server_url`` and nothing else."""
+    env = environment(server_url, home) | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **extra}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, *map(str, argv)], cwd=ROOT, env=env, text=True, **pipes)
+
+
+def finish(process):
+    """Exit status, output and errors of a process."""
+    out, errors = process.communicate(timeout=200)
+    return process.returncode, out, errors
 
 
 class Handler(BaseHTTPRequestHandler):
