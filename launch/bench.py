@@ -9,13 +9,13 @@ import argparse
 import importlib
 from pathlib import Path
 
-from shards.command import command
+from shards.common.command import command
 
 BENCHES = {
-    "shard": ("shards.bench", "the sharder, beside the bare decode and the common preparation script"),
-    "load": ("ldct.bench_load", "batches and checkpoints, beside plain webdataset and a copy in memory"),
-    "train": ("ldct.bench_train", "training steps, beside the reference and a matrix product"),
-    "infer": ("ldct.bench_infer", "whole slices, beside the reference and a matrix product"),
+    "shard": ("ldct.benchmarks.shard", "the sharder, beside the bare decode and the common preparation script"),
+    "load": ("ldct.benchmarks.load", "batches and checkpoints, beside plain webdataset and a copy in memory"),
+    "train": ("ldct.benchmarks.train", "training steps, beside the reference and a matrix product"),
+    "infer": ("ldct.benchmarks.infer", "whole slices, beside the reference and a matrix product"),
 }
 """Name -> module and what it measures. Each module has add_arguments(parser) and run(options) -> dict."""
 
@@ -37,7 +37,7 @@ def main() -> None:
     options = own.parse_args(chosen.options)
     result = module.run(options)
     if options.json:
-        from shards.bench import write_json
+        from ldct.benchmarks.shard import write_json
 
         write_json(result, options.json)
 

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from shards.command import InputError, command
+from shards.common.command import InputError, command
 
 
 def arguments() -> argparse.Namespace:
@@ -42,7 +42,7 @@ def main() -> int:
         raise InputError(f"--output {options.output}: expected a name that ends in .html")
     if not options.wandb:
         return compare(options.runs, options)
-    from ldct import wandb_reader
+    from ldct.runs import wandb_reader
 
     with tempfile.TemporaryDirectory() as folder:
         return compare(wandb_reader.fetch(options.wandb, Path(folder)), options)
@@ -50,12 +50,13 @@ def main() -> int:
 
 def compare(roots: list[Path], options: argparse.Namespace) -> int:
     """Gather, render, write, print; 1 if the runs fall short of what is required."""
-    from ldct import comparison, report, tables  # --help needs no torch
-    from shards.atomic import write_text
+    from ldct.reports import comparison, tables  # --help needs no torch
+    from ldct.reports.page import alarms, build, render
+    from shards.common.atomic import write_text
 
-    page = report.build(roots, options.split)
+    page = build(roots, options.split)
     title = f"Comparison of {', '.join(dict.fromkeys(one.folder.resolve().parent.name for one in page.runs))}"
-    files = {".html": report.render(page, title)}
+    files = {".html": render(page, title)}
     if page.found:
         files[".csv"] = tables.as_csv(page.found, page.rows)
         files[".tex"] = tables.as_latex(page.found, page.rows)
@@ -65,7 +66,7 @@ def compare(roots: list[Path], options: argparse.Namespace) -> int:
             write_text(options.output.with_suffix(suffix), content)
     except OSError as error:
         raise InputError(f"cannot write {options.output}: {error.strerror}; choose another place with -o") from None
-    for line in report.alarms(page):
+    for line in alarms(page):
         print(f"note: {line}")
     if page.found:
         print(tables.as_text(page.found, page.rows))

@@ -8,7 +8,7 @@ python launch/denoise.py --run model.pt2 IN OUT
 import argparse
 from pathlib import Path
 
-from shards.command import InputError, command
+from shards.common.command import InputError, command
 
 
 def arguments() -> argparse.Namespace:
@@ -27,17 +27,18 @@ def main() -> None:
     options = arguments()
     if not (options.export or (options.source and options.out)):
         raise InputError("expected IN and OUT, or --export FILE; --help shows examples")
-    from ldct import deploy  # --help and a typo need no torch
-    from ldct.denoise import denoise_series, find_series
-    from ldct.memory import keep_freed
+    from ldct.device import device_name, keep_freed, pick_device
+    from ldct.inference.denoiser import Denoiser  # --help and a typo need no torch
+    from ldct.inference.dicom import denoise_series, find_series
+    from ldct.inference.export import export, open_model
 
     keep_freed()
-    device = deploy.pick_device(options.device)
-    model = deploy.open_model(options.run, device)
+    device = pick_device(options.device)
+    model = open_model(options.run, device)
     if options.export:
-        if not isinstance(model, deploy.Denoiser):
+        if not isinstance(model, Denoiser):
             raise InputError(f"--export needs a run folder, {options.run} is an exported model already")
-        deploy.export(model, options.export)
+        export(model, options.export)
         print(f"{options.export}: {model.about}")
     if not (options.source and options.out):
         return
@@ -49,7 +50,7 @@ def main() -> None:
     except OSError as error:
         what = "make room or choose another OUT, and run again"
         raise InputError(f"cannot write to {options.out}: {error.strerror}; {what}") from None
-    rate = f", {count / seconds:.2f} slices/s on {deploy.device_name(device)}" if count else ""
+    rate = f", {count / seconds:.2f} slices/s on {device_name(device)}" if count else ""
     total = sum(len(series.slices) for series in found)
     print(f"{options.out}: {count} of {total} slices in {len(found)} series denoised by {model.about}{rate}")
     if broken:

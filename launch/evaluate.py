@@ -9,7 +9,7 @@ measures only what is new.
 import argparse
 from pathlib import Path
 
-from shards.command import InputError, command
+from shards.common.command import InputError, command
 
 
 def arguments() -> argparse.Namespace:
@@ -31,19 +31,21 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure and print."""
     options = arguments()
-    from ldct import cases, evaluate, protocols, tables, tracking  # --help and a typo need no torch
-    from ldct.deploy import pick_device
-    from ldct.memory import keep_freed
-    from ldct.run import read_config
+    from ldct.device import keep_freed, pick_device
+    from ldct.evaluation import datasets, evaluate
+    from ldct.metrics import protocols
+    from ldct.reports import tables
+    from ldct.runs import wandb_mirror  # --help and a typo need no torch
+    from ldct.runs.folder import read_config
 
     keep_freed()
     chosen = [protocols.get(name).name for name in dict.fromkeys(options.protocol or protocols.DEFAULT)]
     device = pick_device(options.device)
     runs = evaluate.usable(options.runs)
     if options.shards:
-        data = cases.open_shards(options.shards, options.split)
+        data = datasets.open_shards(options.shards, options.split)
     else:
-        data = cases.open_pairs(options.pairs, options.series)
+        data = datasets.open_pairs(options.pairs, options.series)
     try:
         found = evaluate.evaluate(runs, data, chosen, device)
     except OSError as error:
@@ -51,7 +53,7 @@ def main() -> None:
     rows = tables.rows(found, {run.name: read_config(run) for run in runs})
     print(tables.as_text(found, rows))
     print("", *tables.tests(found, rows), tables.about(found), sep="\n", flush=True)
-    tracking.tell(runs)
+    wandb_mirror.tell(runs)
 
 
 if __name__ == "__main__":

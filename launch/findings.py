@@ -9,7 +9,7 @@ Intervals need at least three seeds and three test patients; without them every 
 import argparse
 from pathlib import Path
 
-from shards.command import InputError, command
+from shards.common.command import InputError, command
 
 
 def arguments() -> argparse.Namespace:
@@ -28,8 +28,8 @@ def main() -> None:
     options = arguments()
     if options.output.suffix != ".md":
         raise InputError(f"--output {options.output}: expected a name that ends in .md")
-    from ldct import findings  # --help needs no torch
-    from shards.atomic import write_text
+    from ldct.reports import findings  # --help needs no torch
+    from shards.common.atomic import write_text
 
     seen = findings.gather(options.runs, options.shards)
     try:

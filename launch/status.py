@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from shards.command import InputError, command
+from shards.common.command import InputError, command
 from slurm import status
 
 EVERY_S = 5.0

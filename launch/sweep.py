@@ -6,8 +6,9 @@ python launch/sweep.py configs/sweeps/demo.yaml --cluster configs/clusters/local
 import argparse
 from pathlib import Path
 
-from shards.command import command
-from slurm import executor, search, snapshot, table
+from shards.common.command import command
+from slurm import plan_table, snapshot, sweep_file
+from slurm.cluster import load
 from slurm.local import Local
 from slurm.submit import submit
 from slurm.sweep import locked, note_states, plan, write_configs
@@ -29,19 +30,19 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all sweeps, default: runs")
     args = parser.parse_args()
 
-    cluster = executor.load(args.cluster)
-    sweep = search.read(args.sweep)
+    cluster = load(args.cluster)
+    sweep = sweep_file.read(args.sweep)
     planned = plan(sweep, cluster, args.settings, args.runs)
     folder = planned[0].folder.parent
     if args.dry_run:
         note_states(planned, folder)
-        print(table.of_plan(planned, cluster, args.runs))
-        print(table.dry_run(planned, cluster, folder))
+        print(plan_table.of_plan(planned, cluster, args.runs))
+        print(plan_table.dry_run(planned, cluster, folder))
         return 0
     # a launcher of local runs holds the sweep until they end, one of SLURM jobs for seconds
     with locked(folder, wait_s=0 if cluster.executor == "local" else 120):
         note_states(planned, folder)
-        print(table.of_plan(planned, cluster, args.runs), flush=True)
+        print(plan_table.of_plan(planned, cluster, args.runs), flush=True)
         chosen = [run for run in planned if run.open]
         write_configs(chosen)
         if cluster.executor == "local":

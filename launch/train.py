@@ -5,7 +5,7 @@ python launch/train.py --config configs/train/default.yaml --dry-run
 """
 
 # the latch first: a signal that comes while torch is imported must not be lost
-from ldct.preempt import STOPPED, Latch
+from ldct.training.signals import STOPPED, Latch
 
 latch = Latch()
 
@@ -16,7 +16,7 @@ from jsonargparse import ArgumentError  # noqa: E402
 
 from ldct import config as configuration  # noqa: E402
 from ldct.config import Config  # noqa: E402
-from shards.command import InputError, command  # noqa: E402
+from shards.common.command import InputError, command  # noqa: E402
 
 
 def arguments() -> tuple[Config, bool]:
@@ -32,7 +32,8 @@ def arguments() -> tuple[Config, bool]:
 
 def describe(config: Config) -> None:
     """Print what would be trained on what."""
-    from ldct import data, models
+    from ldct import models
+    from ldct.data.patches import Patches
 
     network, attention = models.describe(config.model), config.model.attention
     print(f"network          {config.model.name}, attention {attention}, run hash {configuration.hash8(config)}")
@@ -42,7 +43,7 @@ def describe(config: Config) -> None:
     pairs = config.train.steps * config.train.global_batch
     print(f"budget           {config.train.steps:,} steps of {config.train.global_batch} pairs: {pairs:,} pairs")
     if config.data.shards:
-        tiles = data.Tiles(Path(config.data.shards), config.data)
+        tiles = Patches(Path(config.data.shards), config.data)
         print(
             f"data             {len(tiles):,} tiles of {tiles.patch} x {tiles.patch}: {pairs / len(tiles):.1f} epochs"
         )
@@ -54,7 +55,7 @@ def main() -> int:
     if only_described:
         describe(config)
         return 0
-    from ldct.train import train  # --help and a typo need no torch
+    from ldct.training.trainer import train  # --help and a typo need no torch
 
     stopped = train(config, latch)
     if stopped is None:

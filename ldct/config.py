@@ -13,7 +13,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from shards.command import InputError
+from shards.common.command import InputError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the docstring under a field becomes its --help
 
@@ -37,8 +37,8 @@ class DataConfig:
 
     shards: str = ""
     """Folder with manifest.json and the tar shards, written by shards/build.py."""
-    scheme: Literal["hu1000", "seed", "redcnn"] = "hu1000"
-    """How HU become network values: hu1000 = clip [-1000, 2000] / 1000; seed = (HU + 500) / 500;
+    normalization: Literal["hu1000", "hu500", "redcnn"] = "hu1000"
+    """How HU become network values: hu1000 = clip [-1000, 2000] / 1000; hu500 = (HU + 500) / 500;
     redcnn = (HU + 1024) / 4096."""
     min_body: float = 0.3
     """Smallest share of a tile's pixels above -500 HU for the tile to be trained on; 0 keeps air."""
@@ -71,7 +71,7 @@ class ModelConfig:
     """Normalisation between convolution and ReLU, on all but the output layer."""
     attention: Literal["none", "channel", "spatial", "both"] = "none"
     """CBAM gates (Woo 2018) behind encoder stages; both = channel, then spatial."""
-    attention_places: list[int] | None = None
+    attention_stages: list[int] | None = None
     """Encoder stages with a gate, counted from 1; not given = every stage."""
     init: Literal["default", "gaussian", "kaiming"] = "default"
     """Weights at the start: torch's default, normal with SD 0.01, or kaiming_normal_(fan_out, relu)."""
@@ -86,8 +86,8 @@ class ModelConfig:
             value = getattr(self, key)
             require(value is None or value >= 1, f"model.{key}", "at least 1", value)
         require(self.kernel is None or self.kernel % 2 == 1, "model.kernel", "an odd number of pixels", self.kernel)
-        for place in self.attention_places or []:
-            require(place >= 1, "model.attention_places", "stages counted from 1", place)
+        for stage in self.attention_stages or []:
+            require(stage >= 1, "model.attention_stages", "stages counted from 1", stage)
 
 
 @dataclass
@@ -189,7 +189,7 @@ class ValConfig:
     every: int = 1000
     """Steps between two validations; there is always one before the first and one after the last step."""
     protocol: str = "abd400"
-    """Metric protocol (ldct/protocols.py) whose PSNR decides which checkpoint is best."""
+    """Metric protocol (ldct/metrics/protocols.py) whose PSNR decides which checkpoint is best."""
     slices: int = 0
     """Slices to validate on, evenly spaced over the split; 0 = all."""
 

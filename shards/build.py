@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from shards import report, tiling
-from shards.atomic import write_text
-from shards.command import InputError, Progress, command
+from shards import pairing_report, tiling
+from shards.build_state import REPORT, begin, fingerprint, locked, saved
+from shards.common.atomic import write_text
+from shards.common.command import InputError, Progress, command
+from shards.common.pool import Workers
 from shards.manifest import SPLITS, Manifest, as_json, save
 from shards.pairing import Pairing, find_pairs
-from shards.pool import Workers
 from shards.split import Split, by_patient, by_slab
-from shards.state import REPORT, begin, fingerprint, locked, saved
 from shards.writer import Finished, ShardPlan, Sums, write_shard
 
 
@@ -186,18 +186,18 @@ def look(options: argparse.Namespace, workers: Workers) -> Pairing:
     """
     globs = (options.full, options.quarter) if options.full else None
     pairing = find_pairs(options.source, workers, globs, options.series)
-    rows = report.describe(pairing, workers)
+    rows = pairing_report.describe(pairing, workers)
     small = [pair for patient in pairing.patients for pair in patient.pairs if min(pair.full.shape) < options.patch]
     for patient in pairing.patients:
         patient.pairs = [pair for pair in patient.pairs if min(pair.full.shape) >= options.patch]
     pairing.left_out += [{"what": pair.key, "why": f"smaller than a tile of {options.patch} pixels"} for pair in small]
-    print(report.table(rows))
+    print(pairing_report.table(rows))
     if pairing.left_out:
-        print(report.reasons(pairing.left_out))
+        print(pairing_report.reasons(pairing.left_out))
     options.out.mkdir(parents=True, exist_ok=True)
-    content = report.as_json(options.source, rows, pairing.left_out)
+    content = pairing_report.as_json(options.source, rows, pairing.left_out)
     write_text(options.out / REPORT, json.dumps(content, indent=1) + "\n")
-    report.refuse(rows, options.allow)
+    pairing_report.refuse(rows, options.allow)
     return pairing
 
 

@@ -7,7 +7,7 @@ import pydicom
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from shards.atomic import atomic
+from shards.common.atomic import atomic
 from shards.dicom import Slice, read_file
 
 

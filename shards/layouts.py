@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from shards.command import InputError
+from shards.common.command import InputError
 
 KNOWN = {
     "AAPM patient folders": "L067/full_1mm[_sharp]/*.IMA beside L067/quarter_1mm[_sharp]/*.IMA",

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards.atomic import write_text
-from shards.command import InputError
+from shards.common.atomic import write_text
+from shards.common.command import InputError
 
 NAME = "manifest.json"
 FORMAT = "ldct-shards"

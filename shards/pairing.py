@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shards import layouts
-from shards.command import InputError, Progress
+from shards.common.command import InputError, Progress
+from shards.common.pool import Workers
 from shards.dicom import Slice, Unusable, files_under, read_slices
-from shards.pool import Workers
 
 SAME_Z = 0.01
 """Largest difference in mm of the z of a pair."""

@@ -13,8 +13,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from shards.atomic import atomic, write_text
-from shards.command import InputError, command
+from shards.common.atomic import atomic, write_text
+from shards.common.command import InputError, command
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shards import tiling
-from shards.atomic import atomic, write_text
-from shards.command import InputError, Progress, command
+from shards.common.atomic import atomic, write_text
+from shards.common.command import InputError, Progress, command
 from shards.manifest import Manifest, load
 
 if TYPE_CHECKING:

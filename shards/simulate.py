@@ -18,14 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
-from shards import lowdose
-from shards.atomic import atomic, write_text
-from shards.command import InputError, Progress, command
+from shards import noise_model
+from shards.common.atomic import atomic, write_text
+from shards.common.command import InputError, Progress, command
+from shards.common.pool import Workers
 from shards.derived import write_derived
 from shards.dicom import PADDING, Slice, Unusable, files_under, read_hu, read_slices
 from shards.layouts import names_a_dose, place
-from shards.noise import noise_sd, soft_tissue
-from shards.pool import Workers
+from shards.noise_level import noise_sd, soft_tissue
 
 CALIBRATION = 3
 """Slices of a series in which ``--i0 auto`` measures the noise."""
@@ -55,7 +55,7 @@ class Task:
     low: Path
     patient: str
     number: int
-    kernel: lowdose.Kernel
+    kernel: noise_model.Kernel
     i0: float
     settings: Settings
 
@@ -129,14 +129,14 @@ def _name_series(folder: Path, slices: dict[Path, list[Slice]], names: dict[Path
     return named
 
 
-def pick_kernel(pieces: list[Slice], choice: str) -> lowdose.Kernel:
+def pick_kernel(pieces: list[Slice], choice: str) -> noise_model.Kernel:
     """The filter for a series: by choice, or by ConvolutionKernel (45 or more, lung, bone, edge: sharp)."""
     if choice != "auto":
-        return lowdose.SHARP if choice == "sharp" else lowdose.SOFT
+        return noise_model.SHARP if choice == "sharp" else noise_model.SOFT
     name = pieces[0].kernel.split("/")[0]
     strength = re.search(r"\d+", name)
     sharp = int(strength[0]) >= 45 if strength else re.search("lung|bone|edge|sharp|detail", name, re.I)
-    return lowdose.SHARP if sharp else lowdose.SOFT
+    return noise_model.SHARP if sharp else noise_model.SOFT
 
 
 def exposures(pieces: list[Slice]) -> list[float | None]:
@@ -146,7 +146,7 @@ def exposures(pieces: list[Slice]) -> list[float | None]:
     return values if good else [None] * len(values)
 
 
-def measure(item: tuple[Slice, lowdose.Kernel]) -> float:
+def measure(item: tuple[Slice, noise_model.Kernel]) -> float:
     """Photons per ray at which simulated noise equals the noise the slice has; nan without flat soft tissue.
 
     The inserted variance is (1-a)/a / I0 times a factor of the slice, and what a dose fraction a adds to a noise
@@ -155,19 +155,19 @@ def measure(item: tuple[Slice, lowdose.Kernel]) -> float:
     piece, kernel = item
     hu, _ = read_hu(piece)
     mask = soft_tissue(hu)
-    extra = lowdose.noise(hu, piece.spacing[0], piece.kvp, kernel, 0.5, lowdose.DEFAULT_I0, [0])
-    return lowdose.DEFAULT_I0 * (noise_sd(extra, mask) / noise_sd(hu, mask)) ** 2
+    extra = noise_model.noise(hu, piece.spacing[0], piece.kvp, kernel, 0.5, noise_model.DEFAULT_I0, [0])
+    return noise_model.DEFAULT_I0 * (noise_sd(extra, mask) / noise_sd(hu, mask)) ** 2
 
 
 def photons(
-    name: str, pieces: list[Slice], kernel: lowdose.Kernel, settings: Settings, workers: Workers
+    name: str, pieces: list[Slice], kernel: noise_model.Kernel, settings: Settings, workers: Workers
 ) -> list[float]:
     """I0 of each slice of a series, by ``--i0``."""
     mas = exposures(pieces)
     if settings.i0 == "mas":
         if mas[0] is None:
-            print(f"{name}: no believable Exposure, I0 = {lowdose.DEFAULT_I0:g} for every slice")
-        return [lowdose.DEFAULT_I0 if m is None else kernel.photons_per_mas * m for m in mas]
+            print(f"{name}: no believable Exposure, I0 = {noise_model.DEFAULT_I0:g} for every slice")
+        return [noise_model.DEFAULT_I0 if m is None else kernel.photons_per_mas * m for m in mas]
     if settings.i0 != "auto":
         return [float(settings.i0)] * len(pieces)
     count = min(CALIBRATION, len(pieces))
@@ -217,7 +217,7 @@ def _write_low(task: Task) -> None:
     hu, _ = read_hu(task.source)
     dose, seed = draw(task)
     piece = task.source
-    extra = lowdose.noise(hu, piece.spacing[0], piece.kvp, task.kernel, dose, task.i0, seed)
+    extra = noise_model.noise(hu, piece.spacing[0], piece.kvp, task.kernel, dose, task.i0, seed)
     low = np.clip(np.rint(hu + extra), PADDING, 32767)
     low[hu <= PADDING] = PADDING
     about = (
@@ -234,7 +234,7 @@ def plan(out: Path, name: str, pieces: list[Slice], settings: Settings, workers:
     i0 = photons(name, pieces, kernel, settings, workers)
     steps = np.abs(np.diff([piece.z for piece in pieces]))
     thickness = pieces[0].thickness or (float(np.median(steps)) if len(steps) else 1.0)
-    variant = f"{thickness:g}mm" + ("_sharp" if kernel is lowdose.SHARP else "")
+    variant = f"{thickness:g}mm" + ("_sharp" if kernel is noise_model.SHARP else "")
     match = re.fullmatch(rf"(.+)_{re.escape(variant)}", name)  # L067_1mm from an AAPM folder: the variant comes again
     patient = match[1] if match else name
     print(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.command import InputError
+from shards.common.command import InputError
 from shards.pairing import Pair, Patient
 
 FRACTION = {"val": 0.15, "test": 0.15}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from shards.command import InputError
+from shards.common.command import InputError
 
 TILINGS = ("document", "cover")
 BODY_HU = -500

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from shards.command import Progress, command
+from shards.common.command import Progress, command
+from shards.common.pool import Workers
 from shards.manifest import SPLITS, Manifest, Record, Shard, load
-from shards.pool import Workers
 
 
 def check_shard(item: tuple[Path, Shard, int]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from shards import tiling
-from shards.atomic import atomic
+from shards.common.atomic import atomic
 from shards.dicom import Slice, Unusable, read_hu
 from shards.manifest import Record, Shard
 from shards.pairing import Pair

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
 
-from ldct.preempt import STOPPED, Latch
+from ldct.training.signals import STOPPED, Latch
 
 PORTS = range(20_000, 32_000)
 """Below 32768, where Linux takes the ports of outgoing connections from."""
@@ -73,9 +73,9 @@ def train(folder: Path, latch: Latch) -> signal.Signals | None:
     """
     import torch
 
-    from ldct import run
-    from ldct.train import train as train_run
-    from shards.command import InputError
+    from ldct.runs import folder as runs
+    from ldct.training.trainer import train as train_run
+    from shards.common.command import InputError
 
     given = os.environ.get("SLURM_GPUS_ON_NODE")
     if given and not torch.cuda.is_available():
@@ -83,7 +83,7 @@ def train(folder: Path, latch: Latch) -> signal.Signals | None:
             f"SLURM gave this job {given} GPUs, torch {torch.__version__} can use none; install a build of torch for "
             "the driver that nvidia-smi names, or set gpus_per_node: 0"
         )
-    return train_run(run.read_config(folder), latch)
+    return train_run(runs.read_config(folder), latch)
 
 
 def leave(stopped: signal.Signals, rank: int, latch: Latch) -> str:
@@ -101,11 +101,11 @@ def leave(stopped: signal.Signals, rank: int, latch: Latch) -> str:
 
 def note_failure(folder: Path, error: Exception, began: float) -> None:
     """Write to status.json why the run failed, where it failed before the loop could write it itself."""
-    from ldct import run
+    from ldct.runs import folder as runs
 
-    status = run.read_status(folder)
+    status = runs.read_status(folder)
     if status.state == "failed" and status.heartbeat >= began:
         return
-    status.state, status.job = "failed", run.slurm_job()
+    status.state, status.job = "failed", runs.slurm_job()
     status.error = traceback.format_exception_only(error)[-1].strip()
-    run.write_status(folder, status)
+    runs.write_status(folder, status)

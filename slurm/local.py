@@ -12,10 +12,10 @@ from typing import Any
 
 import submitit
 
-from ldct import run as runs
-from shards.command import Progress
+from ldct.runs import folder as runs
+from shards.common.command import Progress
 from slurm import submission
-from slurm.executor import Cluster, cores, local_parallelism
+from slurm.cluster import Cluster, cores, local_parallelism
 from slurm.job import Train
 from slurm.submission import Submission
 from slurm.sweep import Run

@@ -10,7 +10,7 @@ import os
 import shutil
 from pathlib import Path
 
-from ldct.run import SNAPSHOT, code_version
+from ldct.runs.folder import SNAPSHOT, code_version
 
 PACKAGES = ("shards", "ldct", "slurm", "launch")
 

@@ -8,12 +8,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldct import run as runs
-from shards.command import InputError
-from slurm import queue, submission
+from ldct.runs import folder as runs
+from shards.common.command import InputError
+from slurm import squeue, submission
+from slurm.plan_table import columns
 from slurm.submission import Submission
 from slurm.sweep import on_gpu, state_of
-from slurm.table import columns
 
 LIVE = ("pending", "requeued", "running")
 
@@ -53,11 +53,11 @@ def reports(roots: list[Path]) -> tuple[list[Report], str]:
     folders = runs.find_runs(roots)
     latest = {sweep: submission.latest(sweep) for sweep in {folder.parent for folder in folders}}
     sent = {folder: latest[folder.parent].get(folder.name) for folder in folders}
-    jobs: dict[str, queue.Job] = {}
+    jobs: dict[str, squeue.Job] = {}
     silent = ""
     if any(found and found[0].executor == "slurm" for found in sent.values()):
         try:
-            jobs = queue.live()
+            jobs = squeue.live()
         except InputError as error:
             silent = str(error)
     made = [report(folder, sent[folder], jobs, bool(silent)) for folder in folders]
@@ -67,7 +67,7 @@ def reports(roots: list[Path]) -> tuple[list[Report], str]:
     return made, silent
 
 
-def report(folder: Path, sent: tuple[Submission, str] | None, jobs: dict[str, queue.Job], silent: bool) -> Report:
+def report(folder: Path, sent: tuple[Submission, str] | None, jobs: dict[str, squeue.Job], silent: bool) -> Report:
     """What the folder of one run says, and the queue."""
     status = runs.read_status(folder)
     record, job = sent or (None, status.job)
@@ -97,7 +97,7 @@ def report(folder: Path, sent: tuple[Submission, str] | None, jobs: dict[str, qu
 
 def explain(unclear: list[Report]) -> None:
     """Say of runs whose job is gone how it ended: by their log's last traceback, else by SLURM's accounting."""
-    how = queue.ended([one.job for one in unclear])
+    how = squeue.ended([one.job for one in unclear])
     for one in unclear:
         one.error = last_error(Path(one.log)) or (f"SLURM: {how[one.job]}" if one.job in how else "")
         if how.get(one.job) == "CANCELLED":
@@ -189,7 +189,7 @@ def cancel(roots: list[Path], made: list[Report]) -> str:
         elif sent and submission.local_alive(*sent):
             local.append(sent)
     if jobs:
-        queue.cancel(jobs)
+        squeue.cancel(jobs)
     # a launcher would start the next runs; it ends those it has, and takes a second signal for haste
     launchers = {record.launcher for record, _ in local if is_launcher(record.launcher)}
     for pid in launchers | {int(job) for record, job in local if record.launcher not in launchers}:

@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shards.atomic import write_text
-from slurm.executor import Kind
+from shards.common.atomic import write_text
+from slurm.cluster import Kind
 
 NAME = "submission.json"
 LOGS = "logs"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from submitit.core.utils import FailedJobError
 
-from shards.command import InputError
-from slurm import queue, submission
-from slurm.executor import Cluster, slurm_executor
+from shards.common.command import InputError
+from slurm import squeue, submission
+from slurm.cluster import Cluster, slurm_executor
 from slurm.job import Train
 from slurm.sweep import Run
 
@@ -30,7 +30,7 @@ def submit(cluster: Cluster, sweep: Path, code: Path, chosen: list[Run]) -> str:
         jobs = executor.submit_array([Train(str(run.folder)) for run in chosen])
     except FailedJobError as error:
         said = " ".join(str(error).split())
-        if any(job.comment == record.id for job in queue.live().values()):
+        if any(job.comment == record.id for job in squeue.live().values()):
             raise InputError(f"sbatch failed, but SLURM has the job; run this again to see: {said}") from None
         shutil.rmtree(folder)
         raise InputError(f"SLURM refused, nothing was submitted: {said}") from None
@@ -44,5 +44,5 @@ def submit(cluster: Cluster, sweep: Path, code: Path, chosen: list[Run]) -> str:
 
 def controller_up() -> None:
     """Raise an InputError unless a controller answers; sbatch itself would try for a minute or more."""
-    if " is UP" not in queue.ask("scontrol", "ping", timeout=20.0):
+    if " is UP" not in squeue.ask("scontrol", "ping", timeout=20.0):
         raise InputError("SLURM's controller is down (scontrol ping); nothing was submitted; try again when it is back")

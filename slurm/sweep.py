@@ -17,14 +17,14 @@ from typing import Any
 import yaml
 
 from ldct import config as configuration
-from ldct import run as runs
 from ldct.config import Config
+from ldct.runs import folder as runs
 from shards import manifest
-from shards.atomic import write_text
-from shards.command import InputError
-from slurm import queue, submission
-from slurm.executor import Cluster
-from slurm.search import Search, combinations
+from shards.common.atomic import write_text
+from shards.common.command import InputError
+from slurm import squeue, submission
+from slurm.cluster import Cluster
+from slurm.sweep_file import Search, combinations
 
 
 @dataclass
@@ -135,7 +135,7 @@ def check(config: Config, world_size: int) -> int:
         If the shards are not there or too few, the batch cannot be divided, the network cannot be made, or the
         protocol is unknown.
     """
-    from ldct import protocols  # needs torch, which takes seconds to import
+    from ldct.metrics import protocols  # needs torch, which takes seconds to import
 
     protocols.get(config.val.protocol)
     pairs = check_shards(Path(config.data.shards), config.data.min_body)
@@ -182,12 +182,12 @@ def count_weights(model: str) -> int:
 def note_states(planned: list[Run], folder: Path) -> None:
     """Set the state of every run from its folder, the record of submissions and, where there is one, the queue."""
     last = submission.latest(folder)
-    jobs = queue.live() if any(one.executor == "slurm" for one, _ in last.values()) else {}
+    jobs = squeue.live() if any(one.executor == "slurm" for one, _ in last.values()) else {}
     for run in planned:
         run.state = state_of(run.folder, last.get(run.name), jobs)
 
 
-def state_of(folder: Path, sent: tuple[submission.Submission, str] | None, jobs: dict[str, queue.Job]) -> str:
+def state_of(folder: Path, sent: tuple[submission.Submission, str] | None, jobs: dict[str, squeue.Job]) -> str:
     """What is known of a run.
 
     pending and running mean that something works on it or will; "new" that nothing ever did. submitit's own

@@ -4,9 +4,10 @@ import json
 
 import torch
 
-from ldct import checkpoint, models
 from ldct import config as configuration
-from ldct import run as runs
+from ldct import models
+from ldct.runs import checkpoint
+from ldct.runs import folder as runs
 from shards import manifest
 
 

@@ -1,7 +1,7 @@
 """Whether two runs are the same, byte for byte."""
 
-from ldct import checkpoint
-from ldct.run import TIMES, read_config, read_metrics, read_status
+from ldct.runs import checkpoint
+from ldct.runs.folder import TIMES, read_config, read_metrics, read_status
 
 
 def lines(folder):

@@ -13,8 +13,8 @@ from pathlib import Path
 import yaml
 from conftest import ROOT, run_command
 
-from ldct.run import read_metrics, read_status
-from slurm import queue, submission
+from ldct.runs.folder import read_metrics, read_status
+from slurm import squeue, submission
 
 DEVCLUSTER = ROOT / "slurm" / "devcluster"
 
@@ -114,7 +114,7 @@ def wait_finished(*folders, limit=240.0):
 
 
 def wait_gone(job):
-    until(f"end of job {job}", lambda: job not in queue.live())
+    until(f"end of job {job}", lambda: job not in squeue.live())
 
 
 def ranks_of(job):

@@ -27,7 +27,7 @@ def create(model: ModelConfig) -> Network:
     Raises
     ------
     InputError
-        If ``model.attention_places`` names a stage that the network does not have.
+        If ``model.attention_stages`` names a stage that the network does not have.
     """
     model = resolved(model)
     network = MODELS[model.name](model)

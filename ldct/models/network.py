@@ -24,7 +24,7 @@ class Stage:
 class Network(nn.Module):
     """A denoising network; input and output (B, 1, H, W), normalised values.
 
-    The output has no ReLU: normalised values may be negative (air is -1 in the scheme hu1000).
+    The output has no ReLU: normalised values may be negative (air is -1 in the normalization hu1000).
     """
 
     stages: list[Stage]

@@ -3,9 +3,9 @@
 from torch import Tensor, nn
 
 from ldct.config import ModelConfig
-from ldct.models.attention import gated, gates
+from ldct.models.cbam import gated, gates
 from ldct.models.network import FirstConv2d, Network, Stage, convolve
-from shards.command import InputError
+from shards.common.command import InputError
 
 
 class RedCNN(Network):
@@ -35,7 +35,7 @@ class RedCNN(Network):
         )
         self.output = nn.ConvTranspose2d(channels, 1, kernel)
         self.relu = nn.ReLU()
-        self.gates = gates(model.attention, model.attention_places, self.stages)
+        self.gates = gates(model.attention, model.attention_stages, self.stages)
 
     def receptive_field(self) -> int:
         return 1 + 2 * len(self.stages) * (self.kernel - 1)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldct.config import ModelConfig
-from ldct.models.attention import gated, gates
+from ldct.models.cbam import gated, gates
 from ldct.models.network import FirstConv2d, Network, Stage, convolve
 
 
@@ -33,7 +33,7 @@ class UNet(Network):
         self.up = nn.ModuleList(nn.ConvTranspose2d(2 * width, width, 2, stride=2) for width in reversed(widths[:-1]))
         self.decoder = nn.ModuleList(double(2 * width, width, model) for width in reversed(widths[:-1]))
         self.output = nn.Conv2d(widths[0], 1, 1)
-        self.gates = gates(model.attention, model.attention_places, self.stages)
+        self.gates = gates(model.attention, model.attention_stages, self.stages)
 
     def receptive_field(self) -> int:
         depth, reach = len(self.stages) - 1, self.kernel - 1  # two convolutions reach kernel - 1 pixels to each side

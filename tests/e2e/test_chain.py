@@ -6,7 +6,7 @@ import pytest
 from conftest import run_command
 from phantom import write_series
 
-from ldct.run import find_runs, read_status
+from ldct.runs.folder import find_runs, read_status
 
 SWEEP = """
 name: tiny

@@ -14,8 +14,8 @@ from made import make_run
 from PIL import Image
 
 from launch.compare import main
-from ldct import evaluation
-from shards.command import command
+from ldct.evaluation import results
+from shards.common.command import command
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -119,7 +119,7 @@ def test_the_page_works_in_a_browser(compared, tmp_path):
     assert sorted(found["order"]) == sorted(labels)
     assert found["psnr"] == found["order"][::-1]  # it was sorted by PSNR already, so a click turns it over
     assert found["up"] == sorted(labels, key=str.lower) and found["down"] == found["up"][::-1]
-    stored = evaluation.load(runs / "1-both", "test")
+    stored = results.load(runs / "1-both", "test")
     key = next(iter(stored.full))
 
     def grey(hu, centre, width):

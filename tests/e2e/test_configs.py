@@ -5,8 +5,8 @@ from conftest import ROOT, run_command
 
 from ldct import config as configuration
 from ldct.config import Config, differences, from_dict, load
-from slurm import search, sweep
-from slurm.executor import from_dict as cluster_from
+from slurm import sweep, sweep_file
+from slurm.cluster import from_dict as cluster_from
 
 TRAIN = sorted((ROOT / "configs/train").glob("*.yaml"))
 RUNS = {"demo": 4, "attention": 2 * 4 * 3, "redcnn_variants": 4 * 3}
@@ -14,7 +14,7 @@ RUNS = {"demo": 4, "attention": 2 * 4 * 3, "redcnn_variants": 4 * 3}
 
 
 def planned(name, shards, root, *settings):
-    content = search.read(ROOT / "configs/sweeps" / f"{name}.yaml")
+    content = sweep_file.read(ROOT / "configs/sweeps" / f"{name}.yaml")
     cluster = cluster_from({"executor": "local"})
     return sweep.plan(content, cluster, [f"data.shards={shards}", "train.global_batch=8", *settings], root)
 
@@ -34,7 +34,7 @@ def test_the_documents_recipe():
     assert (optim.name, optim.lr, optim.schedule, optim.plateau_factor) == ("adam", 1e-5, "plateau", 0.5)
     assert (optim.warmup, optim.ema, optim.clip_norm) == (0, 0, 0)
     assert train.global_batch == 16 and train.steps * train.global_batch == 570_000
-    assert (config.data.min_body, config.data.augment, config.data.scheme) == (0, False, "hu1000")
+    assert (config.data.min_body, config.data.augment, config.data.normalization) == (0, False, "hu1000")
     assert (config.model.init, config.model.init_output, config.model.channels) == ("default", "same", 96)
     assert config.loss.vgg_imagenet is False
 
@@ -102,7 +102,7 @@ def test_dry_run_describes_the_network_and_its_data(tiny_shards):
 
 def test_dry_run_of_what_cannot_be_is_one_line():
     done = run_command(
-        "launch/train.py", "--dry-run", "--model.attention=both", "--model.attention_places=[9]", check=False
+        "launch/train.py", "--dry-run", "--model.attention=both", "--model.attention_stages=[9]", check=False
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "model.attention_places: expected some of 1, 2, 3, 4, 5, found [9]" in done.stderr
+    assert "model.attention_stages: expected some of 1, 2, 3, 4, 5, found [9]" in done.stderr

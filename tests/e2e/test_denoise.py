@@ -5,7 +5,7 @@ from conftest import run_command
 from made import make_run
 from phantom import make_dataset
 
-from ldct import cases, evaluation
+from ldct.evaluation import datasets, results
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +19,8 @@ def test_the_files_hold_the_pixels_that_evaluate_measured(run, tiny_shards, tmp_
     done = run_command("launch/denoise.py", "--run", run, tmp_path / "dicom", tmp_path / "out")
     assert "8 of 8 slices in 2 series denoised by redcnn of run 0-run" in done.stdout
     assert "slices/s on " in done.stdout
-    measured = evaluation.load(run, "test").get("0-run").pictures
-    records = [record for record, _ in map(cases.open_shards(tiny_shards, "test").cases.__getitem__, range(4))]
+    measured = results.load(run, "test").get("0-run").pictures
+    records = [record for record, _ in map(datasets.open_shards(tiny_shards, "test").cases.__getitem__, range(4))]
     files = {}
     for path in (tmp_path / "out").rglob("*.dcm"):
         if "quarter" in str(path) or "_QD_" in path.name:

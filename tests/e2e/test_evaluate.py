@@ -6,7 +6,7 @@ from made import make_run
 from phantom import make_dataset
 
 from launch.evaluate import main
-from shards.command import command
+from shards.common.command import command
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from conftest import run_command
 
 from ldct import config as configuration
 from ldct.config import Config, ModelConfig, differences, from_dict, hash8, load, parse, resolved, to_yaml
-from shards.command import InputError
+from shards.common.command import InputError
 
 
 def test_yaml_gives_the_same_configuration_back(tmp_path):

@@ -18,8 +18,8 @@ import webdataset
 from phantom import images, make_dataset, write_series, write_slice
 
 from shards import build, manifest
-from shards.command import InputError
-from shards.state import locked
+from shards.build_state import locked
+from shards.common.command import InputError
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 from phantom import images, make_dataset, write_series, write_slice
 
-from shards.command import InputError
+from shards.common.command import InputError
 from shards.layouts import by_globs, compile_glob, is_projection, place
 from shards.pairing import find_pairs
 

@@ -10,7 +10,7 @@ import pytest
 
 from shards import manifest
 from shards.dicom import files_under, read_hu, read_slices
-from shards.noise import noise_sd, soft_tissue
+from shards.noise_level import noise_sd, soft_tissue
 from shards.pairing import find_pairs
 
 pytestmark = pytest.mark.network

@@ -7,7 +7,7 @@ import tarfile
 import pytest
 
 from shards import sample
-from shards.command import InputError
+from shards.common.command import InputError
 
 SOURCE = sample.Source("pkg", "1.0", "0" * 64, "data/series", 2, "MIT", "nobody")
 

@@ -7,9 +7,9 @@ import pydicom
 import pytest
 from phantom import images, multi_frame, write_series, write_slice
 
-from shards import lowdose, simulate
+from shards import noise_model, simulate
 from shards.dicom import read_hu, read_slices
-from shards.noise import noise_sd, soft_tissue
+from shards.noise_level import noise_sd, soft_tissue
 from shards.pairing import find_pairs
 
 MU = 0.0192
@@ -29,18 +29,18 @@ def expected_sd(kernel, dose, i0, radius):
     bin has power v * d per frequency.
     """
     ray = (1 - dose) / dose * np.exp(2 * radius * MU) / i0
-    f = np.linspace(0, 1 / (2 * lowdose.PITCH), 20001)
+    f = np.linspace(0, 1 / (2 * noise_model.PITCH), 20001)
     window = np.exp(-np.log(2) * (f / kernel.half) ** 2) if kernel.half else np.ones_like(f)
-    power = (f * window) ** 2 * (2 + np.cos(2 * np.pi * f * lowdose.PITCH)) / 3
-    variance = np.pi**2 / lowdose.VIEWS * ray * lowdose.PITCH * 2 * np.trapezoid(power, f)
+    power = (f * window) ** 2 * (2 + np.cos(2 * np.pi * f * noise_model.PITCH)) / 3
+    variance = np.pi**2 / noise_model.VIEWS * ray * noise_model.PITCH * 2 * np.trapezoid(power, f)
     return np.sqrt(variance) * 1000 / MU
 
 
-@pytest.mark.parametrize("kernel, dose", [(lowdose.SOFT, 0.25), (lowdose.SOFT, 0.1), (lowdose.SHARP, 0.25)])
+@pytest.mark.parametrize("kernel, dose", [(noise_model.SOFT, 0.25), (noise_model.SOFT, 0.1), (noise_model.SHARP, 0.25)])
 def test_noise_in_water_is_what_the_formula_says(kernel, dose):
     hu = water()
     i0 = kernel.photons_per_mas * 200
-    noises = [lowdose.noise(hu, 2.0, 120, kernel, dose, i0, [seed]) for seed in range(3)]
+    noises = [noise_model.noise(hu, 2.0, 120, kernel, dose, i0, [seed]) for seed in range(3)]
     centre = np.array([noise[56:72, 56:72] for noise in noises])
     assert centre.std() == pytest.approx(expected_sd(kernel, dose, i0, 100.0), rel=0.1)
     inside = hu == 0
@@ -50,7 +50,7 @@ def test_noise_in_water_is_what_the_formula_says(kernel, dose):
 def test_noise_has_the_spectrum_of_a_soft_kernel():
     """Mean frequency of the radial noise power spectrum: 0.25 per mm in real B30f quarter-dose scans."""
     size, spacing = 256, 0.8
-    noise = lowdose.noise(water(size, 90.0, spacing), spacing, 120, lowdose.SOFT, 0.25, 3e5, [0])
+    noise = noise_model.noise(water(size, 90.0, spacing), spacing, 120, noise_model.SOFT, 0.25, 3e5, [0])
     part = noise[64:192, 64:192]
     power = np.abs(np.fft.fft2(part - part.mean())) ** 2
     f = np.hypot(*np.meshgrid(*[np.fft.fftfreq(128, spacing)] * 2))
@@ -64,7 +64,7 @@ def test_noise_is_strongest_along_the_thick_direction():
     axis = (np.arange(128) - 63.5) * 3
     x, y = np.meshgrid(axis, axis)
     hu = np.where((x / 180) ** 2 + (y / 90) ** 2 < 1, 0, -1000)
-    part = lowdose.noise(hu, 3.0, 120, lowdose.SOFT, 0.25, 3e5, [0])[48:80, 48:80]
+    part = noise_model.noise(hu, 3.0, 120, noise_model.SOFT, 0.25, 3e5, [0])[48:80, 48:80]
     along_x, along_y = part.mean(axis=1).std(), part.mean(axis=0).std()
     assert along_x > 1.5 * along_y
 
@@ -73,9 +73,9 @@ def test_projection_and_back_projection_are_inverse():
     """The geometry of both fits: an off-centre object comes back where it was, at its HU."""
     hu = water(128, 110, 2.0)
     hu[30:50, 80:95] = 300
-    sinogram = lowdose.line_integrals(hu, 2.0, MU)
+    sinogram = noise_model.line_integrals(hu, 2.0, MU)
     assert sinogram.shape == (1152, 736) and sinogram.max() == pytest.approx(2 * 110 * MU, rel=0.1)
-    back = lowdose.back_project(sinogram, hu.shape, 2.0, lowdose.SOFT) * 1000 / MU - 1000
+    back = noise_model.back_project(sinogram, hu.shape, 2.0, noise_model.SOFT) * 1000 / MU - 1000
     assert back[33:47, 83:92].mean() == pytest.approx(300, abs=15)
     assert back[80:95, 30:50].mean() == pytest.approx(0, abs=10)
 
@@ -167,8 +167,8 @@ def test_i0_by_exposure(full):
     slices = [read_slices(path)[0] for path in sorted(full.iterdir())]
     settings = simulate.Settings((0.25, 0.25), "mas", "auto", 0)
     workers = simulate.Workers(1)
-    assert simulate.photons("x", slices, lowdose.SOFT, settings, workers) == [1235 * 200] * 3
-    assert simulate.photons("x", slices, lowdose.SHARP, settings, workers) == [1390 * 200] * 3
+    assert simulate.photons("x", slices, noise_model.SOFT, settings, workers) == [1235 * 200] * 3
+    assert simulate.photons("x", slices, noise_model.SHARP, settings, workers) == [1390 * 200] * 3
 
 
 @pytest.mark.parametrize("exposure", [9, 0, 99999, None])
@@ -176,15 +176,15 @@ def test_absurd_exposure(tmp_path, exposure):
     write_series(tmp_path, "L067", "full", 2, Exposure=exposure)
     slices = [read_slices(path)[0] for path in sorted(tmp_path.iterdir())]
     settings = simulate.Settings((0.25, 0.25), "mas", "auto", 0)
-    assert simulate.photons("x", slices, lowdose.SOFT, settings, simulate.Workers(1)) == [3e5, 3e5]
+    assert simulate.photons("x", slices, noise_model.SOFT, settings, simulate.Workers(1)) == [3e5, 3e5]
 
 
 @pytest.mark.parametrize("name", ["B30f", "Br38f", "STANDARD", "", "D45f", "B70f", "LUNG", "BONEPLUS"])
 def test_kernels(tmp_path, name):
     sharp = name in ("D45f", "B70f", "LUNG", "BONEPLUS")
     (piece,) = read_slices(write_slice(tmp_path / "a", images("a", "full", 1)[0], ConvolutionKernel=name))
-    assert simulate.pick_kernel([piece], "auto") is (lowdose.SHARP if sharp else lowdose.SOFT)
-    assert simulate.pick_kernel([piece], "soft") is lowdose.SOFT
+    assert simulate.pick_kernel([piece], "auto") is (noise_model.SHARP if sharp else noise_model.SOFT)
+    assert simulate.pick_kernel([piece], "soft") is noise_model.SOFT
 
 
 def test_only_the_full_dose_of_a_known_layout_is_taken(tmp_path, monkeypatch, capsys):

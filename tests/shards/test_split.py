@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.command import InputError
+from shards.common.command import InputError
 from shards.dicom import Coding, Slice
 from shards.pairing import Pair, Patient
 from shards.split import by_patient, by_slab

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from shards.command import InputError
+from shards.common.command import InputError
 from shards.tiling import body_fractions, cut, join, origins
 
 

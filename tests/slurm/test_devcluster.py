@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from slurm_bed import DEVCLUSTER, devcluster, free_ports, until
 
-from slurm import queue
+from slurm import squeue
 
 
 def test_up_twice_status_and_env(cluster):
@@ -39,8 +39,8 @@ def test_jobs_run_on_named_nodes_with_their_gpus(cluster):
 def test_accounting_knows_how_a_job_ended(cluster):
     sent = devcluster("exec", "sbatch", "--parsable", "--wait", "-o", "/dev/null", "--wrap", "exit 3", check=False)
     job = sent.stdout.strip()
-    assert until("accounting", lambda: queue.ended([job]).get(job), 30) == "FAILED"
-    assert job not in queue.live()
+    assert until("accounting", lambda: squeue.ended([job]).get(job), 30) == "FAILED"
+    assert job not in squeue.live()
 
 
 def test_wrong_node_is_named(cluster):

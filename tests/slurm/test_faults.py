@@ -27,8 +27,8 @@ from slurm_bed import (
     wait_step,
 )
 
-from ldct.run import read_status
-from slurm import queue, submission
+from ldct.runs.folder import read_status
+from slurm import squeue, submission
 from slurm.snapshot import PACKAGES
 
 LONG = {"train.steps": 150, "train.save_every_s": 1.0, "train.timeout_s": 120.0, "train.log_every": 10}
@@ -49,7 +49,7 @@ def single(*nodes, **changes):
 
 
 def slurm(*command):
-    return queue.ask(*command)
+    return squeue.ask(*command)
 
 
 def log_text(folder):
@@ -59,7 +59,7 @@ def log_text(folder):
 
 def restarted(folder, times=1):
     job = job_of(folder)
-    until(f"requeue of {folder.parent.name}", lambda: (j := queue.live().get(job)) and j.restarts >= times)
+    until(f"requeue of {folder.parent.name}", lambda: (j := squeue.live().get(job)) and j.restarts >= times)
 
 
 def start(bed, name, cluster, **kwargs):
@@ -82,7 +82,7 @@ def time_limit(bed):
     job = job_of(folder)
     for pid in ranks_of(job).values():
         os.kill(pid, signal.SIGSTOP)
-    elapsed = time.time() - queue.live()[job].began
+    elapsed = time.time() - squeue.live()[job].began
     slurm("scontrol", "update", f"JobId={job}", f"TimeLimit={int(elapsed // 60) + 2}")
     restarted(folder)
     slurm("scontrol", "update", f"JobId={job}", "TimeLimit=30")
@@ -98,7 +98,7 @@ def preemption(bed):
     wrap = f"while [ -e {hold} ]; do sleep 0.2; done"
     flags = ["-p", "high", "-N2", "-w", "n[5-6]", "--exclusive", "-o", "/dev/null", "--wrap", wrap]
     high = slurm("sbatch", "--parsable", *flags).strip()
-    until("the high job", lambda: queue.live()[high].state == "RUNNING")
+    until("the high job", lambda: squeue.live()[high].state == "RUNNING")
     restarted(folder)
     (waiting,) = bed.status("preempted").values()
     again = bed.launch("preempted", ddp("n5", "n6"), LONG)
@@ -155,7 +155,7 @@ def eight(bed):
     folders = bed.folders("eight")
     most = 0
     while not all(read_status(folder).state == "finished" for folder in folders):
-        jobs = queue.live()
+        jobs = squeue.live()
         most = max(most, sum(jobs[j].state == "RUNNING" for f in folders if (j := job_of(f)) in jobs))
         time.sleep(0.5)
     return folders, said, most
@@ -290,7 +290,7 @@ def test_controller_down(outcome, hurried, tiny_shards, tmp_path):
     assert refused.stderr.startswith("error: SLURM") and len(refused.stderr.splitlines()) == 1
     assert submission.read_all(bed.runs / "other") == []
     assert "without SLURM's word" in shown.stdout and "alone/000-" in shown.stdout
-    assert not [job for job in queue.live().values() if job.state == "PENDING"]
+    assert not [job for job in squeue.live().values() if job.state == "PENDING"]
     wait_finished(folder)
     assert_same(folder, reference)
     assert read_status(folder).attempt == 1

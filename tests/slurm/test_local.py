@@ -12,7 +12,7 @@ from conftest import ROOT, run_command
 from same_run import assert_same
 from slurm_bed import end, start_launcher, step_of, until
 
-from ldct.run import read_config, read_status
+from ldct.runs.folder import read_config, read_status
 from slurm import submission
 
 LOCAL = {"executor": "local", "array_parallelism": 2}

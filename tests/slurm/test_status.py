@@ -6,8 +6,8 @@ import time
 import pytest
 from conftest import run_command
 
-from ldct import run as runs
-from slurm import queue, status, submission
+from ldct.runs import folder as runs
+from slurm import squeue, status, submission
 
 
 @pytest.fixture
@@ -35,14 +35,14 @@ def cluster_says(monkeypatch):
     """Stand in for squeue and sacct, whose real answers tests/slurm/test_faults.py looks at."""
 
     def says(live, ended=None):
-        monkeypatch.setattr(queue, "live", lambda: live)
-        monkeypatch.setattr(queue, "ended", lambda jobs: {j: s for j, s in (ended or {}).items() if j in jobs})
+        monkeypatch.setattr(squeue, "live", lambda: live)
+        monkeypatch.setattr(squeue, "ended", lambda jobs: {j: s for j, s in (ended or {}).items() if j in jobs})
 
     return says
 
 
 def job(state, restarts=0, began=0.0):
-    return queue.Job(state, restarts, "None", "", began)
+    return squeue.Job(state, restarts, "None", "", began)
 
 
 TRACEBACK = """submitit ERROR - Submitted job triggered an exception

@@ -11,10 +11,10 @@ from conftest import ROOT, run_command
 from slurm_bed import TINY
 
 from ldct import config as configuration
-from ldct import run as runs
-from shards.command import InputError
-from slurm import search, sweep
-from slurm.executor import from_dict as cluster_from
+from ldct.runs import folder as runs
+from shards.common.command import InputError
+from slurm import sweep, sweep_file
+from slurm.cluster import from_dict as cluster_from
 
 LOCAL = cluster_from({"executor": "local"})
 
@@ -33,7 +33,7 @@ def plan(tmp_path, base, tiny_shards):
         content = {"method": method, "name": "s", **head}
         content["parameters"] = {"config": {"value": base}, **{k: {"values": v} for k, v in parameters.items()}}
         flags = [f"data.shards={tiny_shards}", *settings]
-        return sweep.plan(search.check(content, "s"), cluster, flags, tmp_path / "runs")
+        return sweep.plan(sweep_file.check(content, "s"), cluster, flags, tmp_path / "runs")
 
     return made
 
@@ -97,7 +97,7 @@ def test_off_is_not_false(plan):
             "run 1 (model.name=resnet): model.name: expected one of redcnn, unet",
         ),
         ({"optim.lr": ["fast"]}, [], '"optim.lr": Expected'),
-        ({"model.attention_places": [[9]]}, ["model.attention=both"], "run 0 (model.attention_places=[9])"),
+        ({"model.attention_stages": [[9]]}, ["model.attention=both"], "run 0 (model.attention_stages=[9])"),
         ({"train.seed": [0]}, ["train.global_batch=1000"], "has 120 training pairs with data.min_body=0.3, fewer than"),
         ({"train.seed": [0]}, ["data.shards=/none"], "expected /none/manifest.json"),
         ({"train.seed": [0]}, ["config=/none.yaml"], "/none.yaml: expected a configuration file"),
@@ -191,6 +191,6 @@ def test_bad_input_is_exit_status_2_and_one_line(tmp_path):
 def test_shipped_sweeps_are_valid(path, tiny_shards, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     flags = [f"data.shards={tiny_shards}", "train.global_batch=4", "train.accumulate=1"]
-    chosen = search.read(path)
+    chosen = sweep_file.read(path)
     flags = [flag for flag in flags if flag.split("=")[0] not in chosen.swept]
     assert sweep.plan(chosen, LOCAL, flags, tmp_path)

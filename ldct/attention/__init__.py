@@ -1,0 +1,1 @@
+"""What attention shows, in numbers and pictures."""

@@ -1,0 +1,168 @@
+"""What attention shows, in numbers per place, while training or validating.
+
+At a place with channel attention, the question is whether the network selects channels there: the standard deviation of
+the weights across channels is large where it does. At a place with spatial attention it is what the map follows: edges
+(the input's gradient magnitude) or texture (its local standard deviation).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldct.models.cbam import ChannelGate, SpatialGate
+from ldct.models.network import Network
+
+CHANNEL = ("channel_mean", "channel_sd", "channel_entropy", "channel_over_0.9", "channel_under_0.1")
+"""Mean of the weights; standard deviation across channels; entropy of the weights as shares of their sum, over its
+largest value log(channels), so 1 = all alike; share of channels above 0.9 and below 0.1."""
+
+SPATIAL = ("spatial_mean", "spatial_sd", "spatial_edges", "spatial_texture")
+"""Mean and standard deviation of the map over the pixels; its correlation (Pearson) with edges and with texture."""
+
+BINS = 20
+"""Equal bins of the histogram of the channel weights over 0..1."""
+
+TEXTURE_WINDOW = 7
+"""Side in pixels of the window of the local standard deviation."""
+
+
+class Collector:
+    """Sums over the images seen, made by ``collect``.
+
+    Every image counts the same, however the images were batched. ``sums`` is one float64 tensor on the CPU: sums of
+    several processes add up (all-reduce it before reading) to those of one that saw all images.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.places = [int(place) for place in network.gates]
+        self.fields = [*CHANNEL, *SPATIAL]
+        width = 2 * len(self.fields) + BINS
+        self.sums = torch.zeros(len(self.places), width, dtype=torch.float64)
+        """One row per place: a sum and a number of images for every field, then the histogram."""
+        self.seen: Tensor = torch.empty(0)
+
+    def remember(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Forward pre-hook of the network: keep its input for the correlations."""
+        self.seen = inputs[0].detach().float()
+
+    def channel_hook(self, place: int) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, inputs: Any, weights: Tensor) -> None:
+            weights = weights.detach().float()
+            for name, values in channel_values(weights).items():
+                self.add(place, name, values)
+            bins = (weights * BINS).clamp(0, BINS - 1).to(torch.uint8)
+            counts = torch.bincount(bins.flatten(), minlength=BINS).double().cpu()
+            self.sums[self.places.index(place), -BINS:] += counts * len(weights) / weights.numel()
+
+        return hook
+
+    def spatial_hook(self, place: int) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, inputs: Any, weights: Tensor) -> None:
+            weights = weights.detach().float()
+            self.add(place, "spatial_mean", weights.mean((1, 2, 3)))
+            self.add(place, "spatial_sd", weights.std((1, 2, 3), correction=0))
+            for name, look in (("spatial_edges", edges), ("spatial_texture", texture)):
+                self.add(place, name, correlation(weights, on_features(self.network, place, look(self.seen))))
+
+        return hook
+
+    def add(self, place: int, name: str, values: Tensor) -> None:
+        """Count ``values`` (B,), one per image; those that are not defined (nan) are left out."""
+        values = values.double().cpu()
+        row, column = self.places.index(place), 2 * self.fields.index(name)
+        defined = ~values.isnan()
+        self.sums[row, column] += values[defined].sum()
+        self.sums[row, column + 1] += defined.sum()
+
+    def stats(self) -> dict[str, float]:
+        """{"attention/<place>/<stat>": mean over the images}: CHANNEL and SPATIAL, and the relative depth of the place.
+
+        ``depth`` is 0 at the first and 1 at the last encoder stage, so that networks can be laid side by side. What no
+        image defines, such as the correlation of a constant map, is left out.
+        """
+        deepest = max(1, len(self.network.stages) - 1)
+        out: dict[str, float] = {}
+        for row, place in enumerate(self.places):
+            out[f"attention/{place}/depth"] = (place - 1) / deepest
+            for column, name in enumerate(self.fields):
+                total, number = self.sums[row, 2 * column : 2 * column + 2].tolist()
+                if number:
+                    out[f"attention/{place}/{name}"] = total / number
+        return out
+
+    def histograms(self) -> dict[str, list[float]]:
+        """{"attention/<place>/channel_histogram": shares of the weights in BINS equal bins over 0..1}."""
+        return {
+            f"attention/{place}/channel_histogram": (row / row.sum()).tolist()
+            for place, row in zip(self.places, self.sums[:, -BINS:], strict=True)
+            if row.sum()
+        }
+
+
+@contextmanager
+def collect(network: Network) -> Iterator[Collector]:
+    """Within the block every pass through ``network`` (bare or inside DDP) is counted; outside, nothing is hooked."""
+    collector = Collector(network)
+    handles = [network.register_forward_pre_hook(collector.remember)] if collector.places else []
+    for place, gate in network.gates.items():
+        for part in gate.children():
+            if isinstance(part, ChannelGate):
+                handles.append(part.sigmoid.register_forward_hook(collector.channel_hook(int(place))))
+            elif isinstance(part, SpatialGate):
+                handles.append(part.sigmoid.register_forward_hook(collector.spatial_hook(int(place))))
+    try:
+        yield collector
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def channel_values(weights: Tensor) -> dict[str, Tensor]:
+    """CHANNEL for every image of ``weights`` (B, C, h, w), averaged over the places (h, w) where they were pooled."""
+    shares = weights / weights.sum(1, keepdim=True)
+    entropy = torch.special.entr(shares).sum(1) / max(math.log(weights.shape[1]), 1e-12)
+    values = (
+        weights.mean(1),
+        weights.std(1, correction=0),
+        entropy,
+        (weights > 0.9).float().mean(1),
+        (weights < 0.1).float().mean(1),
+    )
+    return {name: value.mean((1, 2)) for name, value in zip(CHANNEL, values, strict=True)}
+
+
+def edges(image: Tensor) -> Tensor:
+    """Gradient magnitude of ``image`` (B, 1, H, W) by Sobel's operator."""
+    smooth, differ = image.new_tensor([1, 2, 1]) / 4, image.new_tensor([-1, 0, 1]) / 2
+    kernels = torch.stack([smooth[:, None] * differ, differ[:, None] * smooth])[:, None]
+    return F.conv2d(F.pad(image, (1, 1, 1, 1), mode="replicate"), kernels).square().sum(1, keepdim=True).sqrt()
+
+
+def texture(image: Tensor) -> Tensor:
+    """Standard deviation of ``image`` (B, 1, H, W) within TEXTURE_WINDOW pixels around each pixel."""
+    reach = TEXTURE_WINDOW // 2
+    padded = F.pad(image - image.mean((2, 3), keepdim=True), (reach,) * 4, mode="replicate")
+    mean = F.avg_pool2d(padded, TEXTURE_WINDOW, 1)
+    return (F.avg_pool2d(padded.square(), TEXTURE_WINDOW, 1) - mean.square()).clamp(min=0).sqrt()
+
+
+def on_features(network: Network, place: int, image: Tensor) -> Tensor:
+    """``image`` (B, 1, H, W), of the network's input, on the pixels of the features at ``place``."""
+    stage = network.stages[place - 1]
+    padded = F.pad(image, network.padding(*image.shape[-2:]), mode="replicate")
+    height, width = (size - stage.margin for size in padded.shape[-2:])
+    return F.avg_pool2d(padded[..., stage.margin : height, stage.margin : width], stage.stride)
+
+
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's correlation over the pixels, per image of (B, 1, h, w); nan where one of them is constant."""
+    a, b = a.double().flatten(1), b.double().flatten(1)
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    spread = a.norm(dim=1) * b.norm(dim=1)
+    return torch.where(spread > 1e-12, (a * b).sum(1) / spread, math.nan)

@@ -1,0 +1,1 @@
+"""Speed, beside the baseline and the machine's limit."""

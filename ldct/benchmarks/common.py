@@ -1,0 +1,195 @@
+"""What the benches share: the machine, ways that take turns, the matrix product as the limit, tables."""
+
+import contextlib
+import multiprocessing
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+
+from ldct.benchmarks import shard as sharder
+from ldct.device import device_name
+from shards.common.command import InputError
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).resolve().parents[2]
+
+DTYPES = (("fp32", torch.float32), ("bf16", torch.bfloat16))
+"""Precisions as train.precision names them."""
+
+NOT_MEASURED = "GPU: not measured, there is none here"
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a figure belongs to."""
+    return {
+        "machine": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name as Linux has it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def heading(result: dict[str, Any]) -> str:
+    """The machine on one line."""
+    about = f"{result['machine']}, {result['cores']} cores; {result['device']}; torch {result['torch']}"
+    return f"{about}\n{NOT_MEASURED}" if result["device"].startswith("CPU") else about
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Wall clock of ``work``, with what it left the device to do."""
+    wait_for(device)
+    began = time.perf_counter()
+    work()
+    wait_for(device)
+    return time.perf_counter() - began
+
+
+def wait_for(device: torch.device) -> None:
+    """Return when the device has nothing left to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextlib.contextmanager
+def apart(way: Callable[..., Generator[T]], *arguments: object) -> Iterator[Callable[[], T]]:
+    """A function whose calls give what ``way(*arguments)`` yields, one value a call, in a process of its own.
+
+    As a user would run it: what the other ways set for their process (threads, precision, memory) or left in its
+    allocator does not reach it.
+
+    Raises
+    ------
+    InputError
+        From a call, if the process ended.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    mine, theirs = spawn.Pipe()
+    process = spawn.Process(target=_answer, args=(theirs, way, *arguments))
+    process.start()
+    theirs.close()
+
+    def ask() -> T:
+        try:
+            mine.send(None)
+            answer: T = mine.recv()
+        except (EOFError, OSError):
+            raise InputError(f"{way.__name__} ended while it was measured; its error stands above") from None
+        return answer
+
+    try:
+        yield ask
+    finally:
+        mine.close()
+        process.join()
+
+
+def _answer(pipe: Connection, way: Callable[..., Generator[T]], *arguments: object) -> None:
+    """The other end of ``apart``, until that closes the pipe."""
+    with contextlib.closing(way(*arguments)) as values:
+        while True:
+            try:
+                pipe.recv()
+            except (EOFError, OSError):
+                return
+            value = next(values)
+            with contextlib.suppress(OSError):  # closed meanwhile, which the next recv will hear of
+                pipe.send(value)
+
+
+def take_turns(ways: Mapping[str, Callable[[], T]], repeats: int, warmup: int = 1) -> dict[str, list[T]]:
+    """What each way says in ``repeats`` rounds, one way after the other, after ``warmup`` that are not counted.
+
+    In turns, so that a machine that becomes slower for a while does so for all of them.
+    """
+    values: dict[str, list[T]] = {name: [] for name in ways}
+    for turn in range(warmup + repeats):
+        for name, way in ways.items():
+            value = way()
+            if turn >= warmup:
+                values[name].append(value)
+    return values
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, lowest and highest."""
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def ratio(values: Sequence[float], reference: Sequence[float]) -> float:
+    """Median over the rounds of ``values`` over ``reference``."""
+    return statistics.median(a / b for a, b in zip(values, reference, strict=True))
+
+
+def matrix_products(device: torch.device, size: int | None = None) -> dict[str, Callable[[], float]]:
+    """The limit, by precision: each call says the FLOP per second of a large matrix product, the best of a few."""
+    return {name: _product(dtype, device, size or (8192 if device.type == "cuda" else 2048)) for name, dtype in DTYPES}
+
+
+def _product(dtype: torch.dtype, device: torch.device, size: int) -> Callable[[], float]:
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    ways: list[Callable[[], object]] = [lambda: a @ b]
+    if device.type == "cpu" and dtype is torch.float32 and torch.backends.mkldnn.is_available():
+        # what torch's fp32 convolutions use; MKL, behind matmul, is 2.5 times slower on an AMD EPYC
+        x, weight = a.to_mkldnn(), b.to_mkldnn()
+        ways.append(lambda: F.linear(x, weight))
+    return lambda: 2 * size**3 / min(seconds(way, device) for way in ways for _ in range(3))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Text in columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = []
+    for row in [head, *rows]:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip())
+    return "\n".join(lines)
+
+
+def generate(folder: Path, pairs: int) -> Path:
+    """Shards of a water phantom, ``pairs`` slices of two patients, one to train and one to validate."""
+    sharder.generate(folder / "dicom", pairs)
+    shards, (_, second) = folder / "shards", sharder.PATIENTS
+    call("shards/build.py", folder / "dicom", shards, "--val", second, "--test")
+    return shards
+
+
+def call(script: str, *arguments: object, before: Sequence[str] = (), **environment: str) -> None:
+    """Run one of the project's commands to its end, ``before`` between Python and the script.
+
+    Raises
+    ------
+    InputError
+        If it fails, with its last line.
+    """
+    done = subprocess.run(
+        [sys.executable, *before, str(ROOT / script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise InputError(f"{script} failed with status {done.returncode}: {last}")

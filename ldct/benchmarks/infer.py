@@ -1,0 +1,228 @@
+"""How fast slices are denoised, beside the reference and a matrix product; how far from fp32, in how much memory."""
+
+import argparse
+import dataclasses
+import math
+import tempfile
+from collections.abc import Callable, Generator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ldct import models
+from ldct.benchmarks import baseline, common
+from ldct.config import Config, ModelConfig
+from ldct.data.hu import denormalise, normalise
+from ldct.data.slices import Slices
+from ldct.device import full_precision, give_back, keep_freed, pick_device
+from ldct.inference.denoiser import Denoiser
+from ldct.inference.dicom import BATCH
+from shards.common.command import InputError
+
+Precision = Literal["fp32", "bf16"]
+
+STEPS = 40
+"""Training steps of the networks measured where no run is given: enough to differ from their start."""
+
+PARTS = 6
+"""Of a series, after which its memory is looked at."""
+
+REFERENCE, FP32 = "reference", "ours, fp32"
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+
+
+def trained(shards: Path, network: str, folder: Path) -> Path:
+    """The folder of a short run of the default recipe at full width."""
+    flags = [f"--data.shards={shards}", f"--run_dir={folder}", f"--model.name={network}", f"--train.steps={STEPS}"]
+    flags += ["--optim.warmup=10", "--train.global_batch=16", "--val.slices=1", "--track.wandb=disabled"]
+    common.call("launch/train.py", *flags)
+    return folder
+
+
+def measure(run: Path, low: np.ndarray, repeats: int, device: torch.device) -> dict[str, Any]:
+    """Slices per second of a run's network, both precisions and the reference in turns, each in a process of its own.
+
+    Parameters
+    ----------
+    low : ndarray
+        Slices, int16 HU, (n, H, W); a turn takes all of them.
+
+    Returns
+    -------
+    dict
+        ``about`` the run, ``network``, ``matrix_product`` (the best among the turns), ``base`` (the way that ratios are
+        to) and the ``rows`` of ``describe``.
+    """
+    denoiser = Denoiser(run, device)
+    model = denoiser.config.model
+    with ExitStack() as processes:
+        asks: dict[str, Callable[[], Any]] = {}
+        for precision in PRECISIONS:
+            way = common.apart(our_turns, run, low, precision, device)
+            asks[f"ours, {precision}"] = processes.enter_context(way)
+        if model.attention == "none" and model.residual:
+            asks[REFERENCE] = processes.enter_context(common.apart(their_turns, run, low, device))
+        turns = common.take_turns(asks | common.matrix_products(device), repeats, warmup=1)
+    best: dict[str, float] = {name: max(turns.pop(name)) for name in PRECISIONS}
+    base = REFERENCE if REFERENCE in turns else FP32
+    about = {"about": denoiser.about, "network": model.name, "matrix_product": best, "base": base}
+    return about | {"rows": describe(denoiser.config, low, turns, base, best)}
+
+
+def our_turns(
+    run: Path, low: np.ndarray, precision: Precision, device: torch.device
+) -> Generator[tuple[float, np.ndarray]]:
+    """Turns of what launch/denoise.py calls: slices per second, and the slices in HU."""
+    keep_freed()
+    denoiser = Denoiser(run, device)
+    denoiser.precision = precision
+    yield from timed(denoiser, low, device)
+
+
+def their_turns(run: Path, low: np.ndarray, device: torch.device) -> Generator[tuple[float, np.ndarray]]:
+    """Turns of the reference with the run's weights: slice by slice, float64 out, rounded to compare."""
+    full_precision()
+    denoiser = Denoiser(run, device)
+    weights = {name: value.contiguous() for name, value in denoiser.model.state_dict().items()}
+    network = baseline.create(denoiser.config.model, weights).to(device)
+    normalization = denoiser.config.data.normalization
+
+    def way(low: np.ndarray) -> np.ndarray:
+        return np.rint([baseline.denoise(network, slice_, normalization, device) for slice_ in low])
+
+    yield from timed(way, low, device)
+
+
+def timed(
+    way: Callable[[np.ndarray], np.ndarray], low: np.ndarray, device: torch.device
+) -> Generator[tuple[float, np.ndarray]]:
+    """Slices per second of ``way`` of ``low``, and what it gave, again and again."""
+    found: list[np.ndarray] = []
+    while True:
+        took = common.seconds(lambda: found.append(way(low)), device)
+        yield len(low) / took, found.pop()
+
+
+def describe(
+    config: Config, low: np.ndarray, turns: dict[str, list[tuple[float, np.ndarray]]], base: str, best: dict[str, float]
+) -> list[dict[str, Any]]:
+    """A row for each way.
+
+    Returns
+    -------
+    list of dict
+        way, precision, slices_per_s (median, lowest, highest), ratio to ``base``, flop_per_s, share of the matrix
+        product's, and rmse_hu, the distance of its output in whole HU from ours in fp32, over pixels that are
+        not clipped: what normalization clips, the reference does not put back.
+    """
+    work = forward_flops(config.model, low.shape[1:])
+    tensor, normalization = torch.from_numpy(low), config.data.normalization
+    inside = (denormalise(normalise(tensor, normalization), normalization).round() == tensor).numpy()
+    rates = {name: [rate for rate, _ in found] for name, found in turns.items()}
+    outputs = {name: found[-1][1].astype(float) for name, found in turns.items()}
+    rows = []
+    for name, values in rates.items():
+        precision: Precision = "bf16" if name == "ours, bf16" else "fp32"
+        speed = work * common.spread(values)["median"]
+        rows.append(
+            {
+                "way": name,
+                "precision": precision,
+                "slices_per_s": common.spread(values),
+                "flop_per_s": speed,
+                "share": speed / best[precision],
+                "ratio": common.ratio(values, rates[base]),
+                "rmse_hu": float(np.sqrt(np.mean((outputs[name] - outputs[FP32])[inside] ** 2))),
+            }
+        )
+    return rows
+
+
+def forward_flops(model: ModelConfig, shape: tuple[int, int]) -> int:
+    """FLOP of one slice through the network, convolutions and matrix products as torch counts them."""
+    with torch.device("meta"):
+        network = models.create(dataclasses.replace(model, init="default"))
+        image = torch.zeros(1, 1, *shape)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(image)
+    return counter.get_total_flops()
+
+
+def peak_mb(device: torch.device) -> float:
+    """The most memory held so far in MB: on the GPU, or by this process; nan where there is no /proc.
+
+    Not ru_maxrss: a process starts with its parent's.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), math.nan)
+
+
+def peaks(run: Path, low: np.ndarray, device: torch.device) -> Generator[float]:
+    """Peak memory in MB after each part of a series, of BATCH slices: what launch/denoise.py puts through the network
+    at once, however long the series is."""
+    keep_freed()
+    denoiser, part = Denoiser(run, device), np.resize(low, (BATCH, *low.shape[1:]))
+    while True:
+        denoiser(part)
+        give_back()
+        yield peak_mb(device)
+
+
+def text(result: dict[str, Any]) -> str:
+    """The result for people."""
+    parts = [common.heading(result)]
+    for found in result["networks"]:
+        limits = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in found["matrix_product"].items())
+        parts.append(f"slices of {' x '.join(map(str, result['shape']))}; large matrix product: {limits}")
+        rows = [
+            [
+                f"{found['network']}, {row['way']}",
+                f"{row['slices_per_s']['median']:.2f}",
+                f"{row['slices_per_s']['low']:.2f} to {row['slices_per_s']['high']:.2f}",
+                f"{row['ratio']:.2f}",
+                f"{100 * row['share']:.0f} %",
+                f"{row['rmse_hu']:.3f}",
+            ]
+            for row in found["rows"]
+        ]
+        head = ["way", "slices/s", "spread", f"/ {found['base']}", "of the product", "HU from fp32"]
+        peaks = ", ".join(f"{peak:,.0f}" for peak in found["peak_mb"])
+        parts += [common.table(head, rows), f"peak memory after each {BATCH} slices of a series: {peaks} MB"]
+    return "\n".join(parts)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``launch/bench.py infer``."""
+    parser.add_argument("--shards", type=Path, help="shards whose val slices to take (default: of a water phantom)")
+    parser.add_argument("--run", type=Path, help="run folder (default: both networks, trained for a few steps first)")
+    parser.add_argument("--slices", type=int, default=1, help="slices of a turn (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds that count, after one to warm up (%(default)s)")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure and print."""
+    if min(options.slices, options.repeats) < 1:
+        raise InputError("--slices, --repeats: expected numbers of at least 1")
+    device = pick_device("auto")
+    result = common.machine(device) | {"repeats": options.repeats, "networks": []}
+    with tempfile.TemporaryDirectory() as scratch:
+        shards = options.shards or common.generate(Path(scratch), 16)
+        slices = Slices(shards, "val", options.slices)
+        low = np.stack([slices[number][1][0] for number in range(len(slices))])
+        result["shape"] = list(low.shape[1:])
+        folders = [options.run] if options.run else [trained(shards, n, Path(scratch) / n) for n in models.names()]
+        for folder in folders:
+            found = measure(folder, low, options.repeats, device)
+            with common.apart(peaks, folder, low, device) as peak:
+                found["peak_mb"] = [peak() for _ in range(PARTS)]
+            result["networks"].append(found)
+    print(text(result))
+    return result

@@ -1,0 +1,211 @@
+"""Whole runs, measured: an epoch beside its steps, ranks beside one, seconds to a quality."""
+
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ldct import config as configuration
+from ldct.benchmarks import common
+from ldct.config import Config
+from ldct.data.patches import Patches
+from ldct.device import keep_freed
+from ldct.runs import folder as runs
+from ldct.training.ranks import Ranks
+from ldct.training.recorder import Recorder
+from ldct.training.signals import Latch
+from ldct.training.trainer import Training, set_numerics
+from shards.common.command import InputError
+
+PATIENCE = 5
+"""How many times as long as ours the document's recipe may take: at most a fifth is what is claimed."""
+
+
+class Timed(Training):
+    """The loop with a clock around each step; the first step is warm-up and counts nowhere."""
+
+    began = ended = spent_s = 0.0
+    counted = 0
+
+    def _update(self, pairs: Tensor) -> None:
+        spent = common.seconds(partial(super()._update, pairs), self.ranks.device)
+        self.ended = time.perf_counter()
+        if self.began:
+            self.spent_s += spent
+            self.counted += 1
+        else:
+            self.began = self.ended
+
+
+def epoch(shards: Path, batch: int, settings: Sequence[str]) -> dict[str, Any]:
+    """One epoch of the real loop, loader, lines of metrics, heartbeat and all: its wall clock and that of its steps.
+
+    Validation, before the first and after the last step, is apart.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        config = configure(shards, folder, [f"train.global_batch={batch}", "val.every=1000000000", *settings])
+        tiles = len(Patches(shards, config.data))
+        config.train.steps = 1 + -(-tiles // config.train.global_batch)
+        timed = loop(config)
+    wall = timed.ended - timed.began
+    return common.machine(timed.ranks.device) | {
+        "tiles": tiles,
+        "batch": config.train.global_batch,
+        "steps": timed.counted,
+        "epoch_s": wall,
+        "steps_s": timed.spent_s,
+        "share": timed.spent_s / wall,
+    }
+
+
+def loop(config: Config) -> Timed:
+    """Run ``config`` here, timed."""
+    ranks, latch = Ranks(config.train.timeout_s), Latch()
+    set_numerics(config)
+    keep_freed()
+    try:
+        with Recorder(config, ranks) as recorder:
+            timed = Timed(config, ranks, latch, recorder)
+            stopped = timed.loop()
+            recorder.close("stopped" if stopped else "finished")
+    finally:
+        for number, handler in latch.previous.items():
+            signal.signal(number, handler)
+    if stopped:
+        raise KeyboardInterrupt
+    return timed
+
+
+def configure(shards: Path, folder: str, settings: Sequence[str]) -> Config:
+    """The default recipe with ``settings`` (section.field=value), on one validation slice and without W&B."""
+    fixed = [f"data.shards={shards}", f"run_dir={folder}", "val.slices=1", "track.wandb=disabled"]
+    return configuration.parse([f"--{setting}" for setting in [*fixed, *settings]])
+
+
+def epoch_text(result: dict[str, Any]) -> str:
+    """The result of ``epoch`` for people."""
+    return (
+        f"{common.heading(result)}\n{result['tiles']:,} tiles in {result['steps']} steps of {result['batch']}: "
+        f"{result['epoch_s']:.2f} s, steps alone {result['steps_s']:.2f} s, {100 * result['share']:.2f} %"
+    )
+
+
+def scaling(shards: Path, ranks: int, batch: int, steps: int, repeats: int, settings: Sequence[str]) -> dict[str, Any]:
+    """Patches per second of ``ranks`` ranks and of one, at the same batch for each rank; on a CPU with one thread each.
+
+    Real runs under torchrun; their own metrics say how fast they were, from the second line on.
+    """
+
+    def rate(count: int) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            config = configure(
+                shards,
+                folder,
+                [
+                    f"train.global_batch={count * batch}",
+                    f"train.steps={2 * steps}",
+                    f"train.log_every={steps}",
+                    *settings,
+                ],
+            )
+            torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+            file = Path(folder) / "asked.yaml"
+            file.write_text(configuration.to_yaml(config))
+            common.call("launch/train.py", f"--config={file}", before=torchrun, OMP_NUM_THREADS="1")
+            return [line for line in runs.read_metrics(Path(folder)) if "train/loss" in line][-1]["patches_per_s"]
+
+    values = common.take_turns({str(count): partial(rate, count) for count in (1, ranks)}, repeats, warmup=0)
+    device = Ranks(60).device
+    return common.machine(device) | {
+        "ranks": ranks,
+        "threads": 1,
+        "batch": batch,
+        "steps": steps,
+        "repeats": repeats,
+        "patches_per_s": {name: common.spread(rates) for name, rates in values.items()},
+        "ratio": common.ratio(values[str(ranks)], values["1"]),
+    }
+
+
+def scaling_text(result: dict[str, Any]) -> str:
+    """The result of ``scaling`` for people."""
+    rows = [
+        [f"{name} ranks", f"{rate['median']:,.1f}", f"{rate['low']:,.1f} to {rate['high']:,.1f}"]
+        for name, rate in result["patches_per_s"].items()
+    ]
+    shown = common.table([f"batch {result['batch']} a rank", "patches/s", "spread"], rows)
+    return f"{common.heading(result)}\n{shown}\n{result['ranks']} ranks / 1: {result['ratio']:.2f}"
+
+
+def quality(shards: Path, psnr: float, settings: Sequence[str]) -> dict[str, Any]:
+    """Seconds of training until a validation reaches ``psnr`` (dB, by val.protocol): the default recipe and the
+    document's, each a run of its own; ``settings`` hold for both. The document's is given PATIENCE times as long."""
+    recipes = common.ROOT / "configs" / "train"
+    fixed = [f"data.shards={shards}", "track.wandb=disabled", *settings]
+    ours, best = until(psnr, [f"config={recipes / 'default.yaml'}", *fixed], float("inf"))
+    if ours is None:
+        raise InputError(f"the default recipe ended at {best:.2f} dB, below {psnr}; ask for less")
+    theirs, found = until(psnr, [f"config={recipes / 'document.yaml'}", *fixed], PATIENCE * ours)
+    return common.machine(Ranks(60).device) | {
+        "psnr": psnr,
+        "settings": list(settings),
+        "ours_s": ours,
+        "document_s": theirs,
+        "document_best": found,
+        "share": ours / theirs if theirs else None,
+    }
+
+
+def until(psnr: float, settings: Sequence[str], limit_s: float) -> tuple[float | None, float]:
+    """Seconds of a run of launch/train.py until it reached ``psnr``, None if it did not within ``limit_s`` or its last
+    step; and the best it reached."""
+    with tempfile.TemporaryDirectory() as folder:
+        flags = [f"--{setting}" for setting in [*settings, f"run_dir={folder}"]]
+        with open(Path(folder) / "log", "w+") as log:
+            script = common.ROOT / "launch" / "train.py"
+            process = subprocess.Popen([sys.executable, str(script), *flags], stdout=log, stderr=log)
+            try:
+                while True:
+                    ended = process.poll() is not None
+                    found = validations(Path(folder))
+                    reached = [seconds for seconds, value in found if value >= psnr and seconds <= limit_s]
+                    over = bool(found) and found[-1][0] > limit_s
+                    if reached or ended or over:
+                        break
+                    time.sleep(0.2)
+            finally:
+                process.terminate()
+                process.wait()
+            if not found:
+                log.seek(0)
+                raise InputError(f"the training failed: {(log.read().strip().splitlines() or ['no message'])[-1]}")
+    within = [value for seconds, value in found if seconds <= limit_s]
+    return (reached[0] if reached else None), max(within, default=found[0][1])
+
+
+def validations(folder: Path) -> list[tuple[float, float]]:
+    """Seconds since the run began and PSNR, of every validation of the run in ``folder``."""
+    found = []
+    for line in runs.read_metrics(folder):
+        values = [v for k, v in line.items() if k.startswith("val/") and k.endswith("/psnr") and "low_dose" not in k]
+        found += [(line["elapsed_s"], value) for value in values]
+    return found
+
+
+def quality_text(result: dict[str, Any]) -> str:
+    """The result of ``quality`` for people."""
+    ours, theirs = result["ours_s"], result["document_s"]
+    if theirs:
+        other = f"the document's {theirs:.1f} s: a share of {result['share']:.3f}"
+    else:
+        limit = PATIENCE * ours
+        other = f"the document's not in {limit:.0f} s ({result['document_best']:.2f} dB): less than 1/{PATIENCE}"
+    what = " ".join(result["settings"])
+    return f"{common.heading(result)}\nto {result['psnr']} dB, {what}: default recipe {ours:.1f} s, {other}"

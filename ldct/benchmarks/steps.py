@@ -1,0 +1,134 @@
+"""Steps of the trainer without a run around them, and those of the reference on the same batches."""
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Generator, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from ldct import config as configuration
+from ldct import models
+from ldct.benchmarks import baseline, common
+from ldct.config import Config, ModelConfig
+from ldct.data.loader import Loader
+from ldct.data.patches import MappedStore, open_store
+from ldct.device import full_precision, keep_freed
+from ldct.training.ranks import Ranks
+from ldct.training.recorder import Recorder
+from ldct.training.signals import Latch
+from ldct.training.trainer import Training, set_numerics
+from shards.common.command import InputError
+
+LR = 1e-4
+"""Learning rate of all ways."""
+
+
+class Unwritten(Recorder):
+    """A recorder for steps without a run folder."""
+
+    def __init__(self) -> None:
+        self.restored = None
+
+    def stepped(self, step: int) -> None:
+        """Nothing is written."""
+
+
+def configure(shards: Path, network: str, batch: int, settings: Sequence[str] = ()) -> Config:
+    """The default recipe with ``settings`` (section.field=value), but for what the reference does: MSE, Adam at a
+    constant rate, no augmentation.
+
+    Raises
+    ------
+    InputError
+        If a setting is one of these, or cannot be.
+    """
+    fixed = [f"data.shards={shards}", "data.augment=false", f"model.name={network}"]
+    fixed += ["optim.name=adam", f"optim.lr={LR}", "optim.schedule=constant", "optim.warmup=0", "optim.clip_norm=0"]
+    fixed += [f"train.global_batch={batch}", "train.log_every=1000000", "loss.name=mse"]
+    names = {setting.split("=")[0] for setting in fixed}
+    if clash := [setting for setting in settings if setting.split("=")[0] in names]:
+        raise InputError(f"--set {clash[0]}: all steps of this bench have one value of that field; leave it out")
+    return configuration.parse([f"--{setting}" for setting in [*fixed, *settings]])
+
+
+def start(config: Config) -> Training:
+    """The trainer before its first step, without a latch: that is the loop's alone."""
+    return Training(config, Ranks(config.train.timeout_s), cast(Latch, None), Unwritten())
+
+
+def our_turns(config: Config, compiled: str, steps: int, turns: int) -> Generator[tuple[float, float]]:
+    """Turns of the trainer, through torch.compile in the mode ``compiled`` if that is not empty.
+
+    Sets this process up as launch/train.py does, and yields for each turn patches per second and mean loss.
+    """
+    keep_freed()
+    set_numerics(config)
+    training = start(config)
+    if compiled:
+        training.parallel = cast(torch.nn.Module, torch.compile(training.parallel, mode=compiled))
+    yield from timed(ours(training, (1 + steps) * turns), config.train.global_batch, steps, training.ranks.device)
+
+
+def their_turns(config: Config, steps: int, turns: int) -> Generator[tuple[float, float]]:
+    """Turns of the reference, as ``our_turns``. Its process computes fp32 in fp32, with the fastest kernels that cuDNN
+    finds; threads and allocator are as torch leaves them."""
+    full_precision()
+    torch.backends.cudnn.benchmark = True
+    with tempfile.TemporaryDirectory() as folder:
+        training = start(config)
+        losses = theirs(training, (1 + steps) * turns, Path(folder))
+        yield from timed(losses, config.train.global_batch, steps, training.ranks.device)
+
+
+def timed(losses: Iterator[Tensor], batch: int, steps: int, device: torch.device) -> Generator[tuple[float, float]]:
+    """Patches per second and mean loss of every ``steps`` steps, after one that does not count: between turns a GPU's
+    memory is left to the other processes, and has to be had again."""
+    for _ in losses:
+        found: list[Tensor] = []
+        took = common.seconds(lambda: found.extend(islice(losses, steps)), device)  # noqa: B023 (called at once)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        yield len(found) * batch / took, torch.stack(found).mean().item()
+
+
+def ours(training: Training, steps: int) -> Iterator[Tensor]:
+    """Make ``steps`` steps as the loop does, without what stands between them; gives their losses."""
+    store = open_store(training.patches, training.config.data.store, training.ranks.device)
+    loader = Loader(store, training.sampler, 0, 1, 0, steps)
+    try:
+        for pairs in loader:
+            before = training.loss_sum.clone()
+            training._update(pairs)
+            yield training.loss_sum - before
+    finally:
+        loader.close()
+
+
+def theirs(training: Training, steps: int, folder: Path) -> Iterator[Tensor]:
+    """The reference from the same weights on the same batches, from files written into ``folder``."""
+    normalization = training.config.data.normalization
+    batches = [training.sampler[step].tolist() for step in range(steps)]
+    needed = sorted({number for batch in batches for number in batch})
+    store = MappedStore(training.patches, torch.device("cpu"))
+    for part in range(0, len(needed), 1024):
+        numbers = needed[part : part + 1024]
+        baseline.write_patches(store.fetch(torch.tensor(numbers).numpy()), numbers, folder, normalization)
+    network = baseline.create(training.config.model, training.model.state_dict())
+    return baseline.training(network, folder, batches, LR, training.ranks.device, min(4, os.cpu_count() or 1))
+
+
+def flops(model: ModelConfig, patch: int) -> int:
+    """FLOP of the network's forward and backward on one patch as torch counts them: convolutions and matrix products,
+    two for each multiplication and addition."""
+    with torch.device("meta"):
+        network = models.create(dataclasses.replace(model, init="default"))
+        image = torch.zeros(1, 1, patch, patch)
+    with FlopCounterMode(display=False) as counter:
+        network(image).sum().backward()
+    return counter.get_total_flops()

@@ -1,0 +1,73 @@
+"""A rank's batches, fetched ahead."""
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from ldct.data.patches import DeviceStore, MappedStore
+from ldct.data.sampler import Sampler
+
+
+class Loader:
+    """This rank's share of the batches from one step to another, fetched ahead by a single thread.
+
+    A thread and not worker processes: twice as fast here (118 k against 56-61 k pairs/s on 2 cores), nothing to fork
+    and no child to catch SLURM's signals.
+
+    Iterating gives int16 HU, shape (global_batch / world_size, 2, p, p), on the host or the device.
+    """
+
+    AHEAD = 4
+
+    def __init__(
+        self, store: MappedStore | DeviceStore, order: Sampler, rank: int, world_size: int, start: int, stop: int
+    ) -> None:
+        self.store, self.order, self.steps = store, order, range(start, stop)
+        share = order.batch // world_size
+        self.share = slice(rank * share, (rank + 1) * share)
+        self.ready: queue.Queue[Tensor | BaseException | None] = queue.Queue(self.AHEAD)
+        self.waited_s = 0.0
+        """Seconds that the loop has waited for batches."""
+        self.closed = threading.Event()
+        self.thread = threading.Thread(target=self._fetch, name="loader", daemon=True)
+        self.thread.start()
+
+    def _fetch(self) -> None:
+        item: Tensor | BaseException | None
+        try:
+            for step in self.steps:
+                if not self._put(self.store.fetch(self.order[step][self.share])):
+                    return
+            item = None
+        except BaseException as error:  # shown by the loop, which is the one that waits
+            item = error
+        self._put(item)
+
+    def _put(self, item: Tensor | BaseException | None) -> bool:
+        while not self.closed.is_set():
+            try:
+                self.ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def __iter__(self) -> Iterator[Tensor]:
+        while (item := self._get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def _get(self) -> Tensor | BaseException | None:
+        began = time.perf_counter()
+        item = self.ready.get()
+        self.waited_s += time.perf_counter() - began
+        return item
+
+    def close(self) -> None:
+        """Stop the thread; batches fetched ahead are forgotten."""
+        self.closed.set()
+        self.thread.join()

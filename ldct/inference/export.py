@@ -1,0 +1,146 @@
+"""A trained network as one file that needs no run folder and no code of ours::
+
+torch.export.load("model.pt2").module(check_guards=False)(hu)  # float32 (1, 1, H, W)
+"""
+
+import copy
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldct.data.hu import to_hu
+from ldct.device import full_precision
+from ldct.inference.denoiser import Denoiser, through
+from ldct.models.cbam import ChannelGate
+from ldct.models.network import Network
+from shards.common.atomic import atomic
+from shards.common.command import InputError
+
+ABOUT = "about.json"
+"""Of an exported file: which run it is, its precision, and the least side of a slice."""
+
+
+class _Whole(nn.Module):
+    """A network from HU to HU, for export."""
+
+    def __init__(self, model: nn.Module, normalization: str) -> None:
+        super().__init__()
+        self.model, self.normalization = model, normalization
+
+    def forward(self, hu: Tensor) -> Tensor:
+        return through(self.model, hu, self.normalization)
+
+
+class _Gate(nn.Module):
+    """Channel attention over windows of one side, by torch's own pooling.
+
+    torch.export follows it with the size left open in seconds; for the passes of ldct.models.cbam, which are
+    faster to run, it solves equations for over ten minutes.
+    """
+
+    def __init__(self, gate: ChannelGate, window: int) -> None:
+        super().__init__()
+        self.mlp, self.sigmoid, self.window = gate.mlp, gate.sigmoid, window
+
+    def forward(self, x: Tensor) -> Tensor:
+        down, across = (self.window, 1), (1, self.window)
+        mean = F.avg_pool2d(F.avg_pool2d(x, down, stride=1), across, stride=1)
+        most = F.max_pool2d(F.max_pool2d(x, down, stride=1), across, stride=1)
+        before = (self.window - 1) // 2
+        after = self.window - 1 - before
+        return x * self.sigmoid(F.pad(self.mlp(mean) + self.mlp(most), (before, after, before, after), "replicate"))
+
+
+def _exportable(model: Network, patch: int) -> Network:
+    """A copy of ``model`` in eval mode that pools as pool_locally makes it pool."""
+    model = copy.deepcopy(model).eval()
+    # torch.export.load warns of weights in channels_last
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    for place, gate in model.gates.items():
+        for name, part in gate.named_children():
+            if isinstance(part, ChannelGate):
+                gate.add_module(name, _Gate(part, model.feature_size(int(place), patch)))
+    return model
+
+
+def export(denoiser: Denoiser, path: Path) -> None:
+    """Write ``denoiser`` as one file in torch.export's format: HU to HU, float32 (1, 1, H, W), H and W as they come.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be written.
+    """
+    whole = _Whole(_exportable(denoiser.model, denoiser.patch), denoiser.config.data.normalization)
+    odd = 2 * denoiser.patch + 1, 4 * denoiser.patch + 1  # no multiple of the U-Net's, so that its padding is seen
+    example = torch.zeros(1, 1, *odd, device=denoiser.device)
+    sides = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    with torch.no_grad():
+        program = torch.export.export(whole, (example,), dynamic_shapes=(sides,))
+    about = {
+        "name": denoiser.name,
+        "about": denoiser.about,
+        "precision": denoiser.precision,
+        "least": denoiser.patch + 1,
+    }
+    try:
+        with atomic(path) as file:
+            torch.export.save(program, file, extra_files={ABOUT: json.dumps(about)})
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another place") from None
+
+
+class Exported:
+    """What ``export`` wrote, as a function like Denoiser's.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or none of ours.
+    """
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        full_precision()
+        extra = {ABOUT: ""}
+        if not zipfile.is_zipfile(path):  # torch would print the whole story
+            raise InputError(f"{path} is no model written by launch/denoise.py --export; give that, or a run folder")
+        try:
+            program = torch.export.load(str(path), extra_files=extra)
+            about = json.loads(extra[ABOUT])
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"{path} is no model written by launch/denoise.py --export: {why}") from None
+        self.name, self.about, self.precision = about["name"], about["about"], about["precision"]
+        self.least, self.device = about["least"], device
+        # the guards say how the example's size was rounded up to the U-Net's multiple, as if every size had to be
+        self.program = program.module(check_guards=False)
+        self.program.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def __call__(self, low: np.ndarray) -> np.ndarray:
+        """Denoise slices: int16 HU, shape (H, W) or (B, H, W), in and out.
+
+        Raises
+        ------
+        InputError
+            If a side is no longer than a training patch: of one window torch.export makes another case.
+        """
+        rows, columns = low.shape[-2:]
+        if min(rows, columns) < self.least:
+            raise InputError(
+                f"this model was exported for slices of {self.least} x {self.least} pixels or more, found "
+                f"{rows} x {columns}; use the run itself"
+            )
+        images = torch.from_numpy(low).to(self.device).float().reshape(-1, 1, 1, rows, columns)
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            output = torch.cat([self.program(image) for image in images])
+        return to_hu(output.reshape(low.shape).cpu().numpy())
+
+
+def open_model(path: Path, device: torch.device) -> Denoiser | Exported:
+    """The run in the folder ``path``, or the exported model in the file ``path``."""
+    return Exported(path, device) if path.is_file() else Denoiser(path, device)

@@ -1,0 +1,243 @@
+"""The run folder: its files, its status, where it comes from. Read by everything above.
+
+config.yaml       the resolved configuration
+provenance.json   code, packages, host and data of every attempt
+checkpoints/      see ldct/runs/checkpoint.py
+metrics.jsonl     one JSON object per line, each with its step: the record of the run
+status.json       state, step, rate, heartbeat, attempt, last error
+eval/             pictures and tables
+wandb/            what Weights & Biases keeps
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ldct import config as configuration
+from ldct.config import Config
+from shards.common.atomic import write_text
+from shards.common.command import InputError
+
+STATES = ("pending", "running", "stopped", "finished", "failed")
+"""stopped = ended by a signal at a step boundary, to be continued; failed = ended by an error."""
+
+LOST_AFTER_S = 180.0
+"""A running run whose heartbeat is older than this is taken for lost; the loop writes one every HEARTBEAT_S."""
+
+HEARTBEAT_S = 10.0
+
+TIMES = ("elapsed_s", "patches_per_s", "data_wait")
+"""Keys of metrics.jsonl that differ between two identical runs."""
+
+SNAPSHOT = "snapshot.json"
+"""In a copy of the code made for a sweep: the git state it was copied from."""
+
+
+@dataclass
+class Status:
+    """What status.json holds. Times are Unix seconds."""
+
+    state: str = "pending"
+    """One of STATES."""
+    step: int = 0
+    """Optimizer steps done."""
+    steps: int = 0
+    """Optimizer steps in all."""
+    rate: float = 0.0
+    """Steps per second over the last interval."""
+    patches_per_s: float = 0.0
+    """Patch pairs per second over the last interval, all ranks."""
+    data_wait: float = 0.0
+    """Share of the last interval that rank 0 waited for data."""
+    eta_s: float | None = None
+    """Seconds to the last step at that rate."""
+    heartbeat: float = 0.0
+    """When this file was last written by the run."""
+    attempt: int = 0
+    """Times the run was started, this one included."""
+    train_s: float = 0.0
+    """Seconds spent in the loop, over all attempts."""
+    world_size: int = 1
+    """Ranks."""
+    device: str = ""
+    """Name of rank 0's device; GPU-hours count only where it is a GPU."""
+    best: dict[str, float] = field(default_factory=dict)
+    """Step and value of the best validation."""
+    flags: list[str] = field(default_factory=list)
+    """What a person should look at, e.g. "worse than the low dose"."""
+    error: str = ""
+    """Last line of the traceback, if failed."""
+    host: str = ""
+    """Host of rank 0."""
+    pid: int = 0
+    """Process of rank 0."""
+    job: str = ""
+    """SLURM job, as ARRAY_TASK in an array; empty outside SLURM."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether the run says it is running but has not been heard of for LOST_AFTER_S."""
+        return self.state == "running" and time.time() - self.heartbeat > LOST_AFTER_S
+
+
+def read_status(folder: Path) -> Status:
+    """Status of the run in ``folder``; of one that never started, the state pending."""
+    try:
+        fields = json.loads((folder / "status.json").read_text())
+    except (OSError, ValueError):
+        return Status()
+    known = {f.name for f in dataclasses.fields(Status)}
+    return Status(**{key: value for key, value in fields.items() if key in known})
+
+
+def write_status(folder: Path, status: Status) -> None:
+    """Replace status.json and set the heartbeat."""
+    status.heartbeat = time.time()
+    write_text(folder / "status.json", json.dumps(dataclasses.asdict(status), indent=1) + "\n")
+
+
+def read_config(folder: Path) -> Config:
+    """Configuration of the run in ``folder``.
+
+    Raises
+    ------
+    InputError
+        If ``folder`` is not a run folder.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise InputError(
+            f"{folder} is not a run: it has no config.yaml; give a folder made by launch/train.py or sweep.py"
+        )
+    return configuration.load(folder / "config.yaml")
+
+
+def find_runs(roots: list[Path]) -> list[Path]:
+    """Run folders at or below ``roots``, sorted by name.
+
+    Raises
+    ------
+    InputError
+        If a root does not exist, or no run is found.
+    """
+    found: set[Path] = set()
+    for root in roots:
+        if not root.is_dir():
+            raise InputError(f"expected a folder of runs, found nothing at {root}")
+        for folder, below, files in os.walk(root):
+            if "config.yaml" in files:
+                found.add(Path(folder))
+                below.clear()  # a run holds no other run, and its checkpoints need no walk
+            below[:] = [name for name in below if not name.startswith(".")]
+    if not found:
+        raise InputError(f"no run below {', '.join(map(str, roots))}: none of the folders holds a config.yaml")
+    return sorted(found)
+
+
+class Metrics:
+    """metrics.jsonl, written by rank 0. Each line is written at once; ``count`` is the number of lines."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.count = folder / "metrics.jsonl", 0
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Add one line; it must have ``step``. NaN is not JSON and is written as null."""
+        with open(self.path, "a") as file:
+            file.write(json.dumps(_plain(line)) + "\n")
+        self.count += 1
+
+    def truncate(self, count: int) -> None:
+        """Keep the first ``count`` lines: what the restored checkpoint does not know has not happened."""
+        kept = read_metrics(self.path.parent)[:count]
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        self.count = len(kept)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and value != value else value
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl; see read_lines."""
+    return read_lines(folder / "metrics.jsonl")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; a torn last line is left out, no file is no lines."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return []
+    lines = []
+    for line in text.splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break  # the write was cut off here
+    return lines
+
+
+def code_version() -> dict[str, str]:
+    """Commit and uncommitted diff of the code that runs; of a sweep's copy, those it was copied from."""
+    root = Path(__file__).resolve().parents[2]
+    if (root / SNAPSHOT).is_file():
+        return json.loads((root / SNAPSHOT).read_text())
+
+    def git(*args: str) -> str:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True)
+        except OSError:  # no git in a container
+            return ""
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    return {"commit": git("rev-parse", "HEAD"), "diff": git("diff", "HEAD")}
+
+
+def write_provenance(folder: Path, manifest_sha256: str) -> None:
+    """Add this attempt to provenance.json: code, packages, host, command and data."""
+    path = folder / "provenance.json"
+    attempts = json.loads(path.read_text()) if path.is_file() else []
+    names = ("torch", "numpy", "pydicom", "webdataset", "wandb", "submitit", "torchmetrics")
+    attempts.append(
+        {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "code": code_version(),
+            "packages": {name: _version(name) for name in names},
+            "python": platform.python_version(),
+            "host": socket.gethostname(),
+            "command": sys.argv,
+            "job": slurm_job(),
+            "manifest_sha256": manifest_sha256,
+        }
+    )
+    write_text(path, json.dumps(attempts, indent=1) + "\n")
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def here() -> tuple[str, int]:
+    """Host and process id of this process."""
+    return socket.gethostname(), os.getpid()
+
+
+def slurm_job() -> str:
+    """The SLURM job of this process as SLURM's own commands address it: ``ID``, or ``ARRAY_TASK`` in an array."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")

@@ -1,0 +1,189 @@
+"""The ranks of a run: joining, agreeing at step boundaries, and naming a rank that died."""
+
+import contextlib
+import copy
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from shards.common.command import InputError
+
+PULSE_S = 2.0
+"""Seconds between two pulse of a rank."""
+
+PATIENCE = timedelta(minutes=30)
+"""What ranks wait for each other where one may be slow for good reasons: imports, tiles copied to a GPU, a save."""
+
+
+class RankLost(RuntimeError):
+    """Other ranks ended; the message names them."""
+
+
+class Ranks:
+    """This process among the ranks of the run; with one rank everything here is local and free.
+
+    Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun and submitit set them. Gradients go
+    over nccl on GPUs and gloo on CPUs; agreements always over a gloo group, so that they need not wait for the device
+    and an ended rank is noticed by its closed connection.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self.rank = int(os.environ.get("RANK", 0))
+        self.world_size = int(os.environ.get("WORLD_SIZE", 1))
+        self.device = _device(int(os.environ.get("LOCAL_RANK", 0)))
+        self.timeout = timedelta(seconds=timeout_s)
+        if self.world_size == 1:
+            return
+        store, _, _ = next(dist.rendezvous("env://", self.rank, self.world_size, timeout=self.timeout))
+        self.pulse = Pulse(store, self.rank, self.world_size)
+        backend = "nccl" if self.device.type == "cuda" else "gloo"
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore("ranks", store),
+            rank=self.rank,
+            world_size=self.world_size,
+            timeout=self.timeout,
+        )
+        self.group = dist.new_group(backend="gloo", timeout=self.timeout)
+        self.patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, the only one that writes."""
+        return self.rank == 0
+
+    def parallel(self, model: nn.Module, patch: int) -> nn.Module:
+        """``model`` with its gradients averaged over the ranks; it is given tiles with a side of ``patch`` pixels.
+
+        RED-CNN's gradients are 7.4 MB: the default bucket of 25 MB would send them all at the end; 2 MB overlap.
+        """
+        if self.world_size == 1:
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        made = DistributedDataParallel(model, device_ids=ids, bucket_cap_mb=2, gradient_as_bucket_view=True)
+        # DDP lays its buckets out anew after its first backward, and the layout decides in which order gradients of
+        # more than two ranks are added. Without a throw-away one, a resumed run would differ in its first step
+        before = copy.deepcopy(model.state_dict())
+        made(torch.zeros(2, 1, patch, patch, device=self.device)).sum().backward()
+        model.load_state_dict(before)
+        model.zero_grad()
+        return made
+
+    @staticmethod
+    def averaging(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Around forward and backward of one accumulated part: only with the ``last`` are gradients sent."""
+        held = isinstance(model, DistributedDataParallel) and not last
+        return model.no_sync() if held else contextlib.nullcontext()  # type: ignore[operator]
+
+    def maximum(self, values: list[float]) -> list[float]:
+        """Elementwise largest value over the ranks."""
+        if self.world_size == 1:
+            return values
+        shared = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(shared, dist.ReduceOp.MAX, group=self.group)
+        return shared.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """``value`` of every rank, in the order of the ranks, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def mean(self, value: Tensor) -> float:
+        """Mean of a scalar over the ranks, summed in the order of the ranks."""
+        return sum(self.gather(value.item())) / self.world_size
+
+    def wait(self) -> None:
+        """Wait for all ranks, with PATIENCE."""
+        if self.world_size > 1:
+            dist.barrier(group=self.patient)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Leave the group at the end; turn a failed collective into a RankLost that names who ended.
+
+        A rank that ends by its own error leaves the group at once, so that the others hear of it without delay.
+        """
+        try:
+            yield
+        except (RuntimeError, OSError) as error:
+            if self.world_size > 1 and (lost := self.pulse.lost()):
+                names = ", ".join(lost)
+                raise RankLost(f"{names} ended; this rank ({self.rank}) cannot go on: {_first_line(error)}") from error
+            raise
+        finally:
+            if self.world_size > 1:
+                self.pulse.close()
+        if self.world_size > 1:
+            dist.destroy_process_group()
+
+
+class Pulse:
+    """Signs of life of every rank in the rendezvous store.
+
+    A broken connection names an address, and a survivor that gives up looks broken to the next one. So every rank
+    counts up a number every PULSE_S, whoever meets a failure looks whose numbers stand still, and the first to find
+    them writes the names down for all.
+    """
+
+    def __init__(self, store: Any, rank: int, world_size: int) -> None:
+        # connections of its own: a store's calls wait for each other, and its timeout holds for all who use it
+        self.store, self.rank, self.world_size = store.clone(), rank, world_size
+        self.store.set_timeout(timedelta(seconds=10))
+        self.store.set(f"host/{rank}", f"{socket.gethostname()}, pid {os.getpid()}")
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._count, args=(store.clone(),), name="pulse", daemon=True)
+        self.thread.start()
+
+    def _count(self, store: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the store went away with rank 0; the loop will notice
+            while not self.ended.wait(PULSE_S):
+                store.add(f"pulse/{self.rank}", 1)
+
+    def lost(self) -> list[str]:
+        """Names of the ranks that ended: of those found first, by whichever rank; empty if all are alive."""
+        try:
+            before = self._counts()
+            time.sleep(2.5 * PULSE_S)
+            still = [rank for rank, (a, b) in enumerate(zip(before, self._counts(), strict=True)) if a == b]
+            names = [self._name(rank) for rank in still if rank != self.rank]
+            if not names:
+                return []
+            return self.store.compare_set("lost", "", "; ".join(names)).decode().split("; ")
+        except RuntimeError:
+            return ["rank 0"]  # the store lives in rank 0, or in torchrun, which ends when a rank does
+
+    def _counts(self) -> list[int]:
+        return [self.store.add(f"pulse/{rank}", 0) for rank in range(self.world_size)]
+
+    def _name(self, rank: int) -> str:
+        return f"rank {rank} ({self.store.get(f'host/{rank}').decode()})"
+
+    def close(self) -> None:
+        """Stop the pulse."""
+        self.ended.set()
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        have = torch.cuda.device_count()
+        raise InputError(f"local rank {local_rank} has no GPU: this node shows {have}; start at most {have} tasks here")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,136 @@
+"""What a training run writes down as it goes: folder, status, metrics, heartbeat. Only rank 0 writes."""
+
+import contextlib
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ldct import config as configuration
+from ldct.config import Config
+from ldct.device import device_name
+from ldct.runs import checkpoint
+from ldct.runs import folder as runs
+from ldct.runs.wandb_mirror import Tracker
+from ldct.training.ranks import Ranks
+from shards import manifest
+from shards.common.atomic import write_text
+from shards.common.command import InputError, Progress
+
+
+class Recorder:
+    """The run folder in the hands of its training process.
+
+    As a context it opens the folder at its start, and writes down an error that ends it.
+
+    Raises
+    ------
+    InputError
+        If the folder holds a run of another configuration or other shards, or the shards are not there.
+    """
+
+    def __init__(self, config: Config, ranks: Ranks) -> None:
+        self.config, self.ranks = config, ranks
+        self.folder = Path(config.run_dir)
+        self.checkpoints = self.folder / "checkpoints"
+        self.manifest_sha256 = manifest.digest(Path(config.data.shards))
+        self.restored = self._newest()
+        if self.restored:
+            checkpoint.check_same_run(self.restored, config, self.manifest_sha256, self.folder)
+        self.status = runs.read_status(self.folder)
+        self.before_s = self.status.train_s if self.restored else 0.0
+        self.metrics = runs.Metrics(self.folder)
+        self.began = time.monotonic()
+        self.paced = (self.restored["step"] if self.restored else 0, self.began)
+
+    def _newest(self) -> dict[str, Any] | None:
+        """The checkpoint to go on from, the same on every rank: rank 0 chooses, since on a network disk the others may
+        not see its newest file yet."""
+        found = checkpoint.newest(self.checkpoints) if self.ranks.first else None
+        step = self.ranks.gather(found["step"] if found else None)[0]
+        if self.ranks.first or step is None:
+            return found
+        path = self.checkpoints / checkpoint.step_name(step)
+        try:
+            return checkpoint.read(path)
+        except checkpoint.Broken as error:
+            raise InputError(
+                f"rank {self.ranks.rank} cannot read {path}, which rank 0 can: {error}; run again"
+            ) from None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has nothing left to do."""
+        return self.status.state == "finished" and self.status.step >= self.config.train.steps and bool(self.restored)
+
+    def __enter__(self) -> "Recorder":
+        config, ranks, status = self.config, self.ranks, self.status
+        status.state, status.error, status.attempt = "running", "", status.attempt + 1
+        status.step, status.steps = self.paced[0], config.train.steps
+        if not ranks.first:
+            return self
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / "config.yaml", configuration.to_yaml(config))
+        runs.write_provenance(self.folder, self.manifest_sha256)
+        self.metrics.truncate(self.restored["lines"] if self.restored else 0)
+        status.world_size, status.device, status.job = ranks.world_size, device_name(ranks.device), runs.slurm_job()
+        status.host, status.pid = runs.here()
+        self._write_status()
+        self.tracker = Tracker(self.folder, config)
+        self.progress = Progress(self.folder.name, config.train.steps, "step", start=status.step)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if error is not None and self.ranks.first:
+            self.status.error = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            with contextlib.suppress(OSError):  # a full disk must not hide what ended the run
+                self.close("failed")
+
+    def stepped(self, step: int) -> None:
+        """Count a step; write the heartbeat where it is due."""
+        self.status.step = step
+        if self.ranks.first:
+            self.progress.update()
+            self.heartbeat()
+
+    def heartbeat(self) -> None:
+        """Write the heartbeat if the last one is HEARTBEAT_S old, and look after the tracking."""
+        if self.ranks.first and time.time() - self.status.heartbeat >= runs.HEARTBEAT_S:
+            self._write_status()
+            self.tracker.look()
+
+    def pace(self, waited_s: float) -> None:
+        """Take the rate since the last line or validation; ``waited_s`` of it went by waiting for data."""
+        (step, then), now, status = self.paced, time.monotonic(), self.status
+        status.rate = (status.step - step) / max(now - then, 1e-9)
+        status.data_wait = waited_s / max(now - then, 1e-9)
+        status.patches_per_s = status.rate * self.config.train.global_batch
+        status.eta_s = (status.steps - status.step) / status.rate if status.rate else None
+        self.pause()
+
+    def pause(self) -> None:
+        """Leave the time since the last step out of the rate."""
+        self.paced = (self.status.step, time.monotonic())
+
+    def line(self, line: dict[str, Any], note: str = "") -> None:
+        """Add a line to metrics.jsonl; ``note`` stands behind the progress."""
+        if self.ranks.first:
+            status = self.status
+            times = (round(self._train_s(), 3), round(status.patches_per_s, 1), round(status.data_wait, 4))
+            self.metrics.append({"step": status.step, **line, **dict(zip(runs.TIMES, times, strict=True))})
+            self.progress.note = note or self.progress.note
+
+    def close(self, state: str) -> None:
+        """Write the last status, then let the tracking finish."""
+        self.status.state, self.status.eta_s = state, None
+        if self.ranks.first:
+            self._write_status()
+            self.progress.close()
+            self.tracker.close(state)
+
+    def _train_s(self) -> float:
+        return self.before_s + time.monotonic() - self.began
+
+    def _write_status(self) -> None:
+        self.status.train_s = self._train_s()
+        runs.write_status(self.folder, self.status)

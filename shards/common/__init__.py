@@ -1,0 +1,1 @@
+"""What every command shares: how it fails, files written atomically, work over processes."""

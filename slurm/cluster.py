@@ -1,0 +1,235 @@
+"""Where runs go: a cluster's YAML file -> submitit's executor, for SLURM or for this machine."""
+
+import dataclasses
+import os
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import submitit
+import yaml
+from submitit.slurm import slurm as submitit_slurm
+
+from shards.common.command import InputError
+
+Kind = Literal["slurm", "local"]
+
+
+@dataclass
+class Cluster:
+    """What a run asks of the machine it runs on. Every run of a sweep gets the same."""
+
+    executor: Kind = "slurm"
+    """slurm = one job array; local = processes on this machine, waited for in the foreground."""
+    nodes: int = 1
+    """Nodes of a run."""
+    tasks_per_node: int = 1
+    """Ranks on each node: one per GPU, or one or more on a machine without."""
+    cpus_per_task: int = 1
+    """CPU cores of a rank: one for the loop, one for the prefetch thread, the rest for CPU kernels."""
+    gpus_per_node: int = 0
+    """GPUs on each node, equal to tasks_per_node; 0 = train on CPUs, or on what gres says."""
+    time_min: int = 60
+    """Time limit in minutes. A run that needs longer is warned, saves, and goes on in a new job."""
+    signal_lead_s: int = 120
+    """Seconds before the time limit (slurm: up to 60 s earlier still) at which a run is warned."""
+    max_requeues: int = 100
+    """Time limits after which a run is no longer put back into the queue. Limits of 10 minutes or less count
+    preemptions as well."""
+    array_parallelism: int | None = None
+    """Runs at once. Not given: slurm = as many as the queue lets; local = as many as the cores carry."""
+    partition: str | None = None
+    """Partition."""
+    account: str | None = None
+    """Account the time is charged to."""
+    qos: str | None = None
+    """Quality of service."""
+    gres: str | None = None
+    """Generic resources in SLURM's own words, e.g. gpu:a100:4, in place of gpus_per_node."""
+    constraint: str | None = None
+    """Features that nodes must have, e.g. a100&ib."""
+    exclude: str | None = None
+    """Nodes not to use."""
+    mem_gb: float | None = None
+    """Memory of each node in GB; not given = the partition's default, 0 = all of the node."""
+    modules: list[str] = field(default_factory=list)
+    """Environment modules to load before Python starts."""
+    setup: list[str] = field(default_factory=list)
+    """Shell lines to run before Python starts, e.g. source /path/venv/bin/activate."""
+    python: str | None = None
+    """Command that starts Python in the job; not given = the interpreter of the launcher. A container goes here:
+    apptainer exec --nv image.sif python."""
+    srun_args: list[str] = field(default_factory=list)
+    """More arguments of srun, e.g. --container-image=... where pyxis is installed."""
+    sbatch: dict[str, Any] = field(default_factory=dict)
+    """Any other option of sbatch, e.g. {reservation: maintenance}."""
+
+    def __post_init__(self) -> None:
+        for name in ("nodes", "tasks_per_node", "cpus_per_task", "time_min"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        for name in ("gpus_per_node", "signal_lead_s", "max_requeues"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}: expected at least 0, found {getattr(self, name)}")
+        if self.array_parallelism is not None and self.array_parallelism < 1:
+            raise InputError(f"array_parallelism: expected at least 1 run at once, found {self.array_parallelism}")
+        if self.gpus_per_node not in (0, self.tasks_per_node):
+            raise InputError(
+                f"tasks_per_node: expected {self.gpus_per_node}, one rank for each of gpus_per_node, found "
+                f"{self.tasks_per_node}"
+            )
+        if 60 * self.time_min <= self.signal_lead_s + 60:
+            raise InputError(
+                f"signal_lead_s: {self.signal_lead_s} s, and up to 60 s more, before a limit of {self.time_min} min "
+                "leaves no time to train; expected less, or a higher time_min"
+            )
+        if self.executor == "local":
+            for f in dataclasses.fields(Cluster):
+                if f.name in SLURM_ONLY and getattr(self, f.name) not in (None, [], {}):
+                    raise InputError(f"{f.name}: only the slurm executor knows it; remove it, or set executor: slurm")
+            if self.nodes > 1:
+                raise InputError(f"nodes: the local executor has this one machine, found {self.nodes}")
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of a run."""
+        return self.nodes * self.tasks_per_node
+
+
+SLURM_ONLY = (
+    *("partition", "account", "qos", "gres", "constraint", "exclude"),
+    *("mem_gb", "modules", "setup", "srun_args", "sbatch"),
+)
+
+
+def load(path: Path) -> Cluster:
+    """Read a cluster's YAML file.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, or has a key or value that cannot be; unknown keys list the valid ones.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: expected a cluster file: {error.strerror}; configs/clusters has examples") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    try:
+        return from_dict(content)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def from_dict(content: Any) -> Cluster:
+    """Cluster from a YAML file's content."""
+    if not isinstance(content, dict):
+        raise InputError(f"expected a mapping with executor, nodes, ..., found {type(content).__name__}")
+    fields = {f.name: f.type for f in dataclasses.fields(Cluster)}
+    for key, value in content.items():
+        if key not in fields:
+            raise InputError(f"unknown key {key!r}; there are: {', '.join(fields)}")
+        if not fits(value, fields[key]):
+            raise InputError(f"{key}: expected {describe(fields[key])}, found {value!r}")
+    return Cluster(**content)
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether ``value`` is of the type ``kind`` of a field of Cluster."""
+    if kind is Kind:
+        return value in get_args(Kind)
+    if kind == list[str]:
+        return isinstance(value, list) and all(isinstance(line, str) for line in value)
+    if kind == dict[str, Any]:
+        return isinstance(value, dict)
+    allowed = get_args(kind) or (kind,)
+    return type(value) in allowed or (float in allowed and type(value) is int)
+
+
+def describe(kind: Any) -> str:
+    """``kind`` in words for an error message."""
+    if kind is Kind:
+        return " or ".join(get_args(Kind))
+    words = {int: "a whole number", float: "a number", str: "a text", type(None): "nothing"}
+    names = [words[t] for t in get_args(kind) or (kind,) if t in words]
+    return "a list of texts" if kind == list[str] else "a mapping" if kind == dict[str, Any] else " or ".join(names)
+
+
+def slurm_parameters(cluster: Cluster, name: str, comment: str, code: Path, runs: int) -> dict[str, Any]:
+    """Parameters of submitit's SlurmExecutor: the cluster's, and what each job needs by the traps of both."""
+    parameters = {
+        "job_name": name,
+        "comment": comment,
+        "nodes": cluster.nodes,
+        "ntasks_per_node": cluster.tasks_per_node,
+        "cpus_per_task": cluster.cpus_per_task,
+        "gpus_per_node": cluster.gpus_per_node if cluster.gpus_per_node and not cluster.gres else None,
+        "time": cluster.time_min,
+        "signal_delay_s": cluster.signal_lead_s,
+        "array_parallelism": cluster.array_parallelism or runs,  # submitit's own default is 256
+        "mem": None if cluster.mem_gb is None else f"{int(cluster.mem_gb * 1024)}M",
+        **{key: getattr(cluster, key) for key in ("partition", "account", "qos", "gres", "constraint", "exclude")},
+        # submitit writes no --requeue, and a site may have JobRequeue=0
+        "additional_parameters": {"requeue": True, **cluster.sbatch},
+        # a dead rank would leave the others waiting: end the step with it
+        "srun_args": ["--kill-on-bad-exit=1", *cluster.srun_args],
+        "setup": setup_lines(cluster, code),
+    }
+    return {key: value for key, value in parameters.items() if value is not None}
+
+
+def setup_lines(cluster: Cluster, code: Path) -> list[str]:
+    """Shell lines of the job before srun."""
+    return [
+        *(f"module load {shlex.quote(module)}" for module in cluster.modules),
+        *cluster.setup,
+        "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",  # from SLURM 22.05 on srun does not inherit it
+        "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}",
+        f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        "export PYTHONSAFEPATH=1",  # else python -m imports from the working directory before PYTHONPATH
+    ]
+
+
+def slurm_executor(
+    cluster: Cluster, folder: Path, name: str, comment: str, code: Path, runs: int
+) -> submitit.SlurmExecutor:
+    """submitit's executor for an array of ``runs`` whose files go to ``folder``.
+
+    Raises
+    ------
+    InputError
+        If SLURM's commands are not on this machine.
+    """
+    try:
+        made = submitit.SlurmExecutor(folder, max_num_timeout=cluster.max_requeues, python=cluster.python)
+    except RuntimeError:
+        raise InputError(
+            "no SLURM on this machine (srun is not on PATH); run this on a login node of the cluster, "
+            "or take --cluster configs/clusters/local.yaml"
+        ) from None
+    made.update_parameters(**slurm_parameters(cluster, name, comment, code, runs))
+    return made
+
+
+def sbatch_text(cluster: Cluster, folder: Path, name: str, comment: str, code: Path, runs: int) -> str:
+    """The script that sbatch would get for an array of ``runs``."""
+    python = cluster.python or "python"
+    command = f"{python} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    parameters = slurm_parameters(cluster, name, comment, code, runs)
+    # submitit has no public way to see the script without submitting it
+    return submitit_slurm._make_sbatch_string(
+        command=command, folder=folder, map_count=runs if runs > 1 else None, **parameters
+    )
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def local_parallelism(cluster: Cluster) -> int:
+    """Runs at once on this machine: as the cluster's file says, else as many as the cores carry."""
+    needed = cluster.tasks_per_node * cluster.cpus_per_task
+    return cluster.array_parallelism or max(1, cores() // needed)

@@ -1,0 +1,211 @@
+"""Sweep files in the schema of W&B sweeps, so that ``wandb sweep`` takes the same file: YAML -> the values of each run.
+
+https://docs.wandb.ai/models/sweeps/sweep-config-keys describes the keys and the distributions.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shards.common.command import InputError
+
+METHODS = ("grid", "random")
+
+KEYS = ("method", "parameters", "run_cap", "name", "metric", "program", "command", "description", "project", "entity")
+"""``program`` and ``command`` are for ``wandb agent`` only; ``metric`` is for people."""
+
+REFUSED = {
+    "early_terminate": "the runs of an array do not know of each other; remove it",
+    "job": "there are no W&B launch jobs here; remove it",
+}
+
+Draw = Callable[[random.Random, dict[str, Any]], float]
+
+DISTRIBUTIONS: dict[str, tuple[tuple[str, ...], Draw]] = {
+    "uniform": (("min", "max"), lambda rng, p: rng.uniform(p["min"], p["max"])),
+    "int_uniform": (("min", "max"), lambda rng, p: rng.randint(p["min"], p["max"])),
+    "log_uniform": (("min", "max"), lambda rng, p: math.exp(rng.uniform(p["min"], p["max"]))),
+    "log_uniform_values": (
+        ("min", "max"),
+        lambda rng, p: math.exp(rng.uniform(math.log(p["min"]), math.log(p["max"]))),
+    ),
+    "normal": ((), lambda rng, p: rng.gauss(p.get("mu", 0), p.get("sigma", 1))),
+    "log_normal": ((), lambda rng, p: math.exp(rng.gauss(p.get("mu", 0), p.get("sigma", 1)))),
+}
+"""Name -> (keys it needs, how it draws). A leading ``q_`` rounds to multiples of ``q``."""
+
+NUMBERS = ("min", "max", "mu", "sigma", "q")
+
+OPTIONS = ("value", "values", "probabilities", "distribution", *NUMBERS)
+
+
+@dataclass
+class Search:
+    """A sweep file's content, checked."""
+
+    name: str
+    """Name of the sweep: its folder below runs/, and the group in W&B."""
+    method: str
+    """grid = every combination of the values; random = run_cap draws."""
+    parameters: dict[str, dict[str, Any]]
+    """Dotted field of the configuration, or ``config`` (a base file) -> how its values are chosen."""
+    run_cap: int | None = None
+    """Largest number of runs."""
+    track: dict[str, str] = field(default_factory=dict)
+    """``project`` and ``entity``, if the file names them."""
+
+    @property
+    def swept(self) -> list[str]:
+        """Parameters that differ between runs."""
+        return [name for name, how in self.parameters.items() if "value" not in how]
+
+
+def read(path: Path) -> Search:
+    """Read and check a sweep file.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read or has a key, a method or a parameter that cannot be.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: expected a sweep file: {error.strerror}; configs/sweeps has examples") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    try:
+        return check(content, path.stem)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def check(content: Any, default_name: str) -> Search:
+    """Search from the content of a sweep file."""
+    if not isinstance(content, dict):
+        raise InputError(f"expected a mapping with method and parameters, found {type(content).__name__}")
+    for key in content:
+        if key in REFUSED:
+            raise InputError(f"{key}: {REFUSED[key]}")
+        if key not in KEYS:
+            raise InputError(f"unknown key {key!r}; there are: {', '.join(KEYS)}")
+    if content.get("method") not in METHODS:
+        raise InputError(f"method: expected {' or '.join(METHODS)}, found {content.get('method')!r}")
+    name = str(content.get("name") or default_name)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise InputError(f"name: expected letters, digits, '.', '_' and '-' (it names a folder), found {name!r}")
+    cap = content.get("run_cap")
+    if cap is not None and (type(cap) is not int or cap < 1):
+        raise InputError(f"run_cap: expected a number of runs of at least 1, found {cap!r}")
+    if content["method"] == "random" and cap is None:
+        raise InputError("method random draws without end: run_cap must give the number of runs")
+    parameters = content.get("parameters")
+    if not isinstance(parameters, dict) or not parameters:
+        raise InputError("parameters: expected a mapping such as {model.name: {values: [redcnn, unet]}}")
+    for parameter, how in parameters.items():
+        check_parameter(str(parameter), how, content["method"])
+    track = {key: str(content[key]) for key in ("project", "entity") if content.get(key)}
+    return Search(name, content["method"], parameters, cap, track)
+
+
+def check_parameter(name: str, how: Any, method: str) -> None:
+    """Raise an InputError if the parameter ``name`` cannot be chosen as ``how`` says."""
+    if not isinstance(how, dict):
+        raise InputError(f"parameters.{name}: expected a mapping with value, values, or min and max, found {how!r}")
+    if "parameters" in how:
+        raise InputError(f"parameters.{name}: nested parameters are written with a dot here, as in {name}.FIELD")
+    for key in how:
+        if key not in OPTIONS:
+            raise InputError(f"parameters.{name}: unknown key {key!r}; there are: {', '.join(OPTIONS)}")
+    if "value" in how:
+        return
+    if "values" in how:
+        values, odds = how["values"], how.get("probabilities")
+        if not isinstance(values, list) or not values:
+            raise InputError(f"parameters.{name}.values: expected a list of at least one value, found {values!r}")
+        if odds is not None and not (
+            isinstance(odds, list)
+            and len(odds) == len(values)
+            and all(isinstance(p, int | float) and p >= 0 for p in odds)
+            and sum(odds) > 0
+        ):
+            raise InputError(
+                f"parameters.{name}.probabilities: expected {len(values)} numbers of at least 0, not all of them 0, "
+                f"found {odds!r}"
+            )
+        return
+    if method == "grid":
+        raise InputError(f"parameters.{name}: a grid needs value or values; a range needs method: random")
+    kind = distribution(how)
+    if kind.removeprefix("q_") not in DISTRIBUTIONS:
+        known = [*DISTRIBUTIONS, *(f"q_{k}" for k in DISTRIBUTIONS if k != "int_uniform")]
+        raise InputError(f"parameters.{name}.distribution: expected one of {', '.join(known)}, found {kind!r}")
+    needed = DISTRIBUTIONS[kind.removeprefix("q_")][0]
+    for key in (key for key in NUMBERS if key in needed or key in how):
+        if not isinstance(how.get(key), int | float):
+            raise InputError(f"parameters.{name}: {kind} needs a number {key}, found {how.get(key)!r}")
+    if "min" in how and "max" in how and how["min"] > how["max"]:
+        raise InputError(f"parameters.{name}: min {how['min']} is above max {how['max']}")
+    if how.get("q", 1) <= 0:
+        raise InputError(f"parameters.{name}: q must be above 0, found {how['q']}")
+    if kind.endswith("log_uniform_values") and how["min"] <= 0:
+        raise InputError(f"parameters.{name}: {kind} needs a min above 0, found {how['min']}")
+
+
+def distribution(how: dict[str, Any]) -> str:
+    """The distribution's name; without one, min and max mean int_uniform or uniform by their type, as in W&B."""
+    whole = type(how.get("min")) is int and type(how.get("max")) is int
+    return str(how.get("distribution", "int_uniform" if whole else "uniform"))
+
+
+def combinations(search: Search) -> list[dict[str, Any]]:
+    """The values of every run, in a fixed order.
+
+    Random draws are a function of the parameters and of the run's index alone: the same file gives the same runs, and
+    a larger run_cap adds runs without changing the others.
+    """
+    if search.method == "grid":
+        names = list(search.parameters)
+        choices = [how["values"] if "values" in how else [how["value"]] for how in search.parameters.values()]
+        runs = [dict(zip(names, values, strict=True)) for values in itertools.product(*choices)]
+        return runs[: search.run_cap]
+    text = json.dumps(search.parameters, sort_keys=True, default=str)
+    seed = hashlib.sha256(text.encode()).hexdigest()
+    assert search.run_cap is not None
+    return [
+        {name: draw(random.Random(f"{seed} {index} {name}"), name, how) for name, how in search.parameters.items()}
+        for index in range(search.run_cap)
+    ]
+
+
+def draw(rng: random.Random, name: str, how: dict[str, Any]) -> Any:
+    """One value of the parameter ``name``.
+
+    Raises
+    ------
+    InputError
+        If the distribution leaves the numbers that there are, as log_uniform does above exp(709).
+    """
+    if "value" in how:
+        return how["value"]
+    if "values" in how:
+        return rng.choices(how["values"], how.get("probabilities"))[0]
+    kind = distribution(how)
+    step = how.get("q", 1)
+    try:
+        drawn = DISTRIBUTIONS[kind.removeprefix("q_")][1](rng, how)
+        if not kind.startswith("q_"):
+            return drawn
+        rounded = round(drawn / step) * step
+    except (OverflowError, ValueError, TypeError) as error:
+        raise InputError(f"parameters.{name}: nothing can be drawn from {how}: {error}") from None
+    return round(rounded, 12) if isinstance(step, float) else int(rounded)

@@ -1,0 +1,185 @@
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from made import make_run
+from phantom import make_dataset
+from scipy import ndimage
+
+from ldct.evaluation import baselines, datasets, evaluate, results
+from ldct.inference.denoiser import Denoiser
+from ldct.metrics import protocols
+from ldct.reports import tables
+from ldct.runs.folder import read_config
+from shards.common.command import InputError
+from shards.manifest import Record
+
+CPU = torch.device("cpu")
+CHOSEN = ["abd400", "document55"]
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_shards, tmp_path_factory):
+    """Two made runs, measured: folder, data, evaluation."""
+    folder = tmp_path_factory.mktemp("runs")
+    runs = [make_run(folder / "0-aaaa", tiny_shards), make_run(folder / "1-bbbb", tiny_shards, attention="both")]
+    data = datasets.open_shards(tiny_shards, "test")
+    return runs, data, evaluate.evaluate(runs, data, CHOSEN, CPU)
+
+
+def test_numbers_are_those_of_the_pixels(measured):
+    runs, data, found = measured
+    (low, full), denoiser = data.cases[1][1], Denoiser(runs[0], CPU)
+    expected = protocols.get("abd400").measure(torch.from_numpy(denoiser(low)), torch.from_numpy(full))
+    result = found.get("0-aaaa")
+    assert [one.key for one in result.slices] == [data.cases[i][0].key for i in range(4)]
+    assert {k: result.slices[1].values[f"abd400/{k}"] for k in expected} == expected
+    psnr = [one.values["abd400/psnr"] for one in found.get("low dose").slices]
+    low_dose = [protocols.get("abd400").measure(*torch.from_numpy(data.cases[i][1]))["psnr"] for i in range(4)]
+    assert psnr == low_dose
+    assert found.get("low dose").means["abd400/psnr"].mean == pytest.approx(np.mean(low_dose))
+
+
+def test_the_blur_is_the_best_one_on_val(measured):
+    _, data, found = measured
+    chosen = float(found.get("Gaussian blur").detail.split()[1])
+    images = [data.tuning[i][1] for i in (0, 2, 3)]
+
+    def psnr(sigma):
+        blurred = [np.rint(ndimage.gaussian_filter(low.astype(np.float32), sigma)) for low, _ in images]
+        full = torch.from_numpy(np.stack([full for _, full in images]))
+        return protocols.get("abd400").measure(torch.from_numpy(np.stack(blurred)), full)["psnr"]
+
+    assert chosen == max(baselines.SIGMAS, key=psnr)
+    assert found.get("Gaussian blur").means["abd400/psnr"].mean > found.get("low dose").means["abd400/psnr"].mean
+
+
+def test_non_local_means_keeps_edges_better_than_the_blur(measured):
+    found = measured[2]
+    assert found.get("non-local means").means["abd400/psnr"].mean > found.get("Gaussian blur").means["abd400/psnr"].mean
+
+
+def test_what_is_written_is_read_back_equal(measured):
+    runs, _, found = measured
+    for run in runs:
+        again = results.load(run, "test")
+        assert [r.name for r in again.results] == [*baselines.NAMES, run.name]
+        for result in again.results:
+            expected = found.get(result.name)
+            assert [s.key for s in result.slices] == [s.key for s in expected.slices]
+            for a, b in zip(result.slices, expected.slices, strict=True):
+                np.testing.assert_equal(a.values, b.values)
+            assert result.pictures.keys() == expected.pictures.keys() == again.full.keys()
+            for key, image in result.pictures.items():
+                np.testing.assert_array_equal(image, expected.pictures[key])
+
+
+def test_the_json_and_the_csv_hold_the_means(measured):
+    runs, _, found = measured
+    content = json.loads((runs[0] / "eval" / "test.json").read_text())
+    assert content["protocol_definitions"]["abd400"] == protocols.get("abd400").text
+    assert "no body mask" in content["region"]
+    for method in content["methods"]:
+        mean = found.get(method["name"]).means["abd400/ssim"].mean
+        assert method["metrics"]["abd400/ssim"] == {"mean": mean, "half": None}
+    with open(runs[0] / "eval" / "test-patients.csv") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert float(rows["0-aaaa"]["abd400/psnr"]) == found.get("0-aaaa").means["abd400/psnr"].mean
+
+
+def test_only_what_is_new_is_measured_again(measured, tiny_shards, monkeypatch):
+    runs, data, found = measured
+    asked = []
+    measure = evaluate.measure
+    monkeypatch.setattr(evaluate, "measure", lambda name, *rest: (asked.append(name), measure(name, *rest))[1])
+    again = evaluate.evaluate(runs, data, CHOSEN, CPU)
+    assert asked == []
+    assert again.get("1-bbbb").means == found.get("1-bbbb").means
+    new = make_run(runs[0].parent / "2-cccc", tiny_shards, seed=5)
+    evaluate.evaluate([*runs, new], data, CHOSEN, CPU)
+    assert asked == ["2-cccc"]
+    other = make_run(runs[0].parent / "other", tiny_shards, seed=6)
+    (other / "checkpoints" / "best.pt").replace(new / "checkpoints" / "best.pt")
+    evaluate.evaluate([*runs, new], data, CHOSEN, CPU)
+    assert asked == ["2-cccc", "2-cccc"]
+
+
+def test_a_torn_file_is_measured_again(measured):
+    run = measured[0][0]
+    path = run / "eval" / "test-slices.npz"
+    content = path.read_bytes()
+    path.write_bytes(content[:1000])
+    assert results.load(run, "test") is None
+    path.write_bytes(content)
+    assert results.load(run, "test") is not None
+
+
+def test_dicom_pairs_give_what_their_shards_give(tmp_path, tiny_shards):
+    make_dataset(tmp_path / "dicom", patients=("L143",), slices=4, size=128, seed=0)
+    pairs, shards = datasets.open_pairs(tmp_path / "dicom"), datasets.open_shards(tiny_shards, "test")
+    assert len(pairs.cases) == len(shards.cases) == 4
+    for number in range(4):
+        np.testing.assert_array_equal(pairs.cases[number][1], shards.cases[number][1])
+        assert pairs.cases[number][0].patient == "L143"
+
+
+class TwoSlices:
+    """Cases of one small image."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, number):
+        return Record(f"k{number}", "P", 0.0, 0, [2, 40, 40]), np.zeros((2, 40, 40), np.int16)
+
+
+def test_a_protocol_that_does_not_fit_is_one_line():
+    with pytest.raises(InputError, match=r"document55 does not fit.*at least 55 x 55"):
+        evaluate.measure("x", lambda low: low, "", "CPU", TwoSlices(), ["document55"])
+
+
+def test_runs_without_a_checkpoint_are_named_and_left_out(measured, tiny_shards, tmp_path, capsys):
+    good = make_run(tmp_path / "sweep" / "0-good", tiny_shards)
+    bad = make_run(tmp_path / "sweep" / "1-bad", tiny_shards, state="failed")
+    (bad / "checkpoints" / "best.pt").unlink()
+    assert evaluate.usable([tmp_path / "sweep"]) == [good]
+    assert "1-bad: no checkpoint yet (state: failed)" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"1-bad has no checkpoint.*launch/train.py"):
+        evaluate.usable([bad])
+    with pytest.raises(InputError, match="no run below"):
+        evaluate.usable([tmp_path / "sweep" / "0-good" / "checkpoints"])
+
+
+def test_labels_name_what_differs_and_only_that(measured, tiny_shards):
+    config = read_config(measured[0][0])
+    other = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="both"))
+    assert tables.labels({"a": config, "b": other}) == {"a": "attention none", "b": "attention both"}
+    assert tables.labels({"a": config}) == {"a": "redcnn, attention none"}
+    slow = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=1e-4))
+    assert tables.labels({"a": config, "b": slow}) == {"a": "lr 0.001", "b": "lr 0.0001"}
+    many = dataclasses.replace(
+        slow, train=dataclasses.replace(slow.train, seed=3, steps=9, log_every=7, global_batch=4)
+    )
+    many = dataclasses.replace(many, model=dataclasses.replace(config.model, attention="both"))
+    assert tables.labels({"a": config, "b": many}) == {"a": "attention none", "b": "attention both"}
+
+
+def test_labels_of_many_differences_tell_the_runs_apart(measured):
+    config = read_config(measured[0][0])
+
+    def other(seed, **model):
+        train = dataclasses.replace(config.train, seed=seed, steps=seed + 9, log_every=seed + 7, global_batch=seed + 4)
+        optim = dataclasses.replace(config.optim, lr=(seed + 1) * 1e-4)
+        model = dataclasses.replace(config.model, **model)
+        return dataclasses.replace(config, train=train, optim=optim, model=model)
+
+    runs = {"a": config, "b": other(3), "c": other(3, norm="batch"), "d": other(3, norm="batch")}
+    assert tables.labels(runs) == {
+        "a": "norm none, lr 0.001",
+        "b": "norm none, lr 0.0004",
+        "c": "norm batch, lr 0.0004, c",
+        "d": "norm batch, lr 0.0004, d",
+    }

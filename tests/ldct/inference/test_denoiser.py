@@ -1,0 +1,243 @@
+import shutil
+import subprocess
+
+import numpy as np
+import pydicom
+import pytest
+import torch
+from made import make_run
+from phantom import images, multi_frame, write_slice
+
+from ldct.inference import dicom
+from ldct.inference.denoiser import Denoiser
+from ldct.inference.dicom import denoise_series, find_series
+from ldct.inference.export import export, open_model
+from shards.common.command import InputError
+from shards.dicom import read_hu, read_slices
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_shards, tmp_path_factory):
+    return Denoiser(make_run(tmp_path_factory.mktemp("run") / "0-abcd1234", tiny_shards, scale=0.3), CPU)
+
+
+def write_series(folder, series="a", slices=3, z0=0.0, **changes):
+    """A series of the phantom; returns its pixels in HU."""
+    hu = images("L001", "quarter", slices, size=96)
+    for number, image in enumerate(hu, 1):
+        write_slice(
+            folder / f"1.2.{series}.{number}", image, z0 + number, number, series, PatientName="Doe^Jo", **changes
+        )
+    return hu
+
+
+def denoised(source, out, model):
+    found, _ = find_series(source, out)
+    return denoise_series(found, model, model.about, model.name)
+
+
+def test_pixels_are_the_models_and_the_header_is_the_sources(tmp_path, model):
+    hu = write_series(
+        tmp_path / "in" / "p", WindowCenter=40, WindowWidth=400, SeriesDescription="Abdomen", SeriesNumber=3
+    )
+    count, _, broken = denoised(tmp_path / "in", tmp_path / "out", model)
+    assert (count, broken) == (3, [])
+    uids = set()
+    for number in range(1, 4):
+        before = pydicom.dcmread(tmp_path / "in" / "p" / f"1.2.a.{number}")
+        after = pydicom.dcmread(tmp_path / "out" / "p" / f"1.2.a.{number}.dcm")
+        written, _ = read_hu(read_slices(tmp_path / "out" / "p" / f"1.2.a.{number}.dcm")[0])
+        np.testing.assert_array_equal(written, model(hu[number - 1]))
+        assert written.min() == -1024  # air, and no pixel below what the source can hold
+        for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "Rows",
+                     "RescaleSlope", "RescaleIntercept", "PixelRepresentation", "PatientName", "PatientID",
+                     "StudyInstanceUID", "InstanceNumber", "WindowCenter", "WindowWidth", "SOPClassUID"):  # fmt: skip
+            assert after[name].value == before[name].value, name
+        assert list(after.ImageType) == ["DERIVED", "SECONDARY", "AXIAL"]
+        assert after.SeriesDescription == "Abdomen denoised 0-abcd1234"
+        assert after.DerivationDescription.startswith("denoised by redcnn of run 0-abcd1234, step 20, checkpoint ")
+        assert after.SourceImageSequence[0].ReferencedSOPInstanceUID == before.SOPInstanceUID
+        assert after.SeriesInstanceUID != before.SeriesInstanceUID and after.SeriesNumber == 1003
+        uids |= {after.SOPInstanceUID, before.SOPInstanceUID, after.SeriesInstanceUID}
+    assert len(uids) == 7  # six images, one new series
+
+
+def test_private_data_stay_behind(tmp_path, model):
+    write_series(tmp_path / "in", slices=1)
+    path = tmp_path / "in" / "1.2.a.1"
+    dataset = pydicom.dcmread(path)
+    dataset.private_block(0x0029, "SIEMENS CSA", create=True).add_new(0x10, "LO", "raw data of the scanner")
+    dataset.save_as(path)
+    denoised(tmp_path / "in", tmp_path / "out", model)
+    assert b"raw data" in path.read_bytes()
+    assert b"raw data" not in (tmp_path / "out" / "1.2.a.1.dcm").read_bytes()
+
+
+def test_a_long_series_description_still_names_the_model(tmp_path, model):
+    write_series(tmp_path / "in", slices=1, SeriesDescription="x" * 64)
+    denoised(tmp_path / "in", tmp_path / "out", model)
+    after = pydicom.dcmread(tmp_path / "out" / "1.2.a.1.dcm")
+    assert after.SeriesDescription == "x" * 44 + " denoised 0-abcd1234"
+
+
+def test_hu_below_the_sources_range_are_kept_under_another_rescale(tmp_path, model):
+    write_series(tmp_path / "in", slices=1)
+    found, _ = find_series(tmp_path / "in", tmp_path / "out")
+    denoise_series(found, lambda low: np.full_like(low, -1200), "a", "b")
+    after = pydicom.dcmread(tmp_path / "out" / "1.2.a.1.dcm")
+    assert (after.RescaleIntercept, after.RescaleSlope, after.PixelRepresentation) == (0, 1, 1)
+    assert (after.pixel_array == -1200).all()
+
+
+def test_several_series_in_one_folder_and_other_files(tmp_path, model):
+    write_series(tmp_path / "in", "a")
+    write_series(tmp_path / "in", "b", slices=2, z0=50)
+    (tmp_path / "in" / "notes.txt").write_text("no DICOM")
+    found, passed = find_series(tmp_path / "in", tmp_path / "out")
+    assert [(s.target.name, len(s.slices)) for s in found] == [("series-1", 3), ("series-2", 2)]
+    assert sum(passed.values()) == 1
+    denoise_series(found, model, model.about, model.name)
+    assert len(list((tmp_path / "out").rglob("*.dcm"))) == 5
+
+
+def test_parts_of_a_series_keep_their_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(dicom, "BATCH", 2)
+    hu, batches = write_series(tmp_path / "in", slices=5), []
+    found, _ = find_series(tmp_path / "in", tmp_path / "out")
+    assert denoise_series(found, lambda low: batches.append(len(low)) or low + 7, "a", "b")[0] == 5
+    assert batches == [2, 2, 1]
+    for number, low in enumerate(hu, 1):
+        after = pydicom.dcmread(tmp_path / "out" / f"1.2.a.{number}.dcm")
+        assert after.InstanceNumber == number
+        np.testing.assert_array_equal(after.pixel_array + after.RescaleIntercept, low + 7)
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_a_broken_slice_leaves_its_series_out_and_nothing_half_written(tmp_path, model, monkeypatch, batch):
+    monkeypatch.setattr(dicom, "BATCH", batch)
+    write_series(tmp_path / "in" / "good", "a")
+    write_series(tmp_path / "in" / "bad", "b")
+    path = tmp_path / "in" / "bad" / "1.2.b.2"
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.JPEG2000Lossless
+    dataset.PixelData = pydicom.encaps.encapsulate([b"\xff\x4f\xff\x51 no image"])
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    dataset.save_as(path)
+    count, _, broken = denoised(tmp_path / "in", tmp_path / "out", model)
+    assert count == 3 and len(broken) == 1
+    assert str(path) in broken[0] and "cannot be decoded" in broken[0]
+    assert list((tmp_path / "out" / "bad").iterdir()) == []
+    assert len(list((tmp_path / "out" / "good").iterdir())) == 3
+
+
+def test_a_damaged_file_leaves_out_the_series_of_its_folder(tmp_path, model):
+    write_series(tmp_path / "in" / "good", "a")
+    write_series(tmp_path / "in" / "bad", "b")
+    (tmp_path / "in" / "good" / "notes.txt").write_text("no DICOM")
+    path = tmp_path / "in" / "bad" / "1.2.b.2"
+    path.write_bytes(path.read_bytes()[:9000])
+    count, _, broken = denoised(tmp_path / "in", tmp_path / "out", model)
+    assert count == 3 and broken == [f"{path}: truncated: 9000 bytes, the pixels alone need 18432"]
+    assert [folder.name for folder in (tmp_path / "out").iterdir()] == ["good"]
+
+
+def test_run_again_it_goes_on_and_does_not_mix_models(tmp_path, model, tiny_shards):
+    write_series(tmp_path / "in" / "a")
+    assert denoised(tmp_path / "in", tmp_path / "out", model)[0] == 3
+    files = sorted((tmp_path / "out" / "a").iterdir())
+    before = [path.read_bytes() for path in files]
+    assert denoised(tmp_path / "in", tmp_path / "out", model)[0] == 0
+    files[1].unlink()
+    assert denoised(tmp_path / "in", tmp_path / "out", model)[0] == 3
+    assert [path.read_bytes() for path in files] == before  # the same UIDs, too
+    other = Denoiser(make_run(tmp_path / "1-other", tiny_shards, seed=9), CPU)
+    with pytest.raises(InputError, match="holds files made by 'denoised by redcnn of run 0-abcd1234"):
+        denoised(tmp_path / "in", tmp_path / "out", other)
+
+
+def test_frames_of_an_enhanced_file_are_numbered(tmp_path, monkeypatch):
+    monkeypatch.setattr(dicom, "BATCH", 2)
+    (tmp_path / "in").mkdir()
+    multi_frame(tmp_path / "in" / "a.dcm", images("L001", "quarter", 3, size=96))
+    found, _ = find_series(tmp_path / "in", tmp_path / "out")
+    assert denoise_series(found, lambda low: low, "a", "b")[0] == 3
+    written = [pydicom.dcmread(path) for path in sorted((tmp_path / "out").iterdir())]
+    assert [dataset.InstanceNumber for dataset in written] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("out", [".", "denoised"])
+def test_out_inside_in_is_one_line(tmp_path, out):
+    write_series(tmp_path, slices=1)
+    with pytest.raises(InputError, match="lies inside IN"):
+        find_series(tmp_path, tmp_path / out)
+
+
+def test_gpus_compute_in_full_precision(tmp_path, tiny_shards):
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    Denoiser(make_run(tmp_path / "0-run", tiny_shards), CPU)
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_no_ct_is_one_line(tmp_path):
+    (tmp_path / "in").mkdir()
+    with pytest.raises(InputError, match=r"no axial CT slice in .*folder is empty"):
+        find_series(tmp_path / "in", tmp_path / "out")
+
+
+def test_what_the_scheme_clips_comes_back(model):
+    """Metal and padding: the network sees 2000 and -1000 HU."""
+    low = np.full((64, 64), 40, np.int16)
+    low[20:24, 20:24], low[40:44, 40:44] = 3000, -1024
+    clipped = np.clip(low, -1000, 2000)
+    np.testing.assert_array_equal(model(low) - model(clipped), low - clipped)
+
+
+def test_slices_together_are_slices_alone(model):
+    low = images("L001", "quarter", 3, size=96)
+    np.testing.assert_array_equal(model(low), np.stack([model(one) for one in low]))
+
+
+@pytest.mark.parametrize("attention", ["none", "channel", "spatial", "both"])
+@pytest.mark.parametrize("network", [{"name": "redcnn"}, {"name": "unet", "depth": 3}])
+def test_an_exported_model_takes_any_size_and_is_the_same_within_one_hu(tmp_path, tiny_shards, network, attention):
+    run = make_run(tmp_path / "0-run", tiny_shards, scale=0.3, attention=attention, **network)
+    model = Denoiser(run, CPU)
+    export(model, tmp_path / "model.pt2")
+    loaded = open_model(tmp_path / "model.pt2", CPU)
+    assert (loaded.name, loaded.about) == (model.name, model.about)
+    everything = images("L001", "quarter", 1, size=192)[0]
+    for rows, columns in ((192, 192), (128, 96), (101, 158), (64, 56)):
+        low = np.ascontiguousarray(everything[-rows:, -columns:])
+        assert np.abs(loaded(low).astype(int) - model(low)).max() <= 1, (rows, columns)
+        assert np.abs(model(low).astype(int) - low).max() > 5  # the model does something
+    fp32 = model(low)
+    model.precision = "bf16"
+    export(model, tmp_path / "model.pt2")
+    bf16 = open_model(tmp_path / "model.pt2", CPU)(low).astype(int)
+    assert np.abs(bf16 - model(low)).max() <= 1 and (bf16 != fp32).any()
+    pair = np.stack([low, low[::-1]])
+    np.testing.assert_array_equal(loaded(pair), np.stack([loaded(one) for one in pair.copy()]))
+    with pytest.raises(InputError, match="exported for slices of 56 x 56 pixels or more, found 64 x 55; use the run"):
+        loaded(low[:, :55])
+
+
+def test_a_file_that_is_no_model_is_one_line(tmp_path):
+    (tmp_path / "x.pt2").write_bytes(b"PK nothing")
+    with pytest.raises(InputError, match=r"x.pt2 is no model written by launch/denoise.py --export"):
+        open_model(tmp_path / "x.pt2", CPU)
+
+
+@pytest.mark.skipif(not shutil.which("dciodvfy"), reason="no dciodvfy here: apt-get install dicom3tools")
+def test_a_validator_finds_nothing_that_the_source_did_not_have(tmp_path, model):
+    write_series(tmp_path / "in", slices=1)
+
+    def errors(path):
+        done = subprocess.run(["dciodvfy", path], capture_output=True, text=True)
+        return {line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")}
+
+    denoised(tmp_path / "in", tmp_path / "out", model)
+    before, after = errors(tmp_path / "in" / "1.2.a.1"), errors(tmp_path / "out" / "1.2.a.1.dcm")
+    assert after <= before, after - before

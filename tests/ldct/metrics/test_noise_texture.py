@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from ldct.metrics.noise_texture import BLOCK, flat_blocks, spectrum, texture
+
+
+def noise(sigma=0.0, sd=10.0, seed=0):
+    """Noise of one SD, blurred by ``sigma`` pixels before it is scaled."""
+    image = np.random.default_rng(seed).standard_normal((256, 256))
+    image = ndimage.gaussian_filter(image, sigma) if sigma else image
+    return sd * image / image.std()
+
+
+def test_blocks_lie_in_flat_soft_tissue_only():
+    full = np.full((256, 256), -1000.0)
+    full[:128] = 60  # flat
+    full[128:, :128] = 60 + 60 * np.sin(np.arange(128) / 5)  # soft tissue, but not flat
+    blocks = flat_blocks((full + noise()).astype(np.int16))
+    assert len(blocks) >= 20
+    assert all(rows.stop <= 128 for rows, _ in blocks)
+
+
+def test_white_noise_has_an_even_spectrum_and_its_mean_in_the_middle():
+    blocks = [(slice(r, r + BLOCK), slice(c, c + BLOCK)) for r in range(0, 256, BLOCK) for c in range(0, 256, BLOCK)]
+    rings = spectrum(noise(), blocks)[2:]
+    assert rings.std() / rings.mean() < 0.1
+
+
+def test_texture_tells_a_blur_from_the_full_dose():
+    full = (60 + noise(0.7, seed=1)).round().astype(np.int16)
+    low = (full + noise(0.7, 17, seed=2)).round().astype(np.int16)
+    same, noisy = texture(full, full), texture(low, full)
+    blurred = texture(ndimage.gaussian_filter(low.astype(float), 1.5), full)
+    assert same["texture/high_band"] == 1
+    assert np.isnan(same["texture/frequency"])  # no difference, no spectrum
+    assert noisy["texture/high_band"] == pytest.approx(1 + 17**2 / 10**2, rel=0.1)  # powers of independent noises add
+    assert blurred["texture/high_band"] < 0.05
+    assert blurred["texture/frequency"] < noisy["texture/frequency"] - 0.02
+
+
+def test_the_mean_frequency_is_that_of_the_noise_added():
+    full = np.full((256, 256), 60, np.int16)
+    x = np.arange(256)
+    wave = 10 * np.cos(2 * np.pi * x * 8 / BLOCK)[None] * np.ones((256, 1))
+    found = texture(np.rint(full + wave).astype(np.int16), full)
+    assert found["texture/frequency"] == pytest.approx(8 / BLOCK, abs=0.01)
+
+
+def test_a_slice_without_soft_tissue_has_no_texture():
+    air = np.full((128, 128), -1000, np.int16)
+    assert np.isnan(list(texture(air + 1, air).values())).all()

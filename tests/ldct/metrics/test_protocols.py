@@ -1,0 +1,146 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+import torchmetrics.functional.image as torchmetrics
+from scipy import signal
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from ldct.metrics import protocols
+from shards.common.command import InputError
+
+WINDOWS = {"ldctbench": (50, 400), "ldctbench_chest": (-600, 1500), "ldctbench_head": (40, 80)}
+CLIPPED = {"abd400": (-160, 240), "hu2000": (-1000, 1000), "full4096": (-1024, 3072)}
+GAUSSIAN = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+
+
+def pair(seed=0, shape=(128, 112)):
+    """A phantom with air, tissue and bone, beyond every clip, and a noisy copy of it; int16 HU, its padding equal."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    full = 60 * np.sin(x / 7) * np.cos(y / 9) + 40
+    full[(x - 50) ** 2 + (y - 60) ** 2 < 200] = 3300
+    full[(x - 56) ** 2 + (y - 64) ** 2 > 2500] = -1100
+    full = full + rng.normal(0, 8, shape)
+    low = full + rng.normal(0, 40, shape)
+    return low.round().astype(np.int16), full.round().astype(np.int16)
+
+
+def measure(name, a, b):
+    return protocols.get(name).measure(torch.from_numpy(a), torch.from_numpy(b))
+
+
+def check(found, rmse, psnr, ssim):
+    assert found["rmse"] == pytest.approx(rmse, abs=1e-6)
+    assert found["psnr"] == pytest.approx(psnr, abs=1e-6)
+    assert found["ssim"] == pytest.approx(ssim, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", CLIPPED)
+@pytest.mark.parametrize("shape", [(128, 112), (11, 40)])
+def test_clipped_protocols_are_scikit_images(name, shape):
+    low, high = CLIPPED[name]
+    a, b = pair(shape=shape)
+    x, y = (np.clip(v.astype(float), low, high) - low for v in (a, b))
+    kwargs = {"data_range": high - low}
+    check(
+        measure(name, a, b),
+        np.sqrt(np.mean((x - y) ** 2)),
+        peak_signal_noise_ratio(y, x, **kwargs),
+        structural_similarity(x, y, **GAUSSIAN, **kwargs),
+    )
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_windowed_protocols_are_scikit_images_defaults(name):
+    centre, width = WINDOWS[name]
+    a, b = pair()
+    x, y = (np.clip((v - (centre - width / 2)) / width, 0, 1) for v in (a, b))
+    rmse = np.sqrt(np.mean((x - y) ** 2))
+    psnr = peak_signal_noise_ratio(y, x, data_range=1)
+    check(measure(name, a, b), rmse * width, psnr, structural_similarity(x, y, data_range=1.0))
+
+
+def test_sinyu_keeps_negative_values_and_pads_with_zeros():
+    a, b = pair()
+    x, y = (np.clip(v.astype(float), -160, 240) for v in (a, b))
+    line = np.exp(-((np.arange(11) - 5.0) ** 2) / (2 * 1.5**2))
+    kernel = np.outer(line, line) / line.sum() ** 2
+
+    def mean(v):
+        return signal.convolve2d(v, kernel, mode="same")
+
+    mx, my = mean(x), mean(y)
+    vx, vy, vxy = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
+    c1, c2 = 4.0**2, 12.0**2
+    ssim = ((2 * mx * my + c1) * (2 * vxy + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))).mean()
+    check(measure("sinyu", a, b), np.sqrt(np.mean((x - y) ** 2)), peak_signal_noise_ratio(y, x, data_range=400), ssim)
+    assert abs(ssim - measure("abd400", a, b)["ssim"]) > 1e-3  # the two differ, so the test can tell them apart
+
+
+def test_document55_is_the_mean_over_tiles_with_something_in_them():
+    a, b = pair(shape=(128, 180))
+    b[:55, :55] = a[:55, :55] = -1024  # outside the field of view: no information, infinite PSNR
+    x, y = ((v + 500.0) / 500 for v in (a, b))
+    tiles = [(slice(i, i + 55), slice(j, j + 55)) for i in (0, 55) for j in (0, 55, 110)][1:]
+    psnr = np.mean([peak_signal_noise_ratio(y[t], x[t], data_range=1) for t in tiles])
+    ssim = np.mean([structural_similarity(x[t], y[t], data_range=1.0) for t in tiles])
+    rmse = np.mean([np.sqrt(np.mean((x[t] - y[t]) ** 2)) for t in tiles])
+    check(measure("document55", a, b), rmse * 500, psnr, ssim)
+
+
+@pytest.mark.parametrize("name", protocols.names())
+def test_identical_images(name):
+    a, _ = pair()
+    check(measure(name, a, a.copy()), 0.0, math.inf, 1.0)
+
+
+@pytest.mark.parametrize("name", protocols.names())
+def test_constant_images(name):
+    """10 HU between two constants: no covariance, so SSIM is its first factor alone."""
+    b = np.full((64, 64), 40, np.int16)
+    a = b + 10
+    found, protocol = measure(name, a, b), protocols.get(name)
+    x, y, c1 = 50 + protocol.shift, 40 + protocol.shift, (0.01 * protocol.data_range) ** 2
+    assert found["rmse"] == pytest.approx(10, abs=1e-6)
+    assert found["psnr"] == pytest.approx(20 * math.log10(protocol.data_range / 10), abs=1e-6)
+    if name != "sinyu":  # its zero padding makes edges
+        assert found["ssim"] == pytest.approx((2 * x * y + c1) / (x * x + y * y + c1), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", [n for n in protocols.names() if n != "document55"])
+def test_a_batch_gives_the_mean_over_its_slices(name):
+    pairs = [pair(seed) for seed in range(3)]
+    batch = measure(name, *(np.stack(side) for side in zip(*pairs, strict=True)))
+    each = [measure(name, *p) for p in pairs]
+    for key, value in batch.items():
+        assert value == pytest.approx(np.mean([e[key] for e in each]), abs=1e-9)
+
+
+def test_torchmetrics_agrees_inside_the_border():
+    a, b = (torch.from_numpy(v).double().clamp(-160, 240)[None, None] + 160 for v in pair())
+    found = protocols.get("abd400").measure(*(torch.from_numpy(v) for v in pair()))
+    _, values = torchmetrics.structural_similarity_index_measure(a, b, data_range=400.0, return_full_image=True)
+    assert found["ssim"] == pytest.approx(values[..., 5:-5, 5:-5].mean().item(), abs=1e-9)
+    assert found["psnr"] == pytest.approx(torchmetrics.peak_signal_noise_ratio(a, b, data_range=400.0).item(), abs=1e-5)
+
+
+def test_float32_and_int16_give_the_same():
+    a, b = (torch.from_numpy(v) for v in pair())
+    protocol = protocols.get("full4096")
+    assert protocol.measure(a, b) == protocol.measure(a.float(), b.float())
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(InputError, match=r"'abd40'.*abd400, hu2000, full4096, ldctbench, sinyu, document55"):
+        protocols.get("abd40")
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "two"),
+    [("abd400", (20, 20), (20, 21)), ("abd400", (10, 40), (10, 40)), ("document55", (54, 99), (54, 99))],
+)
+def test_wrong_shapes_are_refused(name, one, two):
+    with pytest.raises(ValueError, match="expected"):
+        protocols.get(name).measure(torch.zeros(one), torch.zeros(two))

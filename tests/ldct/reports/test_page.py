@@ -1,0 +1,198 @@
+import base64
+import csv
+import dataclasses
+import io
+import json
+import re
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from made import make_run
+
+from ldct.evaluation import datasets, evaluate
+from ldct.evaluation.results import Evaluation, Result
+from ldct.metrics.intervals import Measured
+from ldct.reports import comparison, tables
+from ldct.reports.page import alarms, around_body, build, by_depth, draw, group_size, grouped, pack, ranking, render
+from ldct.runs import folder as runs
+from shards.common.command import InputError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def sweep(tiny_shards, tmp_path_factory):
+    """Runs: a good one, one worse than the low dose, a failed one without checkpoint, one still running."""
+    folder = tmp_path_factory.mktemp("runs") / "arms"
+    good = make_run(folder / "0-good", tiny_shards, scale=0.0)
+    worse = make_run(folder / "1-worse", tiny_shards, scale=5.0, attention="both")
+    data = datasets.open_shards(tiny_shards, "test")
+    evaluate.evaluate([good, worse], data, ["abd400", "hu2000"], CPU)
+    failed = make_run(folder / "2-failed", tiny_shards, state="failed", name="unet", depth=3, attention="channel")
+    status = runs.read_status(failed)
+    status.error, status.step = "NotFinite: loss not finite at step 7", 7
+    runs.write_status(failed, status)
+    (failed / "checkpoints" / "best.pt").unlink()
+    make_run(folder / "3-going", tiny_shards, state="running", attention="spatial")
+    with open(worse / "metrics.jsonl", "a") as file:
+        for place, depth, sd in ((1, 0.0, 0.01), (2, 0.5, 0.02), (3, 1.0, 0.3)):
+            line = {"step": 20, f"val/attention/{place}/depth": depth, f"val/attention/{place}/channel_sd": sd}
+            file.write(json.dumps(line) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(sweep):
+    return build([sweep], "test")
+
+
+def test_packed_pixels_come_back():
+    rng = np.random.default_rng(0)
+    hu = rng.integers(-32768, 32768, (7, 9)).astype(np.int16)
+    planes = np.frombuffer(zlib.decompress(base64.b64decode(pack(hu))), np.uint8).reshape(2, 7, 9)
+    code = planes[0].astype(int) + 256 * planes[1].astype(int)
+    steps = np.where(code % 2 == 0, code // 2, -(code + 1) // 2)
+    np.testing.assert_array_equal(np.cumsum(steps, 1).astype(np.int16), hu)
+
+
+def test_the_view_shows_all_of_the_body_and_little_else():
+    full = np.full((200, 400), -1000)
+    full[50:130, 100:220] = 40
+    view = around_body(full)
+    assert (view["x"], view["y"]) == (0.4, 0.45)
+    assert 400 / view["zoom"] == pytest.approx(1.04 * 120, rel=0.01)
+    assert view["aspect"] == pytest.approx(80 / 120, abs=1e-3)
+    assert around_body(np.full((64, 64), -1000))["zoom"] == 1
+
+
+def test_what_is_wrong_stands_on_top(page):
+    found = "\n".join(alarms(page))
+    assert "redcnn, attention both scores below: " in found and "low dose" in found
+    assert "unet, attention channel is failed at step 7 of 20: NotFinite: loss not finite at step 7" in found
+    assert "redcnn, attention spatial is running at step 20 of 20" in found
+    assert "unet, attention channel has no evaluation" in found
+    assert "redcnn, attention none is" not in found
+
+
+def test_the_ranking_holds_runs_and_baselines_by_psnr(page):
+    found = ranking(page)
+    psnr = [line["cells"][1]["sort"] for line in found]
+    assert psnr == sorted(psnr, reverse=True)
+    worst = found[-1]["row"]
+    assert worst.label == "redcnn, attention both" and worst.worse and worst.gain < 0
+    names = {line["row"].name for line in found}
+    assert names == {"low dose", "Gaussian blur", "non-local means", "0-good", "1-worse"}
+
+
+def test_only_what_differs_is_listed(page):
+    """Not the kernel, which each network has as published."""
+    assert tables.differing([one.config for one in page.runs]) == ["model.name", "model.attention"]
+
+
+def test_the_page_needs_nothing_from_outside(page):
+    html = render(page, "arms")
+    text = re.sub(r'base64,[A-Za-z0-9+/=]+|"data": "[^"]+"', "", html)
+    assert set(re.findall(r"https?://[^\"'\s)<]*", text)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
+    assert not re.search(r"<(script|img|link|iframe)[^>]+src=\"(?!data:)", html)
+    assert "<link" not in html
+    for text in ("not evaluated", "worse than the low dose", "failed", "clip [-160, 240] HU"):
+        assert text in html
+
+
+def test_text_from_runs_cannot_become_markup(sweep, tmp_path, tiny_shards):
+    run = make_run(tmp_path / "0-x", tiny_shards, state="failed")
+    status = runs.read_status(run)
+    status.error = "<script>alert(1)</script>"
+    runs.write_status(run, status)
+    html = render(build([run], "test"), "<b>title</b>")
+    assert "<script>alert" not in html and "&lt;script&gt;alert" in html
+    assert "<b>title" not in html
+
+
+def test_attention_by_depth_and_the_loss_in_groups(page):
+    worse = next(one for one in page.runs if one.name == "1-worse")
+    curve = by_depth(worse, page, "channel_sd")
+    assert (curve.x, curve.y) == ([0.0, 0.5, 1.0], [0.01, 0.02, 0.3])
+    assert group_size(page) == 2
+    losses = grouped(worse, page)
+    assert losses.y[-1] == pytest.approx(1 / 21)
+    charts = draw(page)
+    assert {"validation", "loss", "patients", "channel_sd"} == charts.keys()
+    ids = re.findall(r'\bid="([^"]+)"', "".join(charts.values()))
+    assert len(ids) == len(set(ids))  # charts on one page share no id
+
+
+def test_the_csv_holds_every_number_in_full(page):
+    rows = {row["name"]: row for row in csv.DictReader(io.StringIO(tables.as_csv(page.found, page.rows)))}
+    for result in page.found.results:
+        row = rows[result.name]
+        assert float(row["hu2000/ssim"]) == result.means["hu2000/ssim"].mean
+        assert row["hu2000/ssim_half"] == ""
+    assert rows["0-good"]["label"] == "redcnn, attention none"
+
+
+def test_the_latex_table_is_bold_where_a_run_is_best(page):
+    text = tables.as_latex(page.found, page.rows)
+    psnr = page.found.get("0-good").means["abd400/psnr"].mean
+    assert rf"redcnn, attention none & \textbf{{{psnr:.2f}}}" in text
+    assert text.count(r"\\") == 2 + len(page.rows)
+    assert len({line.count("&") for line in text.splitlines() if line.endswith(r"\\")}) == 2  # head and rows
+    assert tables._tex("a_b & 5 %") == r"a\_b \& 5 \%"
+
+
+def test_numbers_under_different_conditions_are_not_put_side_by_side(sweep, tiny_shards, tmp_path):
+    other = make_run(tmp_path / "9-other", tiny_shards)
+    evaluate.evaluate([other], datasets.open_shards(tiny_shards, "test"), ["hu2000"], CPU)
+    with pytest.raises(
+        InputError, match=r"0-good and 9-other were evaluated on different protocols \(abd400, hu2000; hu2000\)"
+    ):
+        build([sweep, tmp_path], "test")
+
+
+def evaluated(**psnr):
+    """An evaluation with one slice per method; underscores are spaces."""
+    results = [
+        Result(name.replace("_", " "), "", [Measured("P", "k", {"abd400/psnr": value})], 1.0, "CPU")
+        for name, value in psnr.items()
+    ]
+    return Evaluation("test", "", "", ["abd400"], results)
+
+
+def named(page, *names):
+    """Runs of these names."""
+    return [dataclasses.replace(page.runs[0], name=name) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("runs", "missing"),
+    [
+        ({"a": 32.1, "b": 33.5}, []),
+        ({"a": 31.9, "b": 33.5}, ["a gains 1.90 dB over the low dose, expected 2 dB"]),
+        ({"a": 32.1, "b": 32.2}, ["the best run gains 2.20 dB over the low dose, expected 3 dB"]),
+        ({"a": float("nan"), "b": 34}, ["a gains nan dB", "a has nan dB, not more than the best Gaussian blur"]),
+        ({"a": 34}, ["b is not evaluated"]),
+    ],
+)
+def test_shortfalls_say_what_is_missing(page, runs, missing):
+    measured = evaluated(**{"low_dose": 30, "Gaussian_blur": 30.5, **runs})
+    found = comparison.shortfalls(named(page, "a", "b"), measured, 2, 3)
+    assert len(found) == len(missing)
+    assert all(part in line for part, line in zip(missing, found, strict=True))
+
+
+def test_a_blur_that_wins_is_a_shortfall(page):
+    found = comparison.shortfalls(named(page, "a"), evaluated(low_dose=30, Gaussian_blur=33, a=32.9), 2, 2)
+    assert found == ["a has 32.90 dB, not more than the best Gaussian blur's 33.00 dB (abd400)"]
+    assert comparison.shortfalls(named(page, "a"), None, 0, 0) == ["no run is evaluated"]
+
+
+def test_runs_of_one_name_keep_their_sweeps(tmp_path, tiny_shards):
+    make_run(tmp_path / "a" / "0-x", tiny_shards)
+    make_run(tmp_path / "b" / "0-x", tiny_shards, seed=1)
+    found = comparison.gather([tmp_path], "test")
+    assert [(one.name, one.label) for one in found] == [("a/0-x", "seed 0"), ("b/0-x", "seed 1")]

@@ -1,0 +1,108 @@
+import resource
+
+import pytest
+import torch
+
+from ldct.config import from_dict, to_dict
+from ldct.runs.checkpoint import Broken, check_same_run, newest, read, read_best, save, step_name, steps
+from shards.common.command import InputError
+
+
+def content(step):
+    return {"step": step, "model": {"weight": torch.arange(4096, dtype=torch.float32) + step}}
+
+
+def save_steps(folder, *numbers):
+    for number in numbers:
+        save(folder, step_name(number), content(number))
+
+
+def test_the_last_two_steps_and_the_best_are_kept(tmp_path):
+    save(tmp_path, "best.pt", content(2))
+    save_steps(tmp_path, 1, 2, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "step-00000002.pt", "step-00000003.pt"]
+    found = newest(tmp_path)
+    assert found["step"] == 3 and torch.equal(found["model"]["weight"], content(3)["model"]["weight"])
+
+
+def damage_empty(data):
+    return b""
+
+
+def damage_cut(data):
+    return data[: len(data) // 2]
+
+
+def damage_tail(data):
+    return data[:-1]
+
+
+def damage_tensor_bit(data):
+    middle = data.index(content(3)["model"]["weight"].numpy().tobytes()) + 5000
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+def damage_pickle_byte(data):
+    place = data.index(b"model")
+    return data[:place] + b"M" + data[place + 1 :]
+
+
+def damage_other_file(data):
+    return b"not a checkpoint"
+
+
+DAMAGES = [damage_empty, damage_cut, damage_tail, damage_tensor_bit, damage_pickle_byte, damage_other_file]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
+def test_a_broken_file_is_passed_over_for_the_one_before(tmp_path, capsys, damage):
+    save_steps(tmp_path, 2, 3)
+    path = tmp_path / step_name(3)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(Broken):
+        read(path)
+    assert newest(tmp_path)["step"] == 2
+    warning = capsys.readouterr().err
+    assert f"{path} is broken" in warning and "going back to the checkpoint before it" in warning
+
+
+def test_no_checkpoint_is_none_and_all_broken_too(tmp_path):
+    assert newest(tmp_path / "nothing") is None
+    save_steps(tmp_path, 1)
+    (tmp_path / step_name(1)).write_bytes(b"")
+    assert newest(tmp_path) is None
+
+
+def test_a_disk_that_fills_up_leaves_the_earlier_checkpoint_whole(tmp_path):
+    save_steps(tmp_path, 1)
+    before = (tmp_path / step_name(1)).read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))  # the kernel refuses to write further
+    try:
+        with pytest.raises(InputError, match=r"cannot write .*step-00000002\.pt: .*; step-00000001\.pt is whole"):
+            save_steps(tmp_path, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == [step_name(1)]
+    assert steps(tmp_path)[0].read_bytes() == before and newest(tmp_path)["step"] == 1
+
+
+def test_another_configuration_or_other_shards_are_refused(tmp_path):
+    old = from_dict({"train": {"seed": 0, "steps": 10}})
+    found = {"config": to_dict(old), "manifest_sha256": "a" * 64}
+    check_same_run(found, from_dict({"train": {"seed": 0, "steps": 99}}), "a" * 64, tmp_path)
+    changed = from_dict({"train": {"seed": 1}, "model": {"name": "unet"}})
+    with pytest.raises(InputError, match=r"model\.name was 'redcnn', now 'unet'.*train\.seed was 0, now 1"):
+        check_same_run(found, changed, "a" * 64, tmp_path)
+    with pytest.raises(InputError, match="trained on other shards"):
+        check_same_run(found, old, "b" * 64, tmp_path)
+
+
+def test_best_says_what_is_missing(tmp_path):
+    with pytest.raises(InputError, match="has no checkpoint to use"):
+        read_best(tmp_path)
+    save(tmp_path / "checkpoints", "best.pt", content(5))
+    assert read_best(tmp_path)["step"] == 5
+    (tmp_path / "checkpoints" / "best.pt").write_bytes(b"PK")
+    with pytest.raises(InputError, match="is broken"):
+        read_best(tmp_path)

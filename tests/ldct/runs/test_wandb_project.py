@@ -1,0 +1,179 @@
+"""A project on W&B: its page without hand work, runs read back from it, and its own sweeps."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT
+from PIL import Image
+from wandb_server import finish, python
+
+from ldct import config as configuration
+from ldct.evaluation.results import Evaluation, Result, save
+from ldct.metrics.intervals import Measured
+from ldct.runs import folder as runs
+from shards.common.atomic import write_text
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory, home, server):
+    """A finished run with everything a run folder can hold, sent by hand; its folder."""
+    folder = tmp_path_factory.mktemp("runs") / "attention-depth" / "003-0123abcd"
+    (folder / "eval").mkdir(parents=True)
+    config = configuration.from_dict(
+        {
+            "model": {"name": "unet", "attention": "both"},
+            "track": {"wandb": "online", "project": "ct", "tags": ["paper"]},
+        }
+    )
+    write_text(folder / "config.yaml", configuration.to_yaml(config))
+    metrics = runs.Metrics(folder)
+    metrics.append(
+        {"step": 0, "val/abd400/psnr": 30.0, "val/abd400/rmse": 9.0, "val/abd400/ssim": 0.5, "val/flags": ["x"]}
+    )
+    metrics.append({"step": 5, "train/loss": 0.25, "train/lr": float("nan")})
+    metrics.append({"step": 5, "attention/1/channel_sd": 0.1, "attention/1/channel_histogram": [0.5, 0.25, 0.25, 0.0]})
+    metrics.append({"step": 9, "val/abd400/psnr": 34.0, "val/abd400/rmse": 6.0, "val/abd400/ssim": 0.75})
+    metrics.append({"step": 12, "val/abd400/psnr": 33.0, "val/abd400/rmse": 7.0, "val/abd400/ssim": 0.8})
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(folder / "eval" / "attention.png")
+    names = ("abd400/psnr", "abd400/ssim", "abd400/rmse", "texture/frequency", "texture/high_band")
+    values = dict(zip(names, (33.5, 0.9, 5.5, float("nan"), 0.5), strict=True))
+    low = dict(zip(names, (29.5, 0.6, 9.5, 0.25, 1.0), strict=True))
+    measured = [
+        Result(name, "", [Measured("L067", "L067_000", found)], 3.0, "CPU")
+        for name, found in (("low dose", low), (folder.name, values))
+    ]
+    save(folder, Evaluation("test", "0" * 64, "", ["abd400"], measured))
+    runs.write_status(folder, runs.Status("finished", 12, 12, world_size=2, device="H200", train_s=3600.0))
+    status, out, errors = finish(python(server.url, home, "-m", "ldct.runs.wandb_mirror", folder))
+    assert (status, out) == (0, ""), errors
+    return folder
+
+
+def test_a_project_page_compares_runs_without_hand_work(shown, server):
+    run = server.runs["003-0123abcd"]
+    assert (run.project, run.exit, run.preempting) == ("ct", 0, False)
+    assert run.head == {
+        "groupName": "attention-depth",
+        "jobType": "train",
+        "displayName": "003-0123abcd",
+        "tags": ["unet", "attention-both", "paper"],
+    }
+    written = yaml.safe_load((shown / "config.yaml").read_text())
+    assert run.values == {key: written[key] for key in ("data", "model", "loss", "optim", "train", "val")}
+    summary = run.summary
+    assert summary["val/abd400/psnr"] == {"max": 34, "last": 33}
+    assert summary["val/abd400/ssim"] == {"max": 0.8, "last": 0.8}
+    assert summary["val/abd400/rmse"] == {"min": 6, "last": 7}
+    assert summary["train/loss"] == {"min": 0.25, "last": 0.25}
+    assert {key: value for key, value in summary.items() if key.startswith("eval/")} == {
+        "eval/test/abd400/psnr": 33.5, "eval/test/abd400/ssim": 0.9, "eval/test/abd400/rmse": 5.5,
+        "eval/test/texture/high_band": 0.5, "eval/test/low_dose/abd400/psnr": 29.5,
+        "eval/test/low_dose/abd400/ssim": 0.6, "eval/test/low_dose/abd400/rmse": 9.5,
+        "eval/test/low_dose/texture/frequency": 0.25, "eval/test/low_dose/texture/high_band": 1,
+    }  # fmt: skip
+    own = {key: summary[key] for key in ("state", "train_s", "world_size", "device", "flags")}
+    assert own == {"state": "finished", "train_s": 3600, "world_size": 2, "device": "H200", "flags": []}
+    assert [row["step"] for row in run.history] == [0, 5, 5, 9, 12, 12]
+
+
+def test_pictures_and_histograms_are_media(shown, server):
+    run = server.runs["003-0123abcd"]
+    histogram = run.history[2]["attention/1/channel_histogram"]
+    expected = {"_type": "histogram", "values": [0.5, 0.25, 0.25, 0], "bins": [0, 0.25, 0.5, 0.75, 1]}
+    assert histogram == expected
+    assert "train/lr" not in run.history[1]  # it was not finite
+    picture = run.history[5]["pictures/attention"]
+    assert (picture["_type"], picture["width"], picture["height"]) == ("image-file", 8, 8)
+    assert run.files[picture["path"]] == (shown / "eval" / "attention.png").read_bytes()
+
+
+FETCH = (
+    "import sys; from pathlib import Path; from shards.common.command import command; "
+    "from ldct.runs.wandb_reader import fetch; "
+    "command(lambda: print(*fetch(sys.argv[1], Path(sys.argv[2]))))"
+)
+
+
+def test_runs_are_read_back_as_the_folders_they_were(shown, server, home, tmp_path):
+    server.runs["003-0123abcd"].files["003-0123abcd/eval/../../../escaped.json"] = b"{}"
+    status, out, errors = finish(python(server.url, home, "-c", FETCH, "me/ct", tmp_path / "got"))
+    assert status == 0, errors
+    folder = tmp_path / "got" / "attention-depth" / "003-0123abcd"
+    assert out.split() == [str(folder)]
+    names = {path.relative_to(folder).as_posix() for path in folder.glob("**/*") if path.is_file()}
+    tables = {f"eval/test{ending}" for ending in (".json", "-slices.csv", "-patients.csv", "-slices.npz")}
+    assert names == {"config.yaml", "metrics.jsonl", "status.json", "eval/attention.png"} | tables
+    assert all((folder / name).read_bytes() == (shown / name).read_bytes() for name in names)
+    assert not list(tmp_path.glob("**/escaped.json"))
+
+
+def test_compare_makes_its_report_from_wandb(shown, server, home, tmp_path):
+    page = tmp_path / "report.html"
+    status, out, errors = finish(python(server.url, home, "launch/compare.py", "--wandb", "me/ct", "-o", page))
+    assert status == 0, errors
+    assert out.splitlines()[-1] == str(page)
+    assert "003-0123abcd" in page.read_text() and "33.50" in out
+
+
+@pytest.mark.parametrize(
+    ("project", "expected"),
+    [
+        ("me", "expected ENTITY/PROJECT, found 'me'"),
+        ("me/nothing", "cannot read me/nothing from W&B: Could not find project"),
+    ],
+)
+def test_a_project_that_cannot_be_read_is_one_line(server, home, tmp_path, project, expected):
+    status, _, errors = finish(python(server.url, home, "-c", FETCH, project, tmp_path))
+    assert (status, errors.count("\n")) == (2, 1), errors
+    assert expected in errors
+
+
+def test_another_run_of_the_same_name_is_not_mixed_in(shown, server, home, tmp_path):
+    folder, before = tmp_path / "attention-depth" / shown.name, len(server.runs[shown.name].history)
+    folder.mkdir(parents=True)
+    for name in ("config.yaml", "metrics.jsonl", "status.json"):
+        (folder / name).write_bytes((shown / name).read_bytes())
+    status, _, errors = finish(python(server.url, home, "-m", "ldct.runs.wandb_mirror", folder))
+    assert status == 2
+    assert f"error: W&B's project ct has another run called {shown.name}, with {before} rows; delete it there" in errors
+    assert len(server.runs[shown.name].history) == before
+
+
+# ---- sweeps
+
+
+def test_wandb_sweep_takes_our_files(server, home):
+    files = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
+    assert files
+    code = "import sys; from wandb.cli.cli import cli; [cli(['sweep', f], standalone_mode=False) for f in sys.argv[1:]]"
+    status, _, errors = finish(python(server.url, home, "-c", code, *files, WANDB_PROJECT="ct"))
+    assert status == 0, errors
+    assert "warn" not in errors.lower(), errors
+    assert list(server.sweeps.values()) == [yaml.safe_load(file.read_text()) for file in files]
+
+
+def test_wandb_agent_trains_a_run_of_the_sweep(server, home, tiny_shards, tmp_path):
+    """With the command of docs/wandb.md, the shards and sizes of this test added."""
+    text = re.search(r"^command:\n(?:  - .*\n)+", (ROOT / "docs" / "wandb.md").read_text(), re.MULTILINE)[0]
+    sizes = ["--model.channels=2", "--train.steps=1", "--train.global_batch=4", "--val.slices=1"]
+    command = text.replace("data/shards", str(tiny_shards)).replace("runs/", f"{tmp_path}/runs/")
+    content = yaml.safe_load((ROOT / "configs" / "sweeps" / "demo.yaml").read_text())
+    content["command"] = [*yaml.safe_load(command)["command"], *sizes]
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content))
+    here = {"WANDB_DIR": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    status, _, errors = finish(python(server.url, home, "-m", "wandb", "sweep", "-p", "ct", tmp_path / "sweep.yaml"))
+    assert status == 0, errors
+    name = re.search(r"wandb agent (\S+)", errors)[1]
+    chosen = {"config": "configs/train/demo.yaml", "model.name": "unet", "model.attention": "both"}
+    server.to_run.append(("agentrun", chosen))
+    status, out, errors = finish(python(server.url, home, "-m", "wandb", "agent", "--count", "1", name, **here))
+    assert status == 0, out + errors
+    run = server.runs["agentrun"]
+    assert (run.exit, run.head["groupName"]) == (0, "agents"), out + errors
+    assert (run.values["model"]["name"], run.values["model"]["attention"]) == ("unet", "both")
+    assert runs.read_status(tmp_path / "runs" / "agents" / "agentrun").state == "finished"

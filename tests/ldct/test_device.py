@@ -1,0 +1,37 @@
+"""What becomes of freed memory, in processes of their own: what is set there lasts for their life."""
+
+import subprocess
+import sys
+
+CHURN = """
+import resource, sys
+import torch
+from ldct.device import give_back, keep_freed
+
+def held():  # pages
+    return int(open("/proc/self/statm").read().split()[1])
+
+if sys.argv[1] == "keep":
+    keep_freed()
+for turn in range(60):
+    if turn == 50:  # glibc 2.36 needs some turns until a freed piece fits
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(64 << 20, dtype=torch.uint8)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 10)
+full = held()
+give_back()
+print((full - held()) * 4096 >> 20)
+"""
+
+
+def churn(mode):
+    """Pages mapped anew for each of many tensors of 64 MB, one after the other; MB given back at the end."""
+    done = subprocess.run([sys.executable, "-c", CHURN, mode], capture_output=True, text=True, check=True)
+    return tuple(map(int, done.stdout.split()))
+
+
+def test_freed_memory_is_used_again_until_it_is_given_back():
+    faults, given = churn("keep")
+    assert faults < 16 and given >= 60
+    faults, given = churn("as glibc does")
+    assert faults >= 32 and given < 60  # 16,384 pages of 4 kB; 32 where the system has huge pages of 2 MB

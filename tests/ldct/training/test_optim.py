@@ -1,0 +1,66 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ldct.config import OptimConfig
+from ldct.training.optim import NEVER, Average, FiniteGuard, LearningRate, create
+
+
+def test_cosine_rises_over_the_warm_up_and_falls_to_zero():
+    rate = LearningRate(OptimConfig(lr=1.0, warmup=4, schedule="cosine"), steps=12)
+    assert [rate.at(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert rate.at(4) == 1.0 and rate.at(8) == pytest.approx(0.5) and rate.at(12) == pytest.approx(0.0)
+
+
+def test_plateau_halves_after_the_patience_and_counts_anew():
+    rate = LearningRate(OptimConfig(lr=1.0, warmup=0, schedule="plateau", plateau_patience=2), steps=10)
+    for value, expected in [(30, 1.0), (29, 1.0), (30, 0.5), (30, 0.5), (30, 0.25), (31, 0.25), (31, 0.25)]:
+        rate.validated(value)
+        assert rate.at(5) == expected
+    other = LearningRate(OptimConfig(lr=1.0, warmup=0, schedule="plateau", plateau_patience=2), steps=10)
+    other.restore(rate.state())
+    other.validated(31)
+    assert other.at(5) == 0.125
+
+
+def test_other_schedules_do_not_hear_of_stalls():
+    rate = LearningRate(OptimConfig(lr=1.0, warmup=0, schedule="constant", plateau_patience=1), steps=10)
+    for _ in range(5):
+        rate.validated(1.0)
+    assert rate.at(9) == 1.0
+
+
+def test_average_follows_the_formula_and_copies_counts():
+    model, copy = (nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1)) for _ in range(2))
+    average = Average(model, copy, decay=0.5)
+    start = model[0].weight.item()
+    expected = start
+    for step in range(20):
+        with torch.no_grad():
+            model[0].weight.fill_(step)
+        model[1].num_batches_tracked.fill_(step)
+        average.update(step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+    assert copy[0].weight.item() == pytest.approx(expected, rel=1e-6)
+    assert copy[1].num_batches_tracked.item() == 19
+    assert not any(weight.requires_grad for weight in copy.parameters())
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_optimizers_by_name(name, kind):
+    made = create([nn.Parameter(torch.ones(2))], OptimConfig(name=name, lr=0.1, weight_decay=0.3))
+    assert type(made) is kind and made.param_groups[0]["lr"] == 0.1
+    assert made.param_groups[0]["weight_decay"] == (0.3 if name == "adamw" else 0)
+
+
+def test_the_guard_keeps_the_first_step_that_was_not_finite():
+    guard, fine = FiniteGuard(torch.device("cpu")), torch.tensor(1.0)
+    guard.note(3, fine, fine)
+    assert guard.found() == (NEVER, NEVER)
+    guard.note(4, fine, torch.tensor(math.inf))
+    guard.note(5, torch.tensor(math.nan), torch.tensor(math.nan))
+    guard.note(6, torch.tensor(math.nan), fine)
+    assert guard.found() == (5, 4)

@@ -1,0 +1,116 @@
+"""Two gloo ranks, each a real process."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_command, tiny_flags
+from same_run import assert_same, lines
+
+from ldct.runs import checkpoint
+from ldct.runs.folder import read_status
+
+HERE = Path(__file__).parent
+NEVER = ("0", "-1", "TERM")
+
+
+def start(flags, world_size=2, act=NEVER):
+    """Start the ranks of a run, one of which acts as interrupted_rank.py says."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = []
+    for rank in range(world_size):
+        env = {**os.environ, "PYTHONPATH": f"{ROOT}", "OMP_NUM_THREADS": "1"}
+        env |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        command = [sys.executable, str(HERE / "interrupted_rank.py"), *act, *flags]
+        ranks.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    return ranks
+
+
+def run(flags, world_size=2, act=NEVER):
+    """Exit statuses and messages of the ranks of a run."""
+    ranks = start(flags, world_size, act)
+    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+    return [rank.returncode for rank in ranks], errors
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_shards, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two-ranks")
+    statuses, errors = run(tiny_flags(tiny_shards, folder))
+    assert statuses == [0, 0], errors
+    return folder
+
+
+def test_one_rank_alone_writes(undisturbed):
+    status = read_status(undisturbed)
+    assert (status.world_size, status.attempt, status.state) == (2, 1, "finished")
+    assert [line["step"] for line in lines(undisturbed)] == [0, 3, 6, 7, 9, 12, 14, 15, 18, 20, 20]
+
+
+@pytest.mark.parametrize("act", [("1", "9", "SIGTERM"), ("0", "12", "SIGUSR2")], ids=["TERM-to-1", "USR2-to-0"])
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(tiny_shards, tmp_path, undisturbed, act):
+    flags = tiny_flags(tiny_shards, tmp_path)
+    statuses, errors = run(flags, act=act)
+    assert statuses == [75, 75], errors
+    assert all(f"stopped by {act[2]} with a checkpoint" in error for error in errors)
+    assert checkpoint.newest(tmp_path / "checkpoints")["step"] == int(act[1])
+    assert run(flags)[0] == [0, 0]
+    assert_same(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("act", [("1", "9", "SIGKILL"), ("0", "9", "SIGKILL"), ("1", "9", "fail")], ids=str)
+def test_a_rank_that_ends_is_named_by_the_other(tiny_shards, tmp_path, undisturbed, act):
+    began = time.monotonic()
+    statuses, errors = run(tiny_flags(tiny_shards, tmp_path, train__save_every_s=0.001), act=act)
+    assert time.monotonic() - began < 60
+    lost, survivor = int(act[0]), 1 - int(act[0])
+    assert statuses[lost] == (-9 if act[2] == "SIGKILL" else 1) and statuses[survivor] == 1
+    assert f"RankLost: rank {lost}" in errors[survivor].splitlines()[-1]
+    if survivor == 0:
+        status = read_status(tmp_path)
+        assert status.state == "failed" and f"rank {lost} ({socket.gethostname()}, pid" in status.error
+    if act[2] == "SIGKILL" and survivor == 1:  # rank 0 killed where it stood, its status still says running
+        assert read_status(tmp_path).state == "running"
+        assert run(tiny_flags(tiny_shards, tmp_path))[0] == [0, 0]
+        assert_same(tmp_path, undisturbed)
+
+
+def test_a_rank_that_hangs_is_waited_for_only_so_long(tiny_shards, tmp_path):
+    ranks = start(tiny_flags(tiny_shards, tmp_path, train__timeout_s=5), act=("1", "4", "hang"))
+    try:
+        error = ranks[0].communicate(timeout=60)[1]
+        assert ranks[0].returncode == 1 and "imed out" in error.splitlines()[-1]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+
+
+def test_another_number_of_ranks_gives_the_same_curve(tiny_shards, tmp_path, undisturbed):
+    """A run of two ranks that goes on with one: the same batches, equal within rounding."""
+    flags = tiny_flags(tiny_shards, tmp_path)
+    assert run(flags, act=("0", "10", "SIGTERM"))[0] == [75, 75]
+    assert run(flags, world_size=1)[0] == [0]
+    for mine, other in zip(lines(tmp_path), lines(undisturbed), strict=True):
+        assert mine.keys() == other.keys()
+        for key in mine:
+            assert mine[key] == pytest.approx(other[key], rel=1e-3), key
+
+
+def test_torchrun_starts_the_same_run(tiny_shards, tmp_path, undisturbed):
+    flags = tiny_flags(tiny_shards, tmp_path)
+    run_command("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "launch/train.py", *flags)
+    assert_same(tmp_path, undisturbed)
+
+
+def test_a_batch_that_does_not_divide_is_one_line(tiny_shards, tmp_path):
+    statuses, errors = run(tiny_flags(tiny_shards, tmp_path, train__global_batch=9))
+    assert statuses == [2, 2]
+    assert "train.global_batch: expected a multiple of 2 (world size 2 x train.accumulate 1), found 9" in errors[0]

@@ -1,0 +1,132 @@
+"""Sweep files: what each says, and what is refused."""
+
+import math
+
+import pytest
+
+from shards.common.command import InputError
+from slurm import sweep_file
+
+
+def made(method="grid", parameters=None, **head):
+    return sweep_file.check({"method": method, "parameters": parameters, **head}, "sweep")
+
+
+def test_grid_is_every_combination_in_order():
+    found = made(parameters={"model.name": {"values": ["redcnn", "unet"]}, "train.seed": {"values": [0, 1]}})
+    assert sweep_file.combinations(found) == [
+        {"model.name": "redcnn", "train.seed": 0},
+        {"model.name": "redcnn", "train.seed": 1},
+        {"model.name": "unet", "train.seed": 0},
+        {"model.name": "unet", "train.seed": 1},
+    ]
+    assert found.swept == ["model.name", "train.seed"]
+
+
+def test_single_values_belong_to_every_run_and_are_not_swept():
+    found = made(parameters={"config": {"value": "base.yaml"}, "train.seed": {"values": [3]}})
+    assert sweep_file.combinations(found) == [{"config": "base.yaml", "train.seed": 3}]
+    assert found.swept == ["train.seed"]
+
+
+def test_run_cap_takes_the_first_runs_of_a_grid():
+    found = made(parameters={"train.seed": {"values": [0, 1, 2]}}, run_cap=2)
+    assert sweep_file.combinations(found) == [{"train.seed": 0}, {"train.seed": 1}]
+
+
+def test_more_random_runs_do_not_change_the_first_ones():
+    parameters = {"optim.lr": {"min": 0.0, "max": 1.0}, "model.name": {"values": ["redcnn", "unet"]}}
+    few = sweep_file.combinations(made("random", parameters, run_cap=5))
+    many = sweep_file.combinations(made("random", parameters, run_cap=50))
+    assert many[:5] == few
+    assert len({run["optim.lr"] for run in many}) == 50
+    assert {run["model.name"] for run in many} == {"redcnn", "unet"}
+
+
+def drawn(n=400, **how):
+    return [run["x.y"] for run in sweep_file.combinations(made("random", {"x.y": how}, run_cap=n))]
+
+
+def test_distributions():
+    whole = drawn(min=3, max=6)
+    assert set(whole) == {3, 4, 5, 6} and all(type(value) is int for value in whole)
+    spread = drawn(min=1.0, max=3.0)
+    assert min(spread) >= 1 and max(spread) <= 3 and sum(spread) / 400 == pytest.approx(2, abs=0.1)
+    logs = drawn(distribution="log_uniform_values", min=1e-4, max=1e-2)
+    assert min(logs) >= 1e-4 and max(logs) <= 1e-2
+    assert sum(math.log10(value) for value in logs) / 400 == pytest.approx(-3, abs=0.1)
+    exponents = drawn(distribution="log_uniform", min=0, max=1)
+    assert min(exponents) >= 1 and max(exponents) <= math.e
+    steps = drawn(distribution="q_uniform", min=0, max=1, q=0.25)
+    assert set(steps) == {0, 0.25, 0.5, 0.75, 1}
+    normal = drawn(distribution="normal", mu=5, sigma=0.1)
+    assert sum(normal) / 400 == pytest.approx(5, abs=0.02)
+    odds = drawn(values=["a", "b"], probabilities=[0.9, 0.1])
+    assert odds.count("a") / 400 == pytest.approx(0.9, abs=0.05)
+
+
+def one(**how):
+    return {"method": "random", "run_cap": 1, "parameters": {"a.b": how}}
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"distribution": "log_uniform", "min": 800, "max": 900},
+        {"distribution": "log_normal", "mu": 1000},
+        {"distribution": "int_uniform", "min": 0.5, "max": 0.7},
+        {"distribution": "q_normal", "mu": math.inf},
+    ],
+)
+def test_what_cannot_be_drawn_is_one_line(how):
+    with pytest.raises(InputError, match=r"^parameters\.x\.y: nothing can be drawn from"):
+        drawn(**how)
+
+
+SEED = {"train.seed": {"values": [1]}}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ([], "expected a mapping"),
+        ({"method": "bayes", "parameters": SEED}, "method: expected grid or random, found 'bayes'"),
+        ({"method": "grid", "parameters": SEED, "early_terminate": {}}, "early_terminate: the runs of an array"),
+        ({"method": "grid", "parameters": SEED, "parmeters": {}}, "unknown key 'parmeters'; there are: method,"),
+        ({"method": "grid"}, "parameters: expected a mapping"),
+        ({"method": "random", "parameters": SEED}, "run_cap must give"),
+        ({"method": "grid", "parameters": SEED, "run_cap": 0}, "run_cap: expected a number of runs"),
+        ({"method": "grid", "parameters": SEED, "name": "a/b"}, "name: expected letters"),
+        ({"method": "grid", "parameters": {"train.seed": 3}}, "expected a mapping with value"),
+        ({"method": "grid", "parameters": {"train.seed": {"values": 3}}}, "expected a list of at least one value"),
+        ({"method": "grid", "parameters": {"train.seed": {"min": 0, "max": 3}}}, "a range needs method: random"),
+        ({"method": "grid", "parameters": {"train": {"parameters": {}}}}, "written with a dot here"),
+        ({"method": "grid", "parameters": {"train.seed": {"vals": [1]}}}, "unknown key 'vals'; there are: value,"),
+        ({"method": "random", "run_cap": 1, "parameters": {"a.b": {"min": 2, "max": 1}}}, "min 2 is above max 1"),
+        (
+            {"method": "random", "run_cap": 1, "parameters": {"a.b": {"distribution": "beta"}}},
+            "distribution: expected one of uniform,",
+        ),
+        (
+            {"method": "random", "run_cap": 1, "parameters": {"a.b": {"distribution": "uniform", "min": 0}}},
+            "uniform needs a number max, found None",
+        ),
+        (one(values=[1, 2], probabilities=["a", "b"]), "a.b.probabilities: expected 2 numbers of at least 0"),
+        (one(values=[1, 2], probabilities=[0, 0]), "a.b.probabilities: expected 2 numbers of at least 0"),
+        (one(distribution="q_uniform", min=0, max=1, q=0), "a.b: q must be above 0, found 0"),
+        (one(distribution="normal", mu="x"), "a.b: normal needs a number mu, found 'x'"),
+    ],
+)
+def test_what_cannot_be_is_one_line(content, says):
+    with pytest.raises(InputError) as caught:
+        sweep_file.check(content, "sweep")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_file_errors_name_the_file(tmp_path):
+    with pytest.raises(InputError, match=r"none\.yaml: expected a sweep file"):
+        sweep_file.read(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(InputError, match=r"bad\.yaml: not valid YAML"):
+        sweep_file.read(tmp_path / "bad.yaml")
