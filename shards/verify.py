@@ -1,4 +1,4 @@
-"""Check shards against their manifest: files, checksums, counts, and every record.
+"""Check shards against their manifest: files, checksums, counts, and every record, decoded by webdataset alone.
 
     python shards/verify.py data/shards
 
@@ -8,8 +8,6 @@ Exit status 1, and one line for each thing that is wrong.
 import argparse
 import collections
 import hashlib
-import io
-import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,43 +33,49 @@ def check_shard(item: tuple[Path, Shard, int]) -> list[str]:
     problems = []
     if hashlib.sha256(content).hexdigest() != shard.sha256:
         problems.append(f"{shard.name}: sha256 differs from the manifest's")
-    try:
-        with tarfile.open(fileobj=io.BytesIO(content)) as tar:
-            members = {member.name: member for member in tar}
-    except tarfile.TarError as error:
-        return [*problems, f"{shard.name}: not a readable tar: {error}"]
     array_name = "pairs.npy" if shard.split == "train" else "slice.npy"
     expected = [f"{record.key}.{part}" for record in shard.records for part in (array_name, "json")]
-    if list(members) != expected:
-        return [*problems, f"{shard.name}: its {len(members)} members are not the manifest's {len(expected)}"]
+    try:
+        with tarfile.open(path) as tar:
+            names = [member.name for member in tar]
+    except tarfile.TarError as error:
+        return [*problems, f"{shard.name}: not a readable tar: {error}"]
+    if names != expected:  # nothing else is decoded: webdataset would unpickle a .pyd
+        return [*problems, f"{shard.name}: its {len(names)} members are not the manifest's {len(expected)}"]
+    decoded = iter(decode(path))
     for record in shard.records:
-        data, about = members[f"{record.key}.{array_name}"], members[f"{record.key}.json"]
-        array_bytes = content[data.offset_data : data.offset_data + data.size]
-        json_bytes = content[about.offset_data : about.offset_data + about.size]
-        for problem in check_record(record, shard.split, patch, array_bytes, json_bytes, data.offset_data):
+        try:
+            sample = next(decoded)
+        except Exception as error:  # a broken array or JSON raises nearly anything, and webdataset wraps it
+            reason = error.__cause__ or error.__context__ or error
+            text = next(iter(str(reason).splitlines()), type(reason).__name__)
+            return [*problems, f"{shard.name}: {record.key}: cannot be decoded: {text}"]
+        array, about = sample[array_name], sample["json"]
+        for problem in check_record(record, shard.split, patch, array, about, content):
             problems.append(f"{shard.name}: {record.key}: {problem}")
     return problems
 
 
+def decode(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a shard as anybody gets them from webdataset."""
+    import webdataset  # it imports torch, which nothing else here needs
+
+    return webdataset.WebDataset([str(path.resolve())], shardshuffle=False).decode()
+
+
 def check_record(
-    record: Record, split: str, patch: int, array_bytes: bytes, json_bytes: bytes, start: int
+    record: Record, split: str, patch: int, array: np.ndarray, about: dict[str, Any], content: bytes
 ) -> Iterator[str]:
-    """What is wrong with one record; ``start`` is where its array's member begins in the tar."""
-    try:
-        array = np.load(io.BytesIO(array_bytes), allow_pickle=False)
-        about = json.loads(json_bytes)
-    except (ValueError, EOFError) as error:
-        yield f"cannot be decoded: {error}"
-        return
+    """What is wrong with one decoded record; ``content`` are the bytes of its shard."""
     if array.dtype != np.int16 or list(array.shape) != record.shape:
         yield f"expected int16 {record.shape}, found {array.dtype} {list(array.shape)}"
-    if start + len(array_bytes) - array.nbytes != record.offset:
-        yield f"its data begin at byte {start + len(array_bytes) - array.nbytes}, the manifest says {record.offset}"
+    if content[record.offset : record.offset + array.nbytes] != array.tobytes():
+        yield f"its pixels do not lie at byte {record.offset}, where the manifest has them"
     if (about.get("patient"), about.get("z")) != (record.patient, record.z):
         yield "patient or z differ from the manifest's"
     if split == "train":
         if array.shape[1:] != (2, patch, patch):
-            yield f"expected tiles of (2, {patch}, {patch}), found {array.shape[1:]}"
+            yield f"expected patches of (2, {patch}, {patch}), found {array.shape[1:]}"
         elif len(record.body) != len(array) or about.get("body") != record.body:
             yield "body fractions do not fit"
     elif array.ndim != 3 or len(array) != 2:
@@ -92,16 +96,16 @@ def check_manifest(folder: Path, manifest: Manifest) -> Iterator[str]:
         if count > 1:
             yield f"{key}: {count} records of this name"
     for split in SPLITS:
-        mine = [record for name, record in records if name == split]
-        found: dict[str, Any] = {
-            "patients": len({record.patient for record in mine}),
-            "slices": len(mine),
-            "pairs": sum(record.shape[0] for record in mine) if split == "train" else 0,
+        of_split = [record for name, record in records if name == split]
+        counts: dict[str, Any] = {
+            "patients": len({record.patient for record in of_split}),
+            "slices": len(of_split),
+            "pairs": sum(record.shape[0] for record in of_split) if split == "train" else 0,
         }
-        if found != manifest.counts.get(split):
-            yield f"{split}: the manifest counts {manifest.counts.get(split)}, its records are {found}"
+        if counts != manifest.counts.get(split):
+            yield f"{split}: the manifest counts {manifest.counts.get(split)}, its records are {counts}"
         named = {(patient, key) for patient, keys in manifest.split.get(split, {}).items() for key in keys}
-        if named != {(record.patient, record.key) for record in mine}:
+        if named != {(record.patient, record.key) for record in of_split}:
             yield f"{split}: the patients and slices named by the split are not those of the records"
     if manifest.split.get("by") == "patient":
         homes = collections.defaultdict(set)
@@ -121,8 +125,8 @@ def main() -> int:
     problems = list(check_manifest(options.shards, manifest))
     items = [(options.shards, shard, int(manifest.settings["patch"])) for shard in manifest.shards]
     with Workers(options.workers) as workers, Progress("verify", len(items), "shards") as progress:
-        for found in workers.each(check_shard, items):
-            problems += found
+        for shard_problems in workers.each(check_shard, items):
+            problems += shard_problems
             progress.update()
     for problem in problems:
         print(problem)
