@@ -8,11 +8,9 @@ CORES := $(shell nproc)
 
 env: .venv/ready
 
-# torchvision beside torch without its own wishes: they would replace a CPU build of torch by several GB of CUDA
 .venv/ready: setup.cfg constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable .[dev]
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps torchvision
 	touch $@
 
 demo: env

@@ -3,8 +3,7 @@
     python shards/similarity.py data/shards
     python shards/similarity.py data/shards --weights resnet50-0676ba61.pth --patches
 
-Writes SHARDS/similarity.csv and SHARDS/similarity.png, and prints the least and the mean cosine. Needs torchvision
-(pip install 'ldct[vision]').
+Writes SHARDS/similarity.csv and SHARDS/similarity.png, and prints the least and the mean cosine.
 """
 
 import argparse
@@ -27,10 +26,11 @@ if TYPE_CHECKING:
     import torch
 
 WEIGHTS = "resnet50-0676ba61.pth"
-"""ImageNet weights (IMAGENET1K_V1), under the name torch caches them."""
+"""torchvision's ImageNet weights (IMAGENET1K_V1), under the name torch caches them."""
+WEIGHTS_URL = f"https://download.pytorch.org/models/{WEIGHTS}"
 MEAN, SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's red, green and blue, on a scale of 0 to 1."""
-COLUMNS = ("split", "patient", "z", "key", "tile", "cosine")
+COLUMNS = ("split", "patient", "z", "key", "patch", "cosine")
 
 
 def find_weights(given: Path | None) -> Path:
@@ -46,8 +46,8 @@ def find_weights(given: Path | None) -> Path:
     path = given or Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
     if not path.is_file():
         raise InputError(
-            f'no weights of ResNet-50 at {path}; on a machine with a network run: python -c "import torchvision; '
-            "torchvision.models.resnet50(weights='IMAGENET1K_V1')\", then copy the file here for --weights"
+            f"no weights of ResNet-50 at {path}; on a machine with a network get {WEIGHTS_URL}, then name the file "
+            "with --weights"
         )
     return path
 
@@ -58,22 +58,17 @@ def load_network(path: Path) -> "torch.nn.Module":
     Raises
     ------
     InputError
-        If torchvision is missing, or the file holds something else.
+        If the file holds something else.
     """
     import torch
 
-    try:
-        from torchvision.models import resnet50
-    except (ImportError, RuntimeError) as error:
-        raise InputError(
-            f"torchvision cannot be used ({error}); install one built for this torch: ldct[vision]"
-        ) from None
-    network = resnet50(weights=None)
+    from shards.resnet50 import ResNet50
+
+    network = ResNet50()
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # a wrong file fails in many ways
         raise InputError(f"{path} holds no weights of ResNet-50: {str(error).splitlines()[0]}") from None
-    network.fc = torch.nn.Identity()
     return network.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -120,7 +115,7 @@ def read_records(path: Path) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]
 
 
 def whole_slice(array: np.ndarray, about: dict[str, Any]) -> np.ndarray:
-    """Both doses of a slice, (1, 2, H, W): as stored, or put together from the tiles as far as they reach."""
+    """Both doses of a slice, (1, 2, H, W): as stored, or put together from its patches as far as they reach."""
     if array.ndim == 3:
         return array[None]
     corners, patch = about["origins"], array.shape[-1]
@@ -128,20 +123,20 @@ def whole_slice(array: np.ndarray, about: dict[str, Any]) -> np.ndarray:
     return np.nan_to_num(np.stack([tiling.join(array[:, dose], corners, shape) for dose in (0, 1)])[None], nan=-1000)
 
 
-def measure(folder: Path, manifest: Manifest, network: "torch.nn.Module", patches: bool) -> Iterator[list[Any]]:
-    """Rows of the CSV: of each slice, or of each training tile."""
+def cosine_rows(folder: Path, manifest: Manifest, network: "torch.nn.Module", patches: bool) -> Iterator[list[Any]]:
+    """Rows of the CSV: of each slice, or of each training patch."""
     shards = [shard for shard in manifest.shards if shard.split == "train" or not patches]
     with Progress("similarity", sum(len(shard.records) for shard in shards), "slices") as progress:
         for shard in shards:
             for key, array, about in read_records(folder / shard.name):
                 start = [shard.split, about["patient"], about["z"], key]
                 values = cosines(network, array if patches else whole_slice(array, about))
-                for tile, value in enumerate(values):
-                    yield [*start, tile if patches else "", float(value)]
+                for patch, value in enumerate(values):
+                    yield [*start, patch if patches else "", float(value)]
                 progress.update()
 
 
-def draw(values: np.ndarray, path: Path, what: str) -> None:
+def write_histogram(values: np.ndarray, path: Path, what: str) -> None:
     """The histogram of the cosines as a PNG."""
     import matplotlib
 
@@ -162,19 +157,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", type=Path, metavar="SHARDS", help="folder with manifest.json")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="of ResNet-50 (default: torch's cache)")
-    parser.add_argument("--patches", action="store_true", help="of each training tile, not of whole slices")
+    parser.add_argument("--patches", action="store_true", help="of each training patch, not of whole slices")
     options = parser.parse_args()
     manifest = load(options.shards)
     network = load_network(find_weights(options.weights))
-    rows = list(measure(options.shards, manifest, network, options.patches))
+    rows = list(cosine_rows(options.shards, manifest, network, options.patches))
     if not rows:
-        raise InputError(f"{options.shards} has no {'training tiles' if options.patches else 'slices'} to compare")
+        raise InputError(f"{options.shards} has no {'training patches' if options.patches else 'slices'} to compare")
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
     write_text(options.shards / "similarity.csv", text.getvalue())
     values = np.array([row[-1] for row in rows])
-    what = "tiles" if options.patches else "slices"
-    draw(values, options.shards / "similarity.png", what)
+    what = "patches" if options.patches else "slices"
+    write_histogram(values, options.shards / "similarity.png", what)
     print(f"{len(values)} {what}: least cosine {values.min():.4f}, mean {values.mean():.4f}")
     print(f"{options.shards / 'similarity.csv'} and similarity.png")
 

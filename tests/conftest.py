@@ -1,8 +1,6 @@
 """What tests of several rooms share: tiny shards built by the real sharder, and the flags of a tiny training run."""
 
-import importlib.util
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +10,6 @@ from phantom import make_dataset
 from wandb_server import Server
 
 ROOT = Path(__file__).resolve().parents[1]
-
-VISION = ROOT / "tests" / "vision"
-vision = runpy.run_path(str(VISION / "sitecustomize.py"))  # before torchmetrics, which imports torchvision too
 
 # one thread a process: the tests' networks are too small to share, and two ranks must not fight for the cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -32,17 +27,6 @@ def run_command(*argv, check=True, timeout=120, **kwargs):
     )
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
-
-
-@pytest.fixture(scope="session")
-def torchvision():
-    """torchvision, importable; the folder that a command's PYTHONPATH needs for it."""
-    if importlib.util.find_spec("torchvision") is None:
-        reason = "no torchvision here: pip install --no-deps torchvision, in the version of constraints.txt"
-        if os.environ.get("LDCT_REQUIRE_NETWORK") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return VISION
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,7 @@ from shards.common.command import InputError
 VGG_FILE = "vgg16-397923af.pth"
 """Name of torchvision's VGG16 IMAGENET1K_V1 weights in torch's hub cache."""
 
-LAYERS = 16
-"""VGG16.features[:16] ends with the ReLU of conv3_3 (relu3_3)."""
+VGG_URL = f"https://download.pytorch.org/models/{VGG_FILE}"
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of the three colours, as in the training of VGG16."""
@@ -25,7 +24,7 @@ def create(loss: LossConfig) -> nn.Module:
     Raises
     ------
     InputError
-        For mse+vgg without torchvision or without VGG16's weights.
+        For mse+vgg without VGG16's weights.
     """
     if loss.name == "mse+vgg":
         return MseVgg(vgg_features(vgg_weights(loss.vgg_weights)), loss.vgg_weight, loss.vgg_imagenet)
@@ -89,7 +88,7 @@ def vgg_weights(file: str) -> dict[str, Any]:
         raise InputError(
             f"{path}: expected VGG16's ImageNet weights for loss mse+vgg, found no file; name it in loss.vgg_weights, "
             "or fill the cache on a machine with a network: "
-            "python -c \"import torchvision; torchvision.models.vgg16(weights='IMAGENET1K_V1')\""
+            f"python -c \"import torch; torch.hub.load_state_dict_from_url('{VGG_URL}')\""
         )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -99,31 +98,27 @@ def vgg_weights(file: str) -> dict[str, Any]:
 
 
 def vgg_features(weights: dict[str, Any]) -> nn.Module:
-    """VGG16.features[:16] with ``weights``, as torchvision's vgg16 names them.
+    """VGG16.features[:16], up to relu3_3 (Simonyan 2015, column D), with ``weights`` as torchvision's vgg16 names them.
+
+    Sixteen plain layers, so torchvision is not needed: beside a CPU build of torch it often cannot be imported.
 
     Raises
     ------
     InputError
-        If torchvision cannot be imported, or the weights are of another network.
+        If the weights are of another network.
     """
+    layers: list[nn.Module] = []
+    channels = 3
+    for width, convolutions in ((64, 2), (128, 2), (256, 3)):
+        for _ in range(convolutions):
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+            channels = width
+        layers.append(nn.MaxPool2d(2))
+    features = nn.Sequential(*layers[:-1])
+    named = {f"features.{name}": name for name in features.state_dict()}
+    given = weights if isinstance(weights, dict) else {}
     try:
-        from torchvision.models import vgg16
-    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision built for another torch
-        raise InputError(
-            f"loss mse+vgg needs torchvision ({str(error).splitlines()[0]}); install the one that matches torch "
-            f"{torch.__version__}: pip install 'ldct[vision]'"
-        ) from None
-    with torch.device("meta"):  # the classifier's 500 MB are neither drawn nor kept
-        features = vgg16().features[:LAYERS]
-    prefix = "features."
-    wanted = features.state_dict()
-    given = {
-        key.removeprefix(prefix): value
-        for key, value in (weights.items() if isinstance(weights, dict) else ())
-        if key.startswith(prefix) and key.removeprefix(prefix) in wanted
-    }
-    try:
-        features.load_state_dict(given, assign=True)
+        features.load_state_dict({named[key]: value for key, value in given.items() if key in named}, assign=True)
     except RuntimeError as error:
         raise InputError(
             f"loss.vgg_weights: expected the weights of torchvision's vgg16: {' '.join(str(error).split())[:200]}"
