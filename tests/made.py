@@ -6,6 +6,7 @@ import torch
 
 from ldct import config as configuration
 from ldct import models
+from ldct.metrics import names
 from ldct.runs import checkpoint
 from ldct.runs import folder as runs
 from shards import manifest
@@ -41,7 +42,8 @@ def make_run(folder, shards, seed=0, state="finished", scale=0.05, **model):
     runs.write_provenance(folder, manifest.digest(shards))
     with open(folder / "metrics.jsonl", "w") as file:
         for step in range(0, 21, 5):
-            line = {"step": step, "train/loss": 1 / (step + 1), "patches_per_s": 50.0, "elapsed_s": float(step)}
-            line |= {"val/abd400/psnr": 30 + step / 10, "val/low_dose/abd400/psnr": 30.0}
+            line = {"step": step, names.TRAIN_LOSS: 1 / (step + 1), "patches_per_s": 50.0, "elapsed_s": float(step)}
+            psnr = names.metric("abd400", "psnr")
+            line |= {names.validation(psnr): 30 + step / 10, names.low_dose_validation(psnr): 30.0}
             file.write(json.dumps(line) + "\n")
     return folder

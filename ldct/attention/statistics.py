@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldct.metrics import names
 from ldct.models.cbam import ChannelGate, SpatialGate
 from ldct.models.network import Network
 
@@ -89,17 +90,17 @@ class Collector:
         deepest = max(1, len(self.network.stages) - 1)
         out: dict[str, float] = {}
         for row, place in enumerate(self.places):
-            out[f"attention/{place}/depth"] = (place - 1) / deepest
-            for column, name in enumerate(self.fields):
+            out[names.attention(place, names.DEPTH)] = (place - 1) / deepest
+            for column, statistic in enumerate(self.fields):
                 total, number = self.sums[row, 2 * column : 2 * column + 2].tolist()
                 if number:
-                    out[f"attention/{place}/{name}"] = total / number
+                    out[names.attention(place, statistic)] = total / number
         return out
 
     def histograms(self) -> dict[str, list[float]]:
         """{"attention/<place>/channel_histogram": shares of the weights in BINS equal bins over 0..1}."""
         return {
-            f"attention/{place}/channel_histogram": (row / row.sum()).tolist()
+            names.attention(place, names.HISTOGRAM): (row / row.sum()).tolist()
             for place, row in zip(self.places, self.sums[:, -BINS:], strict=True)
             if row.sum()
         }

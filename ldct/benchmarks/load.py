@@ -25,6 +25,7 @@ from ldct.benchmarks import common
 from ldct.data.loader import Loader
 from ldct.data.patches import MappedStore, Patches, open_store
 from ldct.data.sampler import Sampler
+from ldct.metrics import names
 from ldct.runs import checkpoint
 from ldct.runs import folder as runs
 from ldct.training import optim
@@ -112,7 +113,7 @@ def training(shards: Path, folder: Path, steps: int, *more: str) -> subprocess.P
 def wait_for_step(folder: Path, after: int, process: subprocess.Popen[bytes]) -> float:
     """When the first training line behind step ``after`` was there."""
     while process.poll() is None:
-        if any(line["step"] > after and "train/loss" in line for line in runs.read_metrics(folder)):
+        if any(line["step"] > after and names.TRAIN_LOSS in line for line in runs.read_metrics(folder)):
             return time.perf_counter()
         time.sleep(0.02)
     raise InputError(f"the training in {folder} ended before its first step; run launch/train.py on these shards")

@@ -17,6 +17,7 @@ from ldct.benchmarks import common
 from ldct.config import Config
 from ldct.data.patches import Patches
 from ldct.device import keep_freed
+from ldct.metrics import names, protocols
 from ldct.runs import folder as runs
 from ldct.training.ranks import Ranks
 from ldct.training.recorder import Recorder
@@ -119,7 +120,7 @@ def scaling(shards: Path, ranks: int, batch: int, steps: int, repeats: int, sett
             file = Path(folder) / "asked.yaml"
             file.write_text(configuration.to_yaml(config))
             common.call("launch/train.py", f"--config={file}", before=torchrun, OMP_NUM_THREADS="1")
-            return [line for line in runs.read_metrics(Path(folder)) if "train/loss" in line][-1]["patches_per_s"]
+            return [line for line in runs.read_metrics(Path(folder)) if names.TRAIN_LOSS in line][-1]["patches_per_s"]
 
     values = common.take_turns({str(count): partial(rate, count) for count in (1, ranks)}, repeats, warmup=0)
     device = Ranks(60).device
@@ -192,11 +193,9 @@ def until(psnr: float, settings: Sequence[str], limit_s: float) -> tuple[float |
 
 def validations(folder: Path) -> list[tuple[float, float]]:
     """Seconds since the run began and PSNR, of every validation of the run in ``folder``."""
-    found = []
-    for line in runs.read_metrics(folder):
-        values = [v for k, v in line.items() if k.startswith("val/") and k.endswith("/psnr") and "low_dose" not in k]
-        found += [(line["elapsed_s"], value) for value in values]
-    return found
+    psnr = {names.validation(names.metric(protocol, "psnr")) for protocol in protocols.names()}
+    lines = runs.read_metrics(folder)
+    return [(line["elapsed_s"], value) for line in lines for name, value in line.items() if name in psnr]
 
 
 def quality_text(result: dict[str, Any]) -> str:

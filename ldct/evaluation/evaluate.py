@@ -16,7 +16,7 @@ from ldct.evaluation.baselines import LOW, Method
 from ldct.evaluation.datasets import Cases, Data
 from ldct.evaluation.results import Evaluation, Result
 from ldct.inference.denoiser import Denoiser
-from ldct.metrics import protocols
+from ldct.metrics import names, protocols
 from ldct.metrics.intervals import Measured
 from ldct.metrics.noise_texture import texture
 from ldct.runs import checkpoint
@@ -57,7 +57,7 @@ def compare(output: np.ndarray, full: np.ndarray, chosen: list[str]) -> dict[str
             found = protocols.get(name).measure(torch.from_numpy(output), torch.from_numpy(full))
         except ValueError as error:
             raise InputError(f"protocol {name} does not fit these slices: {error}") from None
-        values |= {f"{name}/{key}": value for key, value in found.items()}
+        values |= {names.metric(name, key): value for key, value in found.items()}
     return values | texture(output, full)
 
 
@@ -82,8 +82,8 @@ def usable(roots: list[Path]) -> list[Path]:
             expected = run / "checkpoints" / checkpoint.BEST
             raise InputError(f"{run} has no checkpoint to use: expected {expected}; train it with launch/train.py")
         print(f"left out {run}: no checkpoint yet (state: {runs.read_status(run).state})", file=sys.stderr)
-    names = [run.name for run in found]
-    if twice := {name for name in names if names.count(name) > 1}:
+    every = [run.name for run in found]
+    if twice := {name for name in every if every.count(name) > 1}:
         raise InputError(f"several runs are called {', '.join(sorted(twice))}; evaluate their sweeps one by one")
     return [run for run in found if run not in without]
 

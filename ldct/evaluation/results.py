@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ldct.metrics import intervals, protocols
+from ldct.metrics import intervals, names, protocols
 from ldct.metrics.intervals import Estimate, Measured
 from shards.common.atomic import atomic, write_text
 
@@ -120,18 +120,20 @@ def save(run: Path, evaluation: Evaluation) -> None:
     write_text(folder / f"{split}.json", json.dumps(summary(evaluation), indent=1) + "\n")  # last: it vouches for all
 
 
-def _write_csv(path: Path, names: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> None:
-    """One line per row: its names, then the values of its dictionary."""
+def _write_csv(path: Path, head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> None:
+    """A line of ``head``, then one per row: its names, then the values of its dictionary."""
     text, rows = io.StringIO(newline=""), list(rows)
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*names, *rows[0][-1]])
+    writer.writerow([*head, *rows[0][-1]])
     writer.writerows([*row[:-1], *row[-1].values()] for row in rows)
     write_text(path, text.getvalue())
 
 
 def summary(evaluation: Evaluation) -> dict[str, Any]:
     """The content of SPLIT.json."""
-    metrics = {f"{name}/{key}": text for name in evaluation.protocols for key, text in protocols.METRICS.items()}
+    metrics = {
+        names.metric(name, key): text for name in evaluation.protocols for key, text in protocols.METRICS.items()
+    }
     return {
         **evaluation.conditions(),
         "note": evaluation.note,

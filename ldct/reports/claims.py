@@ -62,14 +62,7 @@ class Arm:
 
     def profiles(self, stat: str) -> list[dict[float, float]]:
         """An attention statistic by relative depth over the last validation, one dictionary per seed that has it."""
-        return [found for run in self.runs.values() if (found := profile(run, stat))]
-
-
-def profile(run: Run, stat: str) -> dict[float, float]:
-    """An attention statistic of one run by relative depth (0 = first, 1 = deepest encoder stage), in order of depth."""
-    last = run.last(rf"val/attention/\d+/(depth|{stat})")
-    places = sorted(int(name.split("/")[2]) for name in last if name.endswith(f"/{stat}"))
-    return {last[f"val/attention/{place}/depth"]: last[f"val/attention/{place}/{stat}"] for place in places}
+        return [profile for run in self.runs.values() if (profile := run.attention(stat))]
 
 
 def group(found: list[Run]) -> list[Arm]:
@@ -258,8 +251,8 @@ def of_depth(arms: list[Arm], patients: int) -> list[Claim]:
 
 def slope(run: Run) -> float:
     """Rise of the SD of channel weights over the whole depth, least squares; nan with fewer than two places."""
-    found = profile(run, "channel_sd")
-    return float(np.polyfit(list(found), list(found.values()), 1)[0]) if len(found) > 1 else math.nan
+    profile = run.attention("channel_sd")
+    return float(np.polyfit(list(profile), list(profile.values()), 1)[0]) if len(profile) > 1 else math.nan
 
 
 def follows(run: Run, what: str, place: int) -> float:
@@ -267,8 +260,8 @@ def follows(run: Run, what: str, place: int) -> float:
 
     Which sign a map has is chance: the next layer can turn it.
     """
-    found = list(profile(run, f"spatial_{what}").values())
-    return abs(found[place]) if found else math.nan
+    correlations = list(run.attention(f"spatial_{what}").values())
+    return abs(correlations[place]) if correlations else math.nan
 
 
 def prefers(run: Run, what: str, place: int) -> float:

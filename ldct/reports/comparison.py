@@ -1,58 +1,35 @@
 """The runs of a comparison, gathered from their folders: what they are, how far they came, what they measured."""
 
 import dataclasses
-import json
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ldct import models
-from ldct.config import Config
 from ldct.evaluation import results
 from ldct.evaluation.baselines import BLUR, LOW, NAMES
 from ldct.evaluation.results import Evaluation
+from ldct.metrics import names
 from ldct.reports import tables
 from ldct.runs import folder as runs
-from ldct.runs.folder import Status
+from ldct.runs import reader
 from shards.common.command import InputError
 
 
-@dataclass
-class Run:
-    """One run, as its folder tells it."""
+@dataclass(kw_only=True)
+class Run(reader.Run):
+    """A run beside others."""
 
-    folder: Path
     name: str
     """Of the folder; with its sweep's before it where two would be alike."""
     label: str
     """What sets it apart from the others."""
-    config: Config
-    status: Status
-    metrics: list[dict[str, Any]]
-    """Lines of metrics.jsonl."""
-    provenance: list[dict[str, Any]]
     evaluation: Evaluation | None
-
-    @property
-    def state(self) -> str:
-        """The state, or lost where nothing was heard of the run."""
-        return "lost" if self.status.lost else self.status.state
 
     @property
     def parameters(self) -> int:
         """Trainable parameters."""
         return models.describe(self.config.model).parameters
-
-    def series(self, key: str) -> tuple[list[int], list[float]]:
-        """Steps and values of one metric."""
-        found = [(line["step"], line[key]) for line in self.metrics if line.get(key) is not None]
-        return [step for step, _ in found], [value for _, value in found]
-
-    def last(self, pattern: str) -> dict[str, float]:
-        """The last value of every metric whose name matches."""
-        return {k: v for line in self.metrics for k, v in line.items() if re.fullmatch(pattern, k) and v is not None}
 
 
 def gather(roots: list[Path], split: str) -> list[Run]:
@@ -64,32 +41,16 @@ def gather(roots: list[Path], split: str) -> list[Run]:
         If there is none.
     """
     folders = runs.find_runs(roots)
-    names = [folder.name for folder in folders]
+    plain = [folder.name for folder in folders]
     unique = [
-        folder.name if names.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}" for folder in folders
+        folder.name if plain.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}" for folder in folders
     ]
-    configs = {name: runs.read_config(folder) for name, folder in zip(unique, folders, strict=True)}
-    labels = tables.labels(configs)
+    contents = {name: reader.contents(folder) for name, folder in zip(unique, folders, strict=True)}
+    labels = tables.labels({name: fields["config"] for name, fields in contents.items()})
     return [
-        Run(
-            folder,
-            name,
-            labels[name],
-            configs[name],
-            runs.read_status(folder),
-            runs.read_metrics(folder),
-            _provenance(folder),
-            results.load(folder, split),
-        )
-        for name, folder in zip(unique, folders, strict=True)
+        Run(name=name, label=labels[name], evaluation=results.load(fields["folder"], split), **fields)
+        for name, fields in contents.items()
     ]
-
-
-def _provenance(folder: Path) -> list[dict[str, Any]]:
-    try:
-        return json.loads((folder / "provenance.json").read_text())
-    except (OSError, ValueError):
-        return []
 
 
 def joined(found: list[Run]) -> Evaluation | None:
@@ -126,7 +87,7 @@ def shortfalls(runs: list[Run], found: Evaluation | None, gain: float, best_gain
     if found is None:
         return ["no run is evaluated"]
     protocol = found.protocols[0]
-    psnr = {result.name: result.means[f"{protocol}/psnr"].mean for result in found.results}
+    psnr = {result.name: result.means[names.metric(protocol, "psnr")].mean for result in found.results}
     missing = []
     for one in runs:
         if one.name not in psnr:

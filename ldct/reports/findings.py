@@ -11,12 +11,12 @@ import numpy as np
 from ldct import config as configuration
 from ldct.evaluation.baselines import LOW, NAMES
 from ldct.evaluation.results import Evaluation
-from ldct.metrics import intervals
+from ldct.metrics import intervals, names, protocols
 from ldct.metrics.intervals import Interval
 from ldct.reports import charts, comparison, page, tables
 from ldct.reports import claims as claimed
 from ldct.reports.charts import Curve
-from ldct.reports.claims import Arm, Claim, Quantity, profile
+from ldct.reports.claims import Arm, Claim, Quantity
 from ldct.reports.comparison import Run
 from shards import manifest
 from shards.common.command import InputError
@@ -48,7 +48,7 @@ class Findings:
     @property
     def metric(self) -> str:
         """The metric that ranks."""
-        return f"{self.found.protocols[0]}/psnr"
+        return names.metric(self.found.protocols[0], "psnr")
 
     @property
     def runs(self) -> list[Run]:
@@ -84,7 +84,7 @@ def gather(roots: list[Path], shards: Path) -> Findings:
     counted = {run.name for arm in arms for run in arm.runs.values()}
     why = {run.name: "not evaluated" if run.state == "finished" else run.state for run in every if run not in kept}
     why |= {run.name: "another run is the same" for run in kept if run.name not in counted}
-    metric = f"{found.protocols[0]}/psnr"
+    metric = names.metric(found.protocols[0], "psnr")
     arms.sort(key=lambda arm: -arm.interval(metric).mean)
     return Findings(arms, found, data, digest, [f"{name}: {reason}" for name, reason in why.items()])
 
@@ -182,8 +182,8 @@ def shown(interval: Interval, column: str) -> str:
 def ranking(seen: Findings) -> list[str]:
     """The arms and the baselines by PSNR."""
     first = seen.found.protocols[0]
-    others = [f"{name}/psnr" for name in seen.found.protocols[1:]]
-    columns = [f"{first}/psnr", f"{first}/ssim", f"{first}/rmse", *others]
+    others = [names.metric(protocol, "psnr") for protocol in seen.found.protocols[1:]]
+    columns = [*(names.metric(first, key) for key in protocols.METRICS), *others]
     low = intervals.by_patient(seen.found.get(LOW).slices)
     rows = []
     for arm in seen.arms:
@@ -199,7 +199,7 @@ def ranking(seen: Findings) -> list[str]:
     rows.sort(key=lambda row: -row[0])
     head = ["", "seeds", "patients", "gain over low dose (dB)", f"{first} PSNR", "SSIM", "RMSE (HU)"]
     return [
-        *table([*head, *(f"{name.split('/')[0]} PSNR" for name in others)], [cells for _, cells in rows]),
+        *table([*head, *(f"{names.split_metric(name)[0]} PSNR" for name in others)], [cells for _, cells in rows]),
         "± is half the 95 % interval over seeds and patients (for baselines over patients); none is given with fewer "
         f"than {intervals.LEAST_SEEDS} seeds or {intervals.LEAST_PATIENTS} patients.",
         "",
@@ -251,7 +251,7 @@ def size_of(seen: Findings) -> int:
 def grouped(run: Run, key: str, size: int) -> dict[int, float]:
     """Mean of a metric over groups of ``size`` steps, by the number of the group from 0. Step 0 is before the first."""
     groups: dict[int, list[float]] = {}
-    for step, value in zip(*run.series(key), strict=True):
+    for step, value in zip(*run.curve(key), strict=True):
         if step > 0:
             groups.setdefault((step - 1) // size, []).append(value)
     return {number: float(np.mean(values)) for number, values in groups.items()}
@@ -270,8 +270,8 @@ def curves_of(seen: Findings) -> dict[str, tuple[str, str]]:
     """What is followed through training: name of the chart -> (key of the metrics, text)."""
     name = seen.arms[0].config.val.protocol
     text = {"psnr": "PSNR (dB)", "ssim": "SSIM", "rmse": "RMSE (HU)"}
-    validation = {key: (f"val/{name}/{key}", f"validation {text[key]}, {name}") for key in text}
-    return {"loss": ("train/loss", "training loss"), **validation}
+    validation = {key: (names.validation(names.metric(name, key)), f"validation {text[key]}, {name}") for key in text}
+    return {"loss": (names.TRAIN_LOSS, "training loss"), **validation}
 
 
 def by_groups(seen: Findings, drawn: dict[str, str], stem: str) -> list[str]:
@@ -310,8 +310,8 @@ def draw(seen: Findings) -> dict[str, str]:
     def depths(stat: str) -> Callable[[Arm], dict[float, list[float]]]:
         def points(arm: Arm) -> dict[float, list[float]]:
             found: dict[float, list[float]] = {}
-            for one in (profile(run, stat) for run in arm.runs.values()):
-                for depth, value in one.items():
+            for profile in arm.profiles(stat):
+                for depth, value in profile.items():
                     found.setdefault(depth, []).append(value)
             return found
 
@@ -369,8 +369,8 @@ def commands(seen: Findings, stem: str) -> list[str]:
     ]
     lines += ["python launch/train.py --config RUN/config.yaml --run_dir NEW   # any of the runs again"]
     roots = " ".join(f"runs/{name}" for name in sweeps)
-    protocols = " ".join(seen.found.protocols)
-    lines += [f"python launch/evaluate.py {roots} --shards SHARDS --protocol {protocols}"]
+    chosen = " ".join(seen.found.protocols)
+    lines += [f"python launch/evaluate.py {roots} --shards SHARDS --protocol {chosen}"]
     lines += [f"python launch/findings.py {roots} --shards SHARDS -o docs/{stem}.md"]
     return ["```", *lines, "```", ""]
 

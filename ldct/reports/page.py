@@ -14,7 +14,7 @@ import numpy as np
 from ldct import config as configuration
 from ldct.evaluation.baselines import LOW
 from ldct.evaluation.results import FULL, REGION, TEXTURE, Evaluation
-from ldct.metrics import intervals, protocols
+from ldct.metrics import intervals, names, protocols
 from ldct.reports import charts, comparison, tables
 from ldct.reports.charts import Curve
 from ldct.reports.comparison import Run
@@ -109,7 +109,7 @@ def alarms(page: Page) -> list[str]:
         lines += [f"{one.label}: {flag}" for flag in one.status.flags]
     if page.found:
         protocol = page.found.protocols[0]
-        psnr = {row.label: row.values[f"{protocol}/psnr"].mean for row in page.rows}
+        psnr = {row.label: row.values[names.metric(protocol, "psnr")].mean for row in page.rows}
         rivals = [row for row in page.rows if not row.is_run]
         for row in page.rows:
             beaten = [r.label for r in rivals if row.is_run and not psnr[row.label] >= psnr[r.label]]
@@ -125,7 +125,7 @@ def ranking(page: Page) -> list[dict[str, Any]]:
     if not page.found:
         return []
     first = page.found.protocols[0]
-    shown = [f"{first}/psnr", f"{first}/ssim", f"{first}/rmse", *TEXTURE]
+    shown = [*(names.metric(first, key) for key in protocols.METRICS), *TEXTURE]
     state = {one.name: one.state for one in page.runs}
     lines = []
     for row in page.rows:
@@ -141,8 +141,8 @@ def every_protocol(page: Page) -> list[dict[str, Any]]:
     """Rows of the table of all protocols: PSNR, SSIM and RMSE of each."""
     if not page.found:
         return []
-    names = [f"{p}/{m}" for p in page.found.protocols for m in protocols.METRICS]
-    best = {n: (min if n.endswith("rmse") else max)(r.values[n].mean for r in page.rows if r.is_run) for n in names}
+    metrics = [names.metric(p, m) for p in page.found.protocols for m in protocols.METRICS]
+    best = {n: (min if n.endswith("rmse") else max)(r.values[n].mean for r in page.rows if r.is_run) for n in metrics}
     return [
         {
             "row": row,
@@ -152,7 +152,7 @@ def every_protocol(page: Page) -> list[dict[str, Any]]:
                     "sort": row.values[n].mean,
                     "best": row.is_run and row.values[n].mean == best[n],
                 }
-                for n in names
+                for n in metrics
             ],
         }
         for row in page.rows
@@ -164,7 +164,7 @@ def definitions(page: Page) -> dict[str, str]:
     if not page.found:
         return {}
     named = {name: protocols.get(name).text for name in page.found.protocols}
-    texture = {key.split("/")[1].replace("_", " "): text for key, text in TEXTURE.items()}
+    texture = {names.split_metric(key)[1].replace("_", " "): text for key, text in TEXTURE.items()}
     means = f"mean over the slices of a patient, then over patients; ± half the 95 % interval over patients; {REGION}"
     methods = {row.label: row.detail for row in page.rows}
     return named | texture | {"values": means} | methods
@@ -185,7 +185,8 @@ def viewer(page: Page) -> dict[str, Any] | None:
         panels = [{"label": FULL, "note": "", "data": pack(page.found.full[key])}]
         for result in results:
             values = next(one.values for one in result.slices if one.key == key)
-            note = f"{values[f'{first}/psnr']:.2f} dB, SSIM {values[f'{first}/ssim']:.3f}"
+            psnr, ssim = (values[names.metric(first, key)] for key in ("psnr", "ssim"))
+            note = f"{psnr:.2f} dB, SSIM {ssim:.3f}"
             panels.append({"label": labels[result.name], "note": note, "data": pack(result.pictures[key])})
         height, width = page.found.full[key].shape
         view = around_body(page.found.full[key])
@@ -224,10 +225,10 @@ def draw(page: Page) -> dict[str, str]:
     """Charts by name; those without data are left out."""
     made = {}
     protocol = max((one.config.val.protocol for one in page.runs), key=[o.config.val.protocol for o in page.runs].count)
-    key = f"val/{protocol}/psnr"
-    psnr = [Curve(one.label, page.looks[one.label], *one.series(key)) for one in page.runs]
+    key = names.metric(protocol, "psnr")
+    psnr = [Curve(one.label, page.looks[one.label], *one.curve(names.validation(key))) for one in page.runs]
     if any(curve.x for curve in psnr):
-        low = [v for one in page.runs for v in one.last(f"val/low_dose/{protocol}/psnr").values()]
+        low = [v for one in page.runs for v in one.curve(names.low_dose_validation(key))[1][-1:]]
         text = f"validation PSNR, {protocol} (dB)"
         made["validation"] = charts.curves("validation", psnr, "step", text, low=low[0] if low else None)
     loss = [grouped(one, page) for one in page.runs]
@@ -236,15 +237,16 @@ def draw(page: Page) -> dict[str, str]:
     if page.found:
         made["patients"] = _patients(page, page.found)
     for stat, text in ATTENTION.items():
-        drawn = [by_depth(one, page, stat) for one in page.runs]
-        if drawn := [curve for curve in drawn if curve.x]:
+        profiles = [(one, one.attention(stat)) for one in page.runs]
+        drawn = [Curve(one.label, page.looks[one.label], list(p), list(p.values())) for one, p in profiles if p]
+        if drawn:
             made[stat] = charts.curves(stat, drawn, "relative depth (0 = first, 1 = deepest encoder stage)", text)
     return made
 
 
 def _patients(page: Page, found: Evaluation) -> str:
     """Dots per patient; of a single patient, per slice."""
-    key, labels = f"{found.protocols[0]}/psnr", {row.name: row.label for row in page.rows}
+    key, labels = names.metric(found.protocols[0], "psnr"), {row.name: row.label for row in page.rows}
     groups: dict[str, dict[str, float]] = {}
     alone = len(found.patients) == 1
     for result in found.results:
@@ -268,19 +270,11 @@ def grouped(one: Run, page: Page) -> Curve:
     """Mean and SD of the training loss in groups of steps."""
     size = group_size(page)
     groups: dict[int, list[float]] = {}
-    for step, value in zip(*one.series("train/loss"), strict=True):
+    for step, value in zip(*one.curve(names.TRAIN_LOSS), strict=True):
         groups.setdefault((step - 1) // size, []).append(value)
     x = [(number + 0.5) * size for number in groups]
     means, spread = ([f(values) for values in groups.values()] for f in (np.mean, np.std))
     return Curve(one.label, page.looks[one.label], x, [float(m) for m in means], [float(s) for s in spread])
-
-
-def by_depth(one: Run, page: Page, stat: str) -> Curve:
-    """An attention statistic at each place, over the last validation."""
-    last = one.last(r"val/attention/\d+/(depth|" + stat + ")")
-    places = sorted({int(name.split("/")[2]) for name in last if name.endswith(stat)})
-    x = [last[f"val/attention/{place}/depth"] for place in places]
-    return Curve(one.label, page.looks[one.label], x, [last[f"val/attention/{place}/{stat}"] for place in places])
 
 
 def maps(page: Page) -> list[dict[str, str]]:
@@ -299,7 +293,7 @@ def _uri(content: bytes, kind: str) -> str:
 def cost(one: Run) -> dict[str, Any]:
     """What the run took."""
     status = one.status
-    pace = [value for _, value in zip(*one.series("patches_per_s"), strict=True) if value > 0]
+    pace = [value for _, value in zip(*one.curve("patches_per_s"), strict=True) if value > 0]
     gpu_hours = status.train_s * status.world_size / 3600
     on_gpu = status.device not in ("", "cpu")
     return {

@@ -10,8 +10,8 @@ from typing import Any
 from ldct import config as configuration
 from ldct.config import Config
 from ldct.evaluation import baselines
-from ldct.evaluation.results import REGION, Evaluation
-from ldct.metrics import intervals, protocols
+from ldct.evaluation.results import REGION, TEXTURE, Evaluation
+from ldct.metrics import intervals, names, protocols
 from ldct.metrics.intervals import Estimate
 
 DIGITS = {"psnr": 2, "ssim": 4, "rmse": 2, "frequency": 3, "high_band": 2, "slices_per_s": 1}
@@ -66,8 +66,8 @@ def telling(keys: list[str], flats: list[dict[str, Any]]) -> list[str]:
     """At most LABELLED of ``keys``, each chosen for telling most runs apart beside those before, the network first."""
     chosen: list[str] = []
 
-    def kinds(names: list[str]) -> int:
-        return len({tuple(str(flat[name]) for name in names) for flat in flats})
+    def kinds(fields: list[str]) -> int:
+        return len({tuple(str(flat[field]) for field in fields) for flat in flats})
 
     while len(chosen) < LABELLED and kinds(chosen) < kinds(keys):
         chosen.append(
@@ -107,7 +107,7 @@ class Row:
 
 def rows(found: Evaluation, configs: dict[str, Config]) -> list[Row]:
     """Runs and baselines together, by PSNR under the first protocol, the best first."""
-    key = f"{found.protocols[0]}/psnr"
+    key = names.metric(found.protocols[0], "psnr")
     low = found.get(baselines.LOW).means[key].mean
     named = labels(configs) if configs else {}
     made = []
@@ -127,7 +127,7 @@ def columns(found: Evaluation) -> list[str]:
 
 def number(value: float, column: str) -> str:
     """``value`` with the digits of its column; a dash for nan."""
-    return "-" if math.isnan(value) else f"{value:.{DIGITS[column.split('/')[-1]]}f}"
+    return "-" if math.isnan(value) else f"{value:.{DIGITS[names.split_metric(column)[1]]}f}"
 
 
 def cell(estimate: Estimate, column: str) -> str:
@@ -142,10 +142,10 @@ def as_text(found: Evaluation, made: list[Row]) -> str:
     main = [["", "gain dB", "PSNR dB", "SSIM", "RMSE HU", "noise freq", "high band", "slices/s"]]
     every = [["PSNR dB / SSIM", *found.protocols]]
     for row in made:
-        shown = [f"{first}/psnr", f"{first}/ssim", f"{first}/rmse", "texture/frequency", "texture/high_band"]
+        shown = [*(names.metric(first, key) for key in protocols.METRICS), *TEXTURE]
         speed = number(row.rate, "slices_per_s") if math.isfinite(row.rate) else "-"
         main.append([row.label, f"{row.gain:+.2f}", *(cell(row.values[c], c) for c in shown), speed])
-        pairs = [[number(row.values[f"{p}/{m}"].mean, m) for m in ("psnr", "ssim")] for p in found.protocols]
+        pairs = [[number(row.values[names.metric(p, m)].mean, m) for m in ("psnr", "ssim")] for p in found.protocols]
         every.append([row.label, *(" / ".join(pair) for pair in pairs)])
     return "\n".join([f"{first}: {protocols.get(first).text}", *_aligned(main), "", *_aligned(every)])
 
@@ -173,7 +173,7 @@ def about(found: Evaluation) -> str:
 
 def tests(found: Evaluation, made: list[Row]) -> list[str]:
     """One line per run: the best run against it, paired, in PSNR under the first protocol."""
-    key = f"{found.protocols[0]}/psnr"
+    key = names.metric(found.protocols[0], "psnr")
     runs = [row for row in made if row.is_run]
     lines = []
     for row in runs[1:]:
@@ -189,12 +189,12 @@ def as_csv(found: Evaluation, made: list[Row]) -> str:
     """Every mean and half interval, one line per method, in full precision."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    names = columns(found)
+    metrics = columns(found)
     writer.writerow(
-        ["label", "name", "detail", "gain_db", "slices_per_s", *(c for n in names for c in (n, f"{n}_half"))]
+        ["label", "name", "detail", "gain_db", "slices_per_s", *(c for n in metrics for c in (n, f"{n}_half"))]
     )
     for row in made:
-        values = [v for n in names for v in (row.values[n].mean, row.values[n].ci95_half_width)]
+        values = [v for n in metrics for v in (row.values[n].mean, row.values[n].ci95_half_width)]
         writer.writerow([row.label, row.name, row.detail, row.gain, row.rate, *values])
     return text.getvalue()
 
@@ -202,14 +202,14 @@ def as_csv(found: Evaluation, made: list[Row]) -> str:
 def as_latex(found: Evaluation, made: list[Row]) -> str:
     """A booktabs table of PSNR and SSIM under every protocol, with the best run in bold."""
     best = {
-        (p, m): max(row.values[f"{p}/{m}"].mean for row in made if row.is_run)
+        (p, m): max(row.values[names.metric(p, m)].mean for row in made if row.is_run)
         for p in found.protocols
         for m in ("psnr", "ssim")
     }
 
     def number_of(row: Row, protocol: str, metric: str) -> str:
-        mean = row.values[f"{protocol}/{metric}"].mean
-        shown = cell(row.values[f"{protocol}/{metric}"], metric).replace("±", r"$\pm$")
+        mean = row.values[names.metric(protocol, metric)].mean
+        shown = cell(row.values[names.metric(protocol, metric)], metric).replace("±", r"$\pm$")
         return rf"\textbf{{{shown}}}" if row.is_run and mean == best[protocol, metric] else shown
 
     head = " & ".join(rf"\multicolumn{{2}}{{c}}{{{_tex(p)}}}" for p in found.protocols)

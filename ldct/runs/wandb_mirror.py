@@ -27,6 +27,7 @@ import numpy as np
 
 from ldct import config as configuration
 from ldct.config import Config
+from ldct.metrics import names
 from ldct.runs import folder as runs
 from shards.common.atomic import write_text
 from shards.common.command import InputError, command
@@ -194,7 +195,8 @@ class Mirror:
             settings=wandb.Settings(x_stats_pid=os.getppid(), console="off"),
         )
         run.define_metric("*", step_metric="step")
-        goals = {f"val/{self.config.val.protocol}/{key}": goal for key, goal in GOALS.items()} | {"train/loss": "min"}
+        goals = {names.metric(self.config.val.protocol, key): goal for key, goal in GOALS.items()}
+        goals = {names.TRAIN_LOSS: "min"} | {names.validation(name): goal for name, goal in goals.items()}
         for name, goal in goals.items():
             run.define_metric(name, step_metric="step", summary=f"{goal},last")
         return run
@@ -206,7 +208,7 @@ class Mirror:
             step, key = line["step"], f"line {number}"
             if key not in self.sent:
                 self._log(key, row(line))
-                validated |= any(name.startswith("val/") for name in line)
+                validated |= any(map(names.is_validation, line))
         for path in sorted((self.folder / "eval").glob("**/*.png")):
             name = path.relative_to(self.folder / "eval").with_suffix("")
             key = f"{name} {path.stat().st_mtime_ns}"
@@ -243,7 +245,7 @@ def row(line: dict[str, Any]) -> dict[str, Any]:
 
     values: dict[str, Any] = {}
     for key, value in line.items():
-        if key.endswith("histogram"):
+        if key.endswith(names.HISTOGRAM):
             values[key] = wandb.Histogram(np_histogram=(np.array(value), np.linspace(0, 1, len(value) + 1)))
         elif isinstance(value, int | float):
             values[key] = value
@@ -254,7 +256,7 @@ def picture(step: int, name: str, path: Path) -> dict[str, Any]:
     """A row for W&B with the picture at ``path``."""
     import wandb
 
-    return {"step": step, f"pictures/{name}": wandb.Image(str(path))}
+    return {"step": step, names.picture(name): wandb.Image(str(path))}
 
 
 def evaluated(folder: Path) -> dict[str, float]:
@@ -262,13 +264,12 @@ def evaluated(folder: Path) -> dict[str, float]:
 
     {"eval/<split>/<protocol>/<metric>": mean over patients} of the run; of its input as eval/<split>/low_dose/...
     """
-    prefixes = {folder.name: "", "low dose": "low_dose/"}
+    named = {folder.name: names.evaluation, "low dose": names.low_dose_evaluation}
     found: dict[str, float] = {}
     for path in sorted((folder / "eval").glob("*.json")):
         for method in json.loads(path.read_text()).get("methods", []):
-            if method["name"] in prefixes:
-                below = f"eval/{path.stem}/{prefixes[method['name']]}"
-                means = {f"{below}{key}": value["mean"] for key, value in method["metrics"].items()}
+            if name := named.get(method["name"]):
+                means = {name(path.stem, key): value["mean"] for key, value in method["metrics"].items()}
                 found |= {key: mean for key, mean in means.items() if mean is not None}
     return found
 

@@ -23,6 +23,7 @@ from ldct.data.loader import Loader
 from ldct.data.patches import Patches, open_store
 from ldct.data.sampler import Sampler
 from ldct.device import give_back, keep_freed
+from ldct.metrics import names
 from ldct.models.network import Network
 from ldct.runs import checkpoint
 from ldct.training import losses, optim
@@ -247,9 +248,9 @@ class Training:
         self.recorder.pace(self.loader.waited_s)
         self.loader.waited_s = 0.0
         line: dict[str, Any] = {
-            "train/loss": loss,
-            "train/lr": self.rate.at(self.step - 1),
-            "train/grad_norm": self.norm.item(),
+            names.TRAIN_LOSS: loss,
+            names.LEARNING_RATE: self.rate.at(self.step - 1),
+            names.GRAD_NORM: self.norm.item(),
         }
         line |= attention_lines(self.attention, self.ranks) if self.attention else {}
         self.recorder.line(line, note=f"loss {loss:.3g}, {self.recorder.status.patches_per_s:.0f} patches/s")
@@ -265,7 +266,7 @@ class Training:
         metrics = self.validation.run(model.eval(), self._signalled)
         if metrics is None:
             return False
-        value = metrics[f"val/{self.config.val.protocol}/psnr"]
+        value = metrics[names.validation(names.metric(self.config.val.protocol, "psnr"))]
         self.rate.validated(value)
         if value > self.best.get("psnr", -math.inf):  # never so for NaN
             self.best = {"step": self.step, "psnr": value}
@@ -275,7 +276,7 @@ class Training:
         self.validated = self.step
         self.recorder.status.best = self.best
         self.recorder.status.flags = self.validation.flags(metrics)
-        self.recorder.line({**metrics, "val/flags": self.recorder.status.flags})
+        self.recorder.line({**metrics, names.FLAGS: self.recorder.status.flags})
         give_back()
         self.recorder.pause()
         return True

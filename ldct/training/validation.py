@@ -12,7 +12,7 @@ from ldct.attention.statistics import Collector, collect
 from ldct.config import Config
 from ldct.data.hu import denormalise, normalise
 from ldct.data.slices import Slices
-from ldct.metrics import protocols
+from ldct.metrics import names, protocols
 from ldct.models.network import Network
 from ldct.models.whole_slice import denoise
 from ldct.training.ranks import Ranks
@@ -48,7 +48,9 @@ class Validation:
                     return None
         found = dict(pair for part in self.ranks.gather(mine) for pair in part)
         seen = attention_lines(attention, self.ranks)
-        return self._average([found[number] for number in sorted(found)]) | {f"val/{k}": v for k, v in seen.items()}
+        return self._average([found[number] for number in sorted(found)]) | {
+            names.validation(k): v for k, v in seen.items()
+        }
 
     @torch.no_grad()
     def _slice(self, model: Network, number: int) -> dict[str, float]:
@@ -57,10 +59,13 @@ class Validation:
         output = self._output(model, low)
         if number not in self.low_dose:
             self.low_dose[number] = self.protocol.measure(low, full)
-        name = self.config.val.protocol
-        values = {f"val/{name}/{key}": value for key, value in self.protocol.measure(output, full).items()}
-        values |= {f"val/low_dose/{name}/{key}": value for key, value in self.low_dose[number].items()}
-        return values | {"val/output_sd_hu": output.std().item()}
+
+        def named(make: Callable[[str], str], values: dict[str, float]) -> dict[str, float]:
+            return {make(names.metric(self.protocol.name, key)): value for key, value in values.items()}
+
+        values = named(names.validation, self.protocol.measure(output, full))
+        values |= named(names.low_dose_validation, self.low_dose[number])
+        return values | {names.OUTPUT_SD: output.std().item()}
 
     def _output(self, model: Network, low: Tensor) -> Tensor:
         normalization = self.config.data.normalization
@@ -87,12 +92,12 @@ class Validation:
 
     def flags(self, metrics: dict[str, Any]) -> list[str]:
         """What a person should look at in these metrics: an output that is constant, or worse than its input."""
-        name = self.config.val.protocol
+        psnr = names.metric(self.config.val.protocol, "psnr")
         found = []
-        if not metrics["val/output_sd_hu"] >= CONSTANT_HU:
+        if not metrics[names.OUTPUT_SD] >= CONSTANT_HU:
             found.append("output is constant")
         # a network that starts as the identity equals its input but for rounding
-        if not metrics[f"val/{name}/psnr"] >= metrics[f"val/low_dose/{name}/psnr"] - 0.01:
+        if not metrics[names.validation(psnr)] >= metrics[names.low_dose_validation(psnr)] - 0.01:
             found.append("worse than the low dose")
         return found
 

@@ -62,7 +62,16 @@ def make(seed=0, gain=1.0, patients=PATIENTS, noise=0.01, line=None, data="d", *
     found.results.append(Result(name, "made", measured(gain, seed, patients, noise), 1.0, "CPU", "mark"))
     status = Status(state="finished", step=20, steps=20, device="cpu")
     provenance = [{"manifest_sha256": data}]
-    return Run(None, name, name, config, status, [line] if line else [], provenance, found)
+    return Run(
+        folder=None,
+        name=name,
+        label=name,
+        config=config,
+        status=status,
+        metrics=[line] if line else [],
+        provenance=provenance,
+        evaluation=found,
+    )
 
 
 def arms_of(*arms, seeds=3, **common):

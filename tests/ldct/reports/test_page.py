@@ -15,7 +15,7 @@ from ldct.evaluation import datasets, evaluate
 from ldct.evaluation.results import Evaluation, Result
 from ldct.metrics.intervals import Measured
 from ldct.reports import comparison, tables
-from ldct.reports.page import alarms, around_body, build, by_depth, draw, group_size, grouped, pack, ranking, render
+from ldct.reports.page import alarms, around_body, build, draw, group_size, grouped, pack, ranking, render
 from ldct.runs import folder as runs
 from shards.common.command import InputError
 
@@ -116,8 +116,7 @@ def test_text_from_runs_cannot_become_markup(sweep, tmp_path, tiny_shards):
 
 def test_attention_by_depth_and_the_loss_in_groups(page):
     worse = next(one for one in page.runs if one.name == "1-worse")
-    curve = by_depth(worse, page, "channel_sd")
-    assert (curve.x, curve.y) == ([0.0, 0.5, 1.0], [0.01, 0.02, 0.3])
+    assert worse.attention("channel_sd") == {0.0: 0.01, 0.5: 0.02, 1.0: 0.3}
     assert group_size(page) == 2
     losses = grouped(worse, page)
     assert losses.y[-1] == pytest.approx(1 / 21)

@@ -1,0 +1,73 @@
+"""A run as its folder tells it: what it is, how far it came, its curves and its attention by depth."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ldct.config import Config
+from ldct.metrics import names
+from ldct.runs import folder as runs
+from ldct.runs.folder import Status
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What a run folder holds, but for weights and pictures."""
+
+    folder: Path
+    config: Config
+    status: Status
+    metrics: list[dict[str, Any]]
+    """Lines of metrics.jsonl."""
+    provenance: list[dict[str, Any]]
+    """Code, packages, host and data of every attempt; empty where none is written."""
+
+    @property
+    def state(self) -> str:
+        """The state, or lost where nothing was heard of the run."""
+        return "lost" if self.status.lost else self.status.state
+
+    def curve(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps and values of one metric, by its name in ldct/metrics/names.py; what was not finite is left out."""
+        points = [(line["step"], line[name]) for line in self.metrics if line.get(name) is not None]
+        return [step for step, _ in points], [value for _, value in points]
+
+    def attention(self, statistic: str) -> dict[float, float]:
+        """An attention statistic at the last validation, by relative depth (0 = first, 1 = deepest encoder stage).
+
+        Empty where the network has no such attention or was not validated yet.
+        """
+        last: dict[tuple[int, str], float] = {}
+        for line in self.metrics:
+            for name, value in line.items():
+                if names.is_validation(name) and value is not None and (stage := names.split_attention(name)):
+                    last[stage] = value
+        stages = sorted(number for number, what in last if what == statistic)
+        return {last[stage, names.DEPTH]: last[stage, statistic] for stage in stages}
+
+
+def read(folder: Path) -> Run:
+    """The run in ``folder``.
+
+    Raises
+    ------
+    InputError
+        If it is not a run folder.
+    """
+    return Run(**contents(folder))
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """The fields of the run in ``folder``, for Run and what is made of it."""
+    try:
+        provenance = json.loads((folder / "provenance.json").read_text())
+    except (OSError, ValueError):
+        provenance = []
+    return {
+        "folder": folder,
+        "config": runs.read_config(folder),
+        "status": runs.read_status(folder),
+        "metrics": runs.read_metrics(folder),
+        "provenance": provenance,
+    }
