@@ -9,6 +9,7 @@ import numpy as np
 
 from shards.common.command import InputError
 from shards.common.pool import Workers
+from shards.common.table import text_table
 from shards.dicom import Unusable, read_hu
 from shards.noise_level import noise_sd, soft_tissue
 from shards.pairing import Pair, Pairing, Patient
@@ -155,7 +156,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "same",
         "layout",
     )
-    lines = [head]
+    lines = []
     for row in rows:
         noise = " -> ".join("-" if row[k] is None else f"{row[k]:.1f}" for k in ("noise_full", "noise_reduced"))
         lines.append(
@@ -174,10 +175,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 row["layout"] + (f", {row['series']}" if row["series"] else ""),
             )
         )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    return text_table(head, lines, left=[head.index(name) for name in ("patient", "z in mm", "kernel", "layout")])
 
 
 def reasons(left_out: list[dict[str, str]]) -> str:

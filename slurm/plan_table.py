@@ -2,15 +2,10 @@
 
 from pathlib import Path
 
+from shards.common.table import text_table
 from slurm import submission
 from slurm.cluster import Cluster, local_parallelism, sbatch_text
 from slurm.sweep import Run, device_hours
-
-
-def columns(rows: list[list[str]]) -> str:
-    """Rows as text, the first being the head; every column as wide as its widest cell."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def of_plan(planned: list[Run], cluster: Cluster, root: Path) -> str:
@@ -18,7 +13,7 @@ def of_plan(planned: list[Run], cluster: Cluster, root: Path) -> str:
     unit = "GPU-h" if cluster.gpus_per_node or cluster.gres else "CPU-h"
     hours = device_hours(planned, cluster, root)
     swept = list(planned[0].overrides)
-    rows = [["run", *swept, "weights", "steps", unit, "state"]]
+    head, rows = ["run", *swept, "weights", "steps", unit, "state"], []
     for run in planned:
         cost = hours[run.name]
         rows.append(
@@ -41,7 +36,8 @@ def of_plan(planned: list[Run], cluster: Cluster, root: Path) -> str:
     parts += [f"{len(chosen)} to submit"]
     if chosen:
         parts += [f"estimated {cost_of_all}" if known else f"{unit} unknown: no earlier run of these networks"]
-    return columns(rows) + "\n" + ", ".join(parts)
+    texts = [*range(len(swept) + 1), len(head) - 1]
+    return text_table(head, rows, left=texts) + "\n" + ", ".join(parts)
 
 
 def dry_run(planned: list[Run], cluster: Cluster, folder: Path) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ldct.runs import folder as runs
 from shards.common.command import InputError
+from shards.common.table import text_table
 from slurm import squeue, submission
-from slurm.plan_table import columns
 from slurm.submission import Submission
 from slurm.sweep import on_gpu, state_of
 
@@ -121,7 +121,7 @@ def last_error(log: Path) -> str:
 
 def show(made: list[Report], silent: str) -> str:
     """The table, its sums, and the failures grouped by what they say."""
-    rows = [["run", "state", "step", "patches/s", "left", "GPU-h", "best", "job"]]
+    head, rows = ["run", "state", "step", "patches/s", "left", "GPU-h", "best", "job"], []
     for one in made:
         state = f"requeued {one.requeues} times" if one.state == "requeued" else one.state
         best = " ".join(f"{key} {value:.2f}" for key, value in one.best.items() if key != "step")
@@ -140,7 +140,7 @@ def show(made: list[Report], silent: str) -> str:
     counts = {state: sum(one.state == state for one in made) for state in dict.fromkeys(one.state for one in made)}
     hours = sum(one.gpu_hours or 0 for one in made)
     sums = ", ".join(f"{number} {state}" for state, number in counts.items())
-    lines = [columns(rows), f"{len(made)} runs: {sums}; {hours:.2f} GPU-hours"]
+    lines = [text_table(head, rows, left=(0, 1, 6, 7)), f"{len(made)} runs: {sums}; {hours:.2f} GPU-hours"]
     for flag in dict.fromkeys(flag for one in made for flag in one.flags):
         lines.append(f"warning: {flag}: {some([one.run for one in made if flag in one.flags])}")
     lines += failures(made)

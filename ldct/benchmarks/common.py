@@ -158,16 +158,6 @@ def _product(dtype: torch.dtype, device: torch.device, size: int) -> Callable[[]
     return lambda: 2 * size**3 / min(seconds(way, device) for way in ways for _ in range(3))
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Text in columns: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = []
-    for row in [head, *rows]:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append("  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip())
-    return "\n".join(lines)
-
-
 def generate(folder: Path, pairs: int) -> Path:
     """Shards of a water phantom, ``pairs`` slices of two patients, one to train and one to validate."""
     sharder.generate(folder / "dicom", pairs)

@@ -22,6 +22,7 @@ from ldct.device import full_precision, give_back, keep_freed, pick_device
 from ldct.inference.denoiser import Denoiser
 from ldct.inference.dicom import BATCH
 from shards.common.command import InputError
+from shards.common.table import text_table
 
 Precision = Literal["fp32", "bf16"]
 
@@ -195,7 +196,7 @@ def text(result: dict[str, Any]) -> str:
         ]
         head = ["way", "slices/s", "spread", f"/ {found['base']}", "of the product", "HU from fp32"]
         peaks = ", ".join(f"{peak:,.0f}" for peak in found["peak_mb"])
-        parts += [common.table(head, rows), f"peak memory after each {BATCH} slices of a series: {peaks} MB"]
+        parts += [text_table(head, rows), f"peak memory after each {BATCH} slices of a series: {peaks} MB"]
     return "\n".join(parts)
 
 

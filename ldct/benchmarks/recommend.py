@@ -10,6 +10,7 @@ import yaml
 from ldct.benchmarks import common
 from ldct.benchmarks.steps import configure, our_turns
 from ldct.config import Config, TrainConfig
+from shards.common.table import text_table
 
 ENOUGH = 0.95
 """The smallest batch with this share of the best rate is taken: beyond it, memory buys little."""
@@ -75,7 +76,7 @@ def text(result: dict[str, Any]) -> str:
         ]
         for row in result["tried"]
     ]
-    shown = common.table(["precision", "format", "batch", "patches/s"], rows)
+    shown = text_table(["precision", "format", "batch", "patches/s"], rows)
     about = (
         f"{common.heading(result)}\n{result['network']}; train.global_batch is for {result['ranks']} rank(s)\n{shown}"
     )

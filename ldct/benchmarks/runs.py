@@ -24,6 +24,7 @@ from ldct.training.recorder import Recorder
 from ldct.training.signals import Latch
 from ldct.training.trainer import Training, set_numerics
 from shards.common.command import InputError
+from shards.common.table import text_table
 
 PATIENCE = 5
 """How many times as long as ours the document's recipe may take: at most a fifth is what is claimed."""
@@ -141,7 +142,7 @@ def scaling_text(result: dict[str, Any]) -> str:
         [f"{name} ranks", f"{rate['median']:,.1f}", f"{rate['low']:,.1f} to {rate['high']:,.1f}"]
         for name, rate in result["patches_per_s"].items()
     ]
-    shown = common.table([f"batch {result['batch']} a rank", "patches/s", "spread"], rows)
+    shown = text_table([f"batch {result['batch']} a rank", "patches/s", "spread"], rows)
     return f"{common.heading(result)}\n{shown}\n{result['ranks']} ranks / 1: {result['ratio']:.2f}"
 
 

@@ -18,6 +18,7 @@ from ldct.device import keep_freed
 from ldct.training.ranks import Ranks
 from ldct.training.trainer import set_numerics
 from shards.common.command import InputError
+from shards.common.table import text_table
 
 OURS, BOTH, THEIRS = "ours", "ours, attention both", "reference"
 
@@ -144,7 +145,7 @@ def text(result: dict[str, Any]) -> str:
             ]
         )
     head = ["way", "batch", "patches/s", "spread", "/ reference", "GFLOP/s", "of the product", "loss / reference"]
-    return f"{common.heading(result)}\nlarge matrix product: {limits}\n{common.table(head, rows)}"
+    return f"{common.heading(result)}\nlarge matrix product: {limits}\n{text_table(head, rows)}"
 
 
 def layers(config: Config, steps: int = 3) -> dict[str, Any]:
@@ -184,7 +185,7 @@ def layers_text(result: dict[str, Any]) -> str:
         for row in result["layers"][:LONGEST]
     ]
     what = f"{result['network']}, attention {result['attention']}, batch {result['batch']}"
-    return f"{common.heading(result)}\n{what}\n{common.table(['operation', 'first input', 'ms a step', 'share'], rows)}"
+    return f"{common.heading(result)}\n{what}\n{text_table(['operation', 'first input', 'ms a step', 'share'], rows)}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -54,10 +54,9 @@ def test_a_way_has_a_process_of_its_own():
             os.kill(process, 0)
 
 
-def test_spread_ratio_and_table():
+def test_spread_and_ratio():
     assert common.spread([4.0, 1.0, 3.0]) == {"median": 3.0, "low": 1.0, "high": 4.0}
     assert common.ratio([2, 9, 8], [1, 3, 2]) == 3  # of the rounds 2, 3 and 4; not 8 / 2
-    assert common.table(["way", "n"], [["ours", "10"], ["a", "9"]]) == "way    n\nours  10\na      9"
 
 
 def test_a_matrix_product_counts_two_for_each_element_and_term(monkeypatch):
