@@ -7,11 +7,12 @@ import argparse
 from pathlib import Path
 
 from shards.common.command import command
+from shards.common.lock import locked
 from slurm import plan_table, snapshot, sweep_file
 from slurm.cluster import load
 from slurm.local import Local
 from slurm.submit import submit
-from slurm.sweep import locked, note_states, plan, write_configs
+from slurm.sweep import note_states, plan, write_configs
 
 
 def main() -> int:
@@ -40,7 +41,8 @@ def main() -> int:
         print(plan_table.dry_run(planned, cluster, folder))
         return 0
     # a launcher of local runs holds the sweep until they end, one of SLURM jobs for seconds
-    with locked(folder, wait_s=0 if cluster.executor == "local" else 120):
+    wait_s = 0 if cluster.executor == "local" else 120
+    with locked(folder / ".lock", f"another launcher works on {folder}", wait_s):
         note_states(planned, folder)
         print(plan_table.of_plan(planned, cluster, args.runs), flush=True)
         chosen = [run for run in planned if run.open]

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -349,7 +350,11 @@ def check_names(values: dict[str, Any]) -> None:
 
 def explain(error: ArgumentError) -> str:
     """jsonargparse's message as one line, with the way to the valid names where one is not known."""
-    text = " ".join(str(error).split()).replace("typing.Literal", "one of ").replace('Parser key "', '"')
+    text = " ".join(str(error).split()).replace('Parser key "', '"')
+    union = r"Does not validate .*Subtypes: \[(.*)\] Errors: .* Given value: "
+    text = re.sub(union, r"Expected one of \1. Got value: ", text)
+    text = re.sub(r"a typing.Literal\[(.*)\]", r"one of \1", text)
+    text = re.sub(r"(a )?<class '(\w+)'>", r"\2", text).replace("NoneType", "null")
     return f"{text}; --help lists every field" if "unrecognized" in text or "not accept" in text else text
 
 

@@ -1,13 +1,13 @@
 """The state of a build in OUT/.build: for which settings and input, by whom, and what each finished shard holds."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from shards.common import lock
 from shards.common.atomic import write_text
 from shards.common.command import InputError
 from shards.dicom import files_under
@@ -47,13 +47,7 @@ def locked(out: Path) -> Iterator[Path]:
         (state / "lock").touch()
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror}") from None
-    with open(state / "lock", "a") as lock:  # NFS locks only what is open for writing
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another build is at work in {out}; wait for it, or choose another folder") from None
-        except OSError as error:
-            raise InputError(f"{out}: its file system has no locks ({error.strerror}); choose another one") from None
+    with lock.locked(state / "lock", f"another build is at work in {out}"):
         yield state
 
 

@@ -3,14 +3,17 @@
 import dataclasses
 import os
 import shlex
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import submitit
 import yaml
+from jsonargparse import ArgumentError, ArgumentParser
 from submitit.slurm import slurm as submitit_slurm
 
+from ldct.config import explain
 from shards.common.command import InputError
 
 Kind = Literal["slurm", "local"]
@@ -124,37 +127,20 @@ def load(path: Path) -> Cluster:
 
 
 def from_dict(content: Any) -> Cluster:
-    """Cluster from a YAML file's content."""
+    """Cluster from a YAML file's content; a key without a value is one that is not given."""
     if not isinstance(content, dict):
         raise InputError(f"expected a mapping with executor, nodes, ..., found {type(content).__name__}")
-    fields = {f.name: f.type for f in dataclasses.fields(Cluster)}
-    for key, value in content.items():
-        if key not in fields:
-            raise InputError(f"unknown key {key!r}; there are: {', '.join(fields)}")
-        if not fits(value, fields[key]):
-            raise InputError(f"{key}: expected {describe(fields[key])}, found {value!r}")
-    return Cluster(**content)
-
-
-def fits(value: Any, kind: Any) -> bool:
-    """Whether ``value`` is of the type ``kind`` of a field of Cluster."""
-    if kind is Kind:
-        return value in get_args(Kind)
-    if kind == list[str]:
-        return isinstance(value, list) and all(isinstance(line, str) for line in value)
-    if kind == dict[str, Any]:
-        return isinstance(value, dict)
-    allowed = get_args(kind) or (kind,)
-    return type(value) in allowed or (float in allowed and type(value) is int)
-
-
-def describe(kind: Any) -> str:
-    """``kind`` in words for an error message."""
-    if kind is Kind:
-        return " or ".join(get_args(Kind))
-    words = {int: "a whole number", float: "a number", str: "a text", type(None): "nothing"}
-    names = [words[t] for t in get_args(kind) or (kind,) if t in words]
-    return "a list of texts" if kind == list[str] else "a mapping" if kind == dict[str, Any] else " or ".join(names)
+    names = [f.name for f in dataclasses.fields(Cluster)]
+    for key in content:
+        if key not in names:
+            raise InputError(f"unknown key {key!r}; there are: {', '.join(names)}")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Cluster)
+    given = {key: value for key, value in content.items() if value is not None}
+    try:
+        return Cluster(**vars(parser.parse_object(given, defaults=False)))
+    except ArgumentError as error:
+        raise InputError(explain(error)) from None
 
 
 def slurm_parameters(cluster: Cluster, name: str, comment: str, code: Path, runs: int) -> dict[str, Any]:
@@ -214,11 +200,11 @@ def slurm_executor(
 
 
 def sbatch_text(cluster: Cluster, folder: Path, name: str, comment: str, code: Path, runs: int) -> str:
-    """The script that sbatch would get for an array of ``runs``."""
-    python = cluster.python or "python"
+    """The script that sbatch would get for an array of ``runs``, also on a machine without SLURM."""
+    python = cluster.python or shlex.quote(sys.executable)  # as submitit's executor has it
     command = f"{python} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     parameters = slurm_parameters(cluster, name, comment, code, runs)
-    # submitit has no public way to see the script without submitting it
+    # private: submitit writes the script on its way to sbatch only, and makes no executor where srun is missing
     return submitit_slurm._make_sbatch_string(
         command=command, folder=folder, map_count=runs if runs > 1 else None, **parameters
     )

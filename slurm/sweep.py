@@ -2,13 +2,10 @@
 
 import contextlib
 import copy
-import fcntl
 import functools
 import json
 import os
 import socket
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -252,38 +249,3 @@ def write_configs(chosen: list[Run]) -> None:
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(write, chosen))
-
-
-@contextlib.contextmanager
-def locked(folder: Path, wait_s: float) -> Iterator[None]:
-    """Hold the sweep: only one launcher at a time may decide what to submit.
-
-    Raises
-    ------
-    InputError
-        If another launcher still holds it after ``wait_s`` seconds, or the file system has no locks.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+") as file:
-        end = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    file.seek(0)
-                    holder = file.read().strip() or "unknown"
-                    raise InputError(
-                        f"another launcher works on {folder} ({holder}); wait for it, or stop it"
-                    ) from None
-                time.sleep(0.1)
-            except OSError as error:
-                raise InputError(
-                    f"{folder}: its file system has no locks ({error.strerror}); choose another one with --runs"
-                ) from None
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield

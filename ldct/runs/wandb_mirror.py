@@ -10,7 +10,6 @@ run's next part, or by hand::
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import shlex
@@ -19,7 +18,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from ldct.metrics import names
 from ldct.runs import folder as runs
 from shards.common.atomic import write_text
 from shards.common.command import InputError, command
+from shards.common.lock import locked
 
 POLL_S = 1.0
 """Seconds between two looks at the run folder."""
@@ -274,8 +273,7 @@ def evaluated(folder: Path) -> dict[str, float]:
     return found
 
 
-@contextlib.contextmanager
-def alone(folder: Path, wait: bool) -> Iterator[None]:
+def alone(folder: Path, wait: bool) -> contextlib.AbstractContextManager[None]:
     """Be the only mirror of ``folder``: an earlier one may still be ending.
 
     Raises
@@ -283,13 +281,8 @@ def alone(folder: Path, wait: bool) -> Iterator[None]:
     InputError
         If there is another one, and ``wait`` is false.
     """
-    (folder / "wandb").mkdir(exist_ok=True)
-    with open(folder / "wandb" / "mirror.lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise InputError(f"{folder}: another process sends this run to W&B now; wait for it to end") from None
-        yield
+    busy = f"{folder}: another process sends this run to W&B now"
+    return locked(folder / "wandb" / "mirror.lock", busy, wait_s=-1 if wait else 0)
 
 
 def follow(folder: Path) -> None:

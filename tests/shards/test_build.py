@@ -200,7 +200,7 @@ def test_a_file_system_without_locks_is_not_another_build(tmp_path, monkeypatch)
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr("fcntl.flock", flock)
-    with pytest.raises(InputError, match=r"its file system has no locks \(No locks available\); choose another one"):
+    with pytest.raises(InputError, match=r"its file system has no locks \(No locks available\); choose another"):
         locked(tmp_path).__enter__()
 
 

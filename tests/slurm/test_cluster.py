@@ -1,5 +1,6 @@
 """Cluster files, and what SLURM is asked for."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,15 @@ def test_every_key_of_a_gpu_cluster_reaches_sbatch():
     assert "apptainer exec i.sif python -u -m submitit.core._submit /runs/s/logs/1" in srun
 
 
+def test_the_script_names_the_python_that_runs_the_job():
+    (srun,) = [line for line in script() if line.startswith("srun ")]
+    assert f" {sys.executable} -u -m submitit.core._submit " in srun
+
+
+def test_a_key_without_a_value_is_not_given():
+    assert from_dict({"nodes": None, "account": None}) == from_dict({})
+
+
 def test_gres_takes_the_place_of_gpus_per_node():
     lines = script(gres="gpu:a100:4", gpus_per_node=4, tasks_per_node=4)
     assert "#SBATCH --gres=gpu:a100:4" in lines
@@ -62,10 +72,12 @@ def test_one_run_is_no_array():
     [
         ([1], "expected a mapping"),
         ({"partiton": "gpu"}, "unknown key 'partiton'; there are: executor, nodes, "),
-        ({"executor": "pbs"}, "executor: expected slurm or local, found 'pbs'"),
-        ({"nodes": "two"}, "nodes: expected a whole number, found 'two'"),
-        ({"nodes": True}, "nodes: expected a whole number, found True"),
-        ({"setup": "source a"}, "setup: expected a list of texts"),
+        ({"executor": "pbs"}, "\"executor\": Expected one of 'slurm', 'local'. Got value: pbs"),
+        ({"nodes": "two"}, '"nodes": Expected int. Got value: two'),
+        ({"nodes": True}, '"nodes": Expected int. Got value: True'),
+        ({"setup": "source a"}, '"setup": Expected list. Got value: source a'),
+        ({"setup": [1]}, '"setup": Expected str. Got value: 1'),
+        ({"account": 1234}, '"account": Expected one of str, null. Got value: 1234'),
         ({"nodes": 0}, "nodes: expected at least 1"),
         ({"array_parallelism": 0}, "array_parallelism: expected at least 1"),
         ({"gpus_per_node": 4}, "tasks_per_node: expected 4, one rank for each of gpus_per_node, found 1"),

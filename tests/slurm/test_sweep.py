@@ -1,8 +1,6 @@
 """From a sweep file to checked runs."""
 
-import errno
 import json
-import os
 import shutil
 
 import pytest
@@ -126,15 +124,6 @@ def test_a_missing_shard_is_found_before_anything_is_submitted(plan, tiny_shards
     (copy / "train-00001.tar").unlink()
     with pytest.raises(InputError, match=r"train-00001\.tar: expected \d+ bytes, found no file"):
         plan({"train.seed": [0]}, f"data.shards={copy}")
-
-
-def test_a_file_system_without_locks_is_one_line(tmp_path, monkeypatch):
-    def flock(*_):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    monkeypatch.setattr("fcntl.flock", flock)
-    with pytest.raises(InputError, match=r"its file system has no locks \(Function not implemented\); choose"):
-        sweep.locked(tmp_path / "s", wait_s=0).__enter__()
 
 
 def test_state_comes_from_the_run_folder(plan):
