@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ldct.metrics import intervals, names, protocols
+from ldct.metrics import intervals, protocols, registry
 from ldct.metrics.intervals import Estimate, Measured
 from shards.common.atomic import atomic, write_text
 
@@ -31,12 +31,6 @@ REGION = "whole slice, air included, no body mask"
 """What the metrics are taken over."""
 FULL = "full dose"
 """Name of the target among the pictures; it has no metrics."""
-TEXTURE = {
-    "texture/frequency": "mean frequency of the noise power spectrum of output minus full dose in flat soft tissue, "
-    "cycles per pixel",
-    "texture/high_band": "noise power above 0.25 cycles per pixel in flat soft tissue, over the full dose's: 1 = its "
-    "texture, below = smoothed",
-}
 
 
 @dataclass
@@ -81,7 +75,18 @@ class Evaluation:
 
     def conditions(self) -> dict[str, Any]:
         """What two evaluations must share to be compared."""
-        return {"version": VERSION, "split": self.split, "data": self.data, "protocols": self.protocols}
+        return {
+            "version": VERSION,
+            "split": self.split,
+            "data": self.data,
+            "protocols": self.protocols,
+            "metrics": self.metrics,
+        }
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics of every slice; before anything is measured, of those that will be."""
+        return list(self.results[0].slices[0].values) if self.results else registry.names(self.protocols)
 
     def get(self, name: str) -> Result:
         """The result called ``name``."""
@@ -131,15 +136,12 @@ def _write_csv(path: Path, head: tuple[str, ...], rows: Iterable[tuple[Any, ...]
 
 def summary(evaluation: Evaluation) -> dict[str, Any]:
     """The content of SPLIT.json."""
-    metrics = {
-        names.metric(name, key): text for name in evaluation.protocols for key, text in protocols.METRICS.items()
-    }
     return {
         **evaluation.conditions(),
         "note": evaluation.note,
         "region": REGION,
         "protocol_definitions": {name: protocols.get(name).text for name in evaluation.protocols},
-        "metric_definitions": metrics | TEXTURE,
+        "metric_definitions": {name: _definition(name) for name in evaluation.metrics},
         "averaging": "slices within a patient, then patients; half = half the 95 % interval (Student's t), null with "
         f"fewer than {intervals.LEAST_PATIENTS} patients",
         "patients": len(evaluation.patients),
@@ -158,6 +160,11 @@ def summary(evaluation: Evaluation) -> dict[str, Any]:
             for result in evaluation.results
         ],
     }
+
+
+def _definition(name: str) -> str:
+    metric = registry.find(name)
+    return f"{metric.title}: {metric.definition}"
 
 
 def _plain(value: float | None) -> float | None:

@@ -153,8 +153,6 @@ _ALL = (
 _BY_NAME = {protocol.name: protocol for protocol in _ALL}
 DEFAULT = ("abd400", "hu2000", "full4096", "ldctbench", "sinyu", "document55")
 """What is measured unless others are asked for; the first is the one that ranks. Chest and head are for their scans."""
-METRICS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "rmse": "RMSE (HU)"}
-"""Keys of ``measure`` and what a table calls them. Of rmse, less is better."""
 
 
 def names() -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 from ldct import config as configuration
 from ldct.evaluation.baselines import LOW, NAMES
 from ldct.evaluation.results import Evaluation
-from ldct.metrics import intervals, names, protocols
+from ldct.metrics import intervals, names
 from ldct.metrics.intervals import Interval
 from ldct.reports import charts, comparison, page, tables
 from ldct.reports import claims as claimed
@@ -183,7 +183,7 @@ def ranking(seen: Findings) -> list[str]:
     """The arms and the baselines by PSNR."""
     first = seen.found.protocols[0]
     others = [names.metric(protocol, "psnr") for protocol in seen.found.protocols[1:]]
-    columns = [*(names.metric(first, key) for key in protocols.METRICS), *others]
+    columns = [*(names.metric(first, key) for key in ("psnr", "ssim", "rmse")), *others]
     low = intervals.by_patient(seen.found.get(LOW).slices)
     rows = []
     for arm in seen.arms:

@@ -13,8 +13,8 @@ import numpy as np
 
 from ldct import config as configuration
 from ldct.evaluation.baselines import LOW
-from ldct.evaluation.results import FULL, REGION, TEXTURE, Evaluation
-from ldct.metrics import intervals, names, protocols
+from ldct.evaluation.results import FULL, REGION, Evaluation
+from ldct.metrics import intervals, names, protocols, registry
 from ldct.reports import charts, comparison, tables
 from ldct.reports.charts import Curve
 from ldct.reports.comparison import Run
@@ -125,13 +125,13 @@ def ranking(page: Page) -> list[dict[str, Any]]:
     if not page.found:
         return []
     first = page.found.protocols[0]
-    shown = [*(names.metric(first, key) for key in protocols.METRICS), *TEXTURE]
+    shown = registry.main_names(first)
     state = {one.name: one.state for one in page.runs}
     lines = []
     for row in page.rows:
         cells = [{"text": f"{row.gain:+.2f}", "sort": row.gain}]
         cells += [{"text": tables.cell(row.values[c], c), "sort": row.values[c].mean} for c in shown]
-        speed = tables.number(row.rate, "slices_per_s") if math.isfinite(row.rate) else "-"
+        speed = f"{row.rate:.1f}" if math.isfinite(row.rate) else "-"
         cells.append({"text": speed, "sort": row.rate})
         lines.append({"row": row, "cells": cells, "state": state.get(row.name, "")})
     return lines
@@ -141,8 +141,12 @@ def every_protocol(page: Page) -> list[dict[str, Any]]:
     """Rows of the table of all protocols: PSNR, SSIM and RMSE of each."""
     if not page.found:
         return []
-    metrics = [names.metric(p, m) for p in page.found.protocols for m in protocols.METRICS]
-    best = {n: (min if n.endswith("rmse") else max)(r.values[n].mean for r in page.rows if r.is_run) for n in metrics}
+    metrics = [names.metric(p, m) for p in page.found.protocols for m in ("psnr", "ssim", "rmse")]
+    runs = [row for row in page.rows if row.is_run]
+    best = {
+        name: (max if registry.find(name).higher_is_better else min)(row.values[name].mean for row in runs)
+        for name in metrics
+    }
     return [
         {
             "row": row,
@@ -164,10 +168,10 @@ def definitions(page: Page) -> dict[str, str]:
     if not page.found:
         return {}
     named = {name: protocols.get(name).text for name in page.found.protocols}
-    texture = {names.split_metric(key)[1].replace("_", " "): text for key, text in TEXTURE.items()}
+    plain = {metric.label: metric.definition for metric in registry.METRICS if not metric.per_protocol}
     means = f"mean over the slices of a patient, then over patients; ± half the 95 % interval over patients; {REGION}"
     methods = {row.label: row.detail for row in page.rows}
-    return named | texture | {"values": means} | methods
+    return named | plain | {"values": means} | methods
 
 
 def viewer(page: Page) -> dict[str, Any] | None:

@@ -10,12 +10,10 @@ from typing import Any
 from ldct import config as configuration
 from ldct.config import Config
 from ldct.evaluation import baselines
-from ldct.evaluation.results import REGION, TEXTURE, Evaluation
-from ldct.metrics import intervals, names, protocols
+from ldct.evaluation.results import REGION, Evaluation
+from ldct.metrics import intervals, names, protocols, registry
 from ldct.metrics.intervals import Estimate
 
-DIGITS = {"psnr": 2, "ssim": 4, "rmse": 2, "frequency": 3, "high_band": 2, "slices_per_s": 1}
-"""Digits behind the point."""
 HIDDEN = ("run_dir", "data.shards", "data.store", "train.timeout_s", "train.save_every_s")
 """Fields that say where and how a run was done, not what it is."""
 
@@ -127,7 +125,7 @@ def columns(found: Evaluation) -> list[str]:
 
 def number(value: float, column: str) -> str:
     """``value`` with the digits of its column; a dash for nan."""
-    return "-" if math.isnan(value) else f"{value:.{DIGITS[names.split_metric(column)[1]]}f}"
+    return registry.find(column).text(value)
 
 
 def cell(estimate: Estimate, column: str) -> str:
@@ -142,8 +140,8 @@ def as_text(found: Evaluation, made: list[Row]) -> str:
     main = [["", "gain dB", "PSNR dB", "SSIM", "RMSE HU", "noise freq", "high band", "slices/s"]]
     every = [["PSNR dB / SSIM", *found.protocols]]
     for row in made:
-        shown = [*(names.metric(first, key) for key in protocols.METRICS), *TEXTURE]
-        speed = number(row.rate, "slices_per_s") if math.isfinite(row.rate) else "-"
+        shown = registry.main_names(first)
+        speed = f"{row.rate:.1f}" if math.isfinite(row.rate) else "-"
         main.append([row.label, f"{row.gain:+.2f}", *(cell(row.values[c], c) for c in shown), speed])
         pairs = [[number(row.values[names.metric(p, m)].mean, m) for m in ("psnr", "ssim")] for p in found.protocols]
         every.append([row.label, *(" / ".join(pair) for pair in pairs)])

@@ -1,0 +1,126 @@
+"""Every metric by name: what tables, pages, W&B and the reuse of stored results need to know of it.
+
+A result's name is a protocol and a metric, ``abd400/psnr``, or, where no protocol applies, the metric's key alone,
+``texture/high_band``. A new metric is one entry here and one function.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ldct.metrics.names import metric as name_under
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What there is to say of a metric."""
+
+    key: str
+    """Its name in files, behind the protocol's where it has one."""
+    label: str
+    """Its name in tables."""
+    unit: str
+    """Empty for a plain number."""
+    digits: int
+    """Digits behind the point."""
+    higher_is_better: bool | None
+    """None where neither is: then ``expected`` says what is good."""
+    definition: str
+    """What is computed, and after whom; one line."""
+    per_protocol: bool = True
+    """Whether each protocol has its own value of it."""
+    expected: tuple[float, float] | None = None
+    """The range outside which a mean over patients is flagged."""
+    below: str = ""
+    """What a value below ``expected`` means, for people."""
+    above: str = ""
+    """What a value above ``expected`` means, for people."""
+
+    @property
+    def title(self) -> str:
+        """Label and unit, e.g. ``PSNR (dB)``."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    def text(self, value: float) -> str:
+        """``value`` with its digits; a dash for nan."""
+        return "-" if value != value else f"{value:.{self.digits}f}"
+
+
+METRICS = (
+    Metric("rmse", "RMSE", "HU", 2, False, "root of the mean squared difference to the full dose"),
+    Metric("psnr", "PSNR", "dB", 2, True, "20 log10(data range / RMSE)"),
+    Metric("ssim", "SSIM", "", 4, True, "structural similarity (Wang 2004, IEEE TIP 13:600), K1 = 0.01, K2 = 0.03"),
+    Metric(
+        "texture/frequency",
+        "noise frequency",
+        "1/pixel",
+        3,
+        None,
+        "mean frequency of the noise power spectrum of output minus full dose in flat soft tissue, cycles per pixel",
+        per_protocol=False,
+    ),
+    Metric(
+        "texture/high_band",
+        "high band",
+        "",
+        2,
+        None,
+        "noise power above 0.25 cycles per pixel in flat soft tissue, over the full dose's: 1 = its texture, below = "
+        "smoothed, above = noisier; the best estimate of a full dose from a fraction r of it keeps r",
+        per_protocol=False,
+        expected=(0.2, 2.0),
+        below="smoothed",
+        above="noisy",
+    ),
+)
+"""In the order of columns; those of every protocol first."""
+MAIN = ("psnr", "ssim", "rmse", "texture/frequency", "texture/high_band")
+"""Keys of the metrics in the main table, in the order of its columns."""
+_BY_KEY = {metric.key: metric for metric in METRICS}
+
+
+def per_protocol() -> list[Metric]:
+    """Metrics that each protocol has its own value of."""
+    return [metric for metric in METRICS if metric.per_protocol]
+
+
+def names(protocols: Iterable[str]) -> list[str]:
+    """Names of all results of a slice measured under ``protocols``, in the order of columns."""
+    inside = [name_under(protocol, metric.key) for protocol in protocols for metric in per_protocol()]
+    return inside + [metric.key for metric in METRICS if not metric.per_protocol]
+
+
+def main_names(protocol: str) -> list[str]:
+    """Names of the results in the main table, ranked under ``protocol``."""
+    return [name_under(protocol, metric.key) if metric.per_protocol else metric.key for metric in map(find, MAIN)]
+
+
+def find(name: str) -> Metric:
+    """The metric of the result called ``name``, e.g. of ``abd400/psnr`` or ``val/abd400/psnr``.
+
+    Raises
+    ------
+    KeyError
+        If there is none.
+    """
+    parts = name.split("/")
+    keys = ("/".join(parts[start:]) for start in range(len(parts)))
+    return next((_BY_KEY[key] for key in keys if key in _BY_KEY), None) or _BY_KEY[name]
+
+
+def better(name: str, value: float, other: float) -> bool:
+    """Whether ``value`` of the result called ``name`` is better than ``other``; never where neither way is better."""
+    up = find(name).higher_is_better
+    return up is not None and (value > other if up else value < other)
+
+
+def outside(values: Mapping[str, float]) -> list[str]:
+    """One line for each of ``values`` (means by name of result) that its metric does not expect; nan is passed over."""
+    lines = []
+    for name, value in values.items():
+        metric = find(name)
+        if metric.expected is None or metric.expected[0] <= value <= metric.expected[1] or value != value:
+            continue
+        low, high = (metric.text(limit) for limit in metric.expected)
+        word = metric.below if value < metric.expected[0] else metric.above
+        lines.append(f"{word}: {metric.label} {metric.text(value)}, expected {low} to {high}")
+    return lines
