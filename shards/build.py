@@ -4,7 +4,7 @@
     python shards/build.py data/demo data/shards --split slabs
     python shards/build.py data/mine data/shards --full 'nd/{patient}/*.dcm' --quarter 'ld/{patient}/*.dcm'
 
-Prints what it found before any work; killed and run again, it does what is missing.
+Prints a report of what pairs with what before any work; killed and run again, it does what is missing.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from shards import pairing_report, tiling
+from shards import pairing_report, patching
 from shards.build_state import REPORT, begin, fingerprint, locked, saved
 from shards.common.atomic import write_text
 from shards.common.command import InputError, Progress, command
@@ -42,9 +42,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--val", nargs="*", metavar="ID", help="patients to choose checkpoints by, or one fraction")
     parser.add_argument("--test", nargs="*", metavar="ID", help="patients to test on, or one fraction")
     parser.add_argument("--fold", metavar="K/N", help="cross-validation: part K of N is test, the next one val")
-    parser.add_argument("--patch", type=int, default=55, help="side of a tile in pixels (%(default)s)")
-    parser.add_argument("--stride", type=int, help="step between tiles in pixels (default: the patch)")
-    parser.add_argument("--tiling", choices=tiling.TILINGS, default="document", help="cover: no border left over")
+    parser.add_argument("--patch", type=int, default=55, help="side of a patch in pixels (%(default)s)")
+    parser.add_argument("--stride", type=int, help="step between patches in pixels (default: their side)")
+    parser.add_argument("--tiling", choices=patching.TILINGS, default="document", help="cover: no border left over")
     parser.add_argument("--shard-slices", type=int, default=64, help="most slices in a shard (%(default)s, 63 MB)")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the training slices")
     parser.add_argument("--workers", type=int, default=1, help="processes (%(default)s); the bytes do not depend on it")
@@ -65,7 +65,7 @@ def check(options: argparse.Namespace) -> None:
             raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected 1 or more")
     if options.stride > options.patch and options.tiling == "cover":
         raise InputError(
-            f"--stride {options.stride} leaves gaps between tiles of {options.patch}; --tiling cover has none"
+            f"--stride {options.stride} leaves gaps between patches of {options.patch}; --tiling cover has none"
         )
     if (options.full is None) != (options.quarter is None):
         raise InputError("--full and --quarter go together")
@@ -102,21 +102,22 @@ def plan_shards(split: Split, source: Path, out: Path, options: argparse.Namespa
 
 def write_all(plans: list[ShardPlan], state: Path, workers: Workers) -> list[Finished]:
     """Write the shards that are missing; return what all of them hold."""
-    finished = {plan.name: done for plan in plans if (done := saved(state, plan)) is not None}
+    finished = {plan.name: shard for plan in plans if (shard := saved(state, plan)) is not None}
     todo = [plan for plan in plans if plan.name not in finished]
-    total, there = sum(len(p.pairs) for p in plans), sum(len(p.pairs) for p in plans if p.name in finished)
+    total = sum(len(plan.pairs) for plan in plans)
+    kept = sum(len(plan.pairs) for plan in plans if plan.name in finished)
     written, began = 0, time.monotonic()
-    with Progress("shards", total, "slices", start=there) as progress:
-        for plan, done in zip(todo, workers.each(write_shard, todo), strict=True):
-            write_text(state / f"{plan.name}.json", as_json(done))
-            finished[plan.name] = done
-            written += done.shard.bytes
+    with Progress("shards", total, "slices", start=kept) as progress:
+        for plan, shard in zip(todo, workers.each(write_shard, todo), strict=True):
+            write_text(state / f"{plan.name}.json", as_json(shard))
+            finished[plan.name] = shard
+            written += shard.shard.bytes
             progress.update(len(plan.pairs), f"{written / 1e6 / (time.monotonic() - began):.3g} MB/s")
     return [finished[plan.name] for plan in plans]
 
 
 def statistics(sums: Sums) -> dict[str, Any]:
-    """Mean and SD of both doses and the RMSE between them, in HU, over all training tiles."""
+    """Mean and SD of both doses and the RMSE between them, in HU, over all training patches."""
     n = max(sums.pixels, 1)
     mean_low, mean_full = sums.low / n, sums.full / n
     return {
@@ -167,17 +168,17 @@ def check_space(plans: list[ShardPlan], options: argparse.Namespace, out: Path) 
     need = 0
     for plan in plans:
         for pair in plan.pairs:
-            tiles = len(tiling.origins(pair.full.shape, options.patch, options.stride, options.tiling))
-            pixels = tiles * options.patch**2 if plan.split == "train" else math.prod(pair.full.shape)
+            patches = len(patching.origins(pair.full.shape, options.patch, options.stride, options.tiling))
+            pixels = patches * options.patch**2 if plan.split == "train" else math.prod(pair.full.shape)
             need += 4 * pixels + 4096
-    there = sum(path.stat().st_size for path in out.glob("*.tar"))
+    present = sum(path.stat().st_size for path in out.glob("*.tar"))
     free = shutil.disk_usage(out).free
-    if need - there > free:
-        raise InputError(f"the shards need {(need - there) / 1e9:.2f} GB, {out} has {free / 1e9:.2f} GB free")
+    if need - present > free:
+        raise InputError(f"the shards need {(need - present) / 1e9:.2f} GB, {out} has {free / 1e9:.2f} GB free")
 
 
-def look(options: argparse.Namespace, workers: Workers) -> Pairing:
-    """Pair the slices and report what was found, on the screen and in OUT/pairing.json.
+def pair_and_report(options: argparse.Namespace, workers: Workers) -> Pairing:
+    """Pair the slices and report on the screen and in OUT/pairing.json.
 
     Raises
     ------
@@ -186,11 +187,11 @@ def look(options: argparse.Namespace, workers: Workers) -> Pairing:
     """
     globs = (options.full, options.quarter) if options.full else None
     pairing = find_pairs(options.source, workers, globs, options.series)
-    rows = pairing_report.describe(pairing, workers)
+    rows = pairing_report.patient_rows(pairing, workers)
     small = [pair for patient in pairing.patients for pair in patient.pairs if min(pair.full.shape) < options.patch]
     for patient in pairing.patients:
         patient.pairs = [pair for pair in patient.pairs if min(pair.full.shape) >= options.patch]
-    pairing.left_out += [{"what": pair.key, "why": f"smaller than a tile of {options.patch} pixels"} for pair in small]
+    pairing.left_out += [{"what": pair.key, "why": f"smaller than a patch of {options.patch} pixels"} for pair in small]
     print(pairing_report.table(rows))
     if pairing.left_out:
         print(pairing_report.reasons(pairing.left_out))
@@ -202,14 +203,14 @@ def look(options: argparse.Namespace, workers: Workers) -> Pairing:
 
 
 def build(options: argparse.Namespace) -> None:
-    """Pair, split, write, describe."""
+    """Pair the slices, split them, write the shards and then the manifest."""
     settings = settings_of(options)
-    mark = fingerprint(options.source, settings)
+    input_state = fingerprint(options.source, settings)
     with Workers(options.workers) as workers, locked(options.out) as state:
-        if begin(options.out, state, settings, mark):
+        if begin(options.out, state, settings, input_state):
             print(f"{options.out}: all shards are there already")
             return
-        pairing = look(options, workers)
+        pairing = pair_and_report(options, workers)
         split = choose_split(pairing, options)
         plans = plan_shards(split, options.source, options.out, options)
         check_space(plans, options, options.out)
@@ -237,7 +238,7 @@ def main() -> None:
     try:
         if options.report_only:
             with Workers(options.workers) as workers:
-                look(options, workers)
+                pair_and_report(options, workers)
         else:
             build(options)
     except OSError as error:

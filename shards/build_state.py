@@ -10,7 +10,7 @@ from typing import Any
 from shards.common import lock
 from shards.common.atomic import write_text
 from shards.common.command import InputError
-from shards.dicom import files_under
+from shards.files import files_under
 from shards.manifest import Record, Shard, load
 from shards.writer import Finished, ShardPlan, Sums
 
@@ -51,7 +51,7 @@ def locked(out: Path) -> Iterator[Path]:
         yield state
 
 
-def begin(out: Path, state: Path, settings: dict[str, Any], mark: str) -> bool:
+def begin(out: Path, state: Path, settings: dict[str, Any], input_state: str) -> bool:
     """Claim OUT for these settings and this input; return whether all is done already.
 
     Raises
@@ -64,10 +64,10 @@ def begin(out: Path, state: Path, settings: dict[str, Any], mark: str) -> bool:
         others = [path.name for path in out.iterdir() if path.name not in (STATE, REPORT)]
         if others:
             raise InputError(f"{out} is not empty and not a build's (it holds {others[0]}); choose another folder")
-        write_text(note, json.dumps({"fingerprint": mark, "settings": settings}, indent=1) + "\n")
+        write_text(note, json.dumps({"fingerprint": input_state, "settings": settings}, indent=1) + "\n")
         return False
     before = json.loads(note.read_text())
-    if before["fingerprint"] != mark:
+    if before["fingerprint"] != input_state:
         was = before["settings"]
         changed = [
             f"{name} was {was.get(name)!r}, is {new!r}" for name, new in settings.items() if was.get(name) != new

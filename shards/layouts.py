@@ -83,20 +83,20 @@ def _tcia(path: PurePath, root: str) -> Place | None:
 def _aapm(path: PurePath, root: str) -> Place | None:
     """A folder named after the dose, above or below the patient's."""
     folders = path.parts[:-1]
-    found = [(i, match) for i, folder in enumerate(folders) if (match := _DOSE.fullmatch(folder))]
-    if not found or len({match["dose"].lower() in _FULL for _, match in found}) != 1:
+    doses = [(i, match) for i, folder in enumerate(folders) if (match := _DOSE.fullmatch(folder))]
+    if not doses or len({match["dose"].lower() in _FULL for _, match in doses}) != 1:
         return None
-    last, match = found[-1]
+    last, match = doses[-1]
     kernels = [kernel for folder in folders if (kernel := _KERNEL.fullmatch(folder))]
     others = [i for i, f in enumerate(folders) if not _DOSE.fullmatch(f) and not _KERNEL.fullmatch(f)]
     like_ids = [i for i in others if _PATIENT.fullmatch(folders[i])]
     below, above = [i for i in others if i > last], [i for i in others if i < last]
     chosen = like_ids[-1:] or below[:1] or above[-1:]
     patient = folders[chosen[0]] if chosen else root
-    thickness = next((m["mm"] for _, m in reversed(found) if m["mm"]), None) or (kernels[-1]["mm"] if kernels else None)
-    sharp = any(m["sharp"] for _, m in found) or any(k["kernel"].upper() == "D" for k in kernels)
+    thickness = next((m["mm"] for _, m in reversed(doses) if m["mm"]), None) or (kernels[-1]["mm"] if kernels else None)
+    sharp = any(m["sharp"] for _, m in doses) or any(k["kernel"].upper() == "D" for k in kernels)
     variant = (f"{float(thickness):g}mm" if thickness else "") + ("_sharp" if sharp else "")
-    first = chosen and chosen[0] > found[0][0]
+    first = chosen and chosen[0] > doses[0][0]
     layout = "AAPM dose folders" if first else "AAPM patient folders"
     return Place(patient, match["dose"].lower() in _FULL, variant, layout, 0.25)
 

@@ -30,7 +30,7 @@ class Record:
     shape: list[int]
     """Shape of the int16 array in HU: (n, 2, p, p) for train, (2, H, W) for val and test; (low dose, full dose)."""
     body: list[float] = field(default_factory=list)
-    """Train only: for each tile the share of pixels above -500 HU in the full dose, rounded to 3 decimals."""
+    """Train only: for each patch the share of pixels above -500 HU in the full dose, rounded to 3 decimals."""
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Manifest:
     split: dict[str, Any]
     """``by`` ("patient" or "slab"), ``note`` for people, and per split a map of patient to keys."""
     counts: dict[str, dict[str, int]]
-    """Per split: patients, slices, pairs (tiles; 0 for whole-slice splits)."""
+    """Per split: patients, slices, pairs (patches; 0 for whole-slice splits)."""
     statistics: dict[str, Any]
     """Over the training split: mean and SD in HU of both doses, RMSE between them."""
     left_out: list[dict[str, str]]
@@ -78,11 +78,11 @@ class Manifest:
         InputError
             If the split has no shards; the message lists those there are.
         """
-        found = [shard for shard in self.shards if shard.split == split]
-        if not found:
-            have = sorted({shard.split for shard in self.shards})
-            raise InputError(f"these shards have no split {split!r}; they have: {', '.join(have)}")
-        return found
+        shards = [shard for shard in self.shards if shard.split == split]
+        if not shards:
+            splits = sorted({shard.split for shard in self.shards})
+            raise InputError(f"these shards have no split {split!r}; they have: {', '.join(splits)}")
+        return shards
 
 
 def save(manifest: Manifest, folder: Path) -> None:
@@ -110,10 +110,10 @@ def load(folder: Path) -> Manifest:
     path = folder / NAME
     try:
         fields = json.loads(_read(path))
-        found = (fields["format"], fields["version"])
-        if found != (FORMAT, VERSION):
+        identity = (fields["format"], fields["version"])
+        if identity != (FORMAT, VERSION):
             raise InputError(
-                f"{path} is of format {found}, this code reads {(FORMAT, VERSION)}; build the shards again"
+                f"{path} is of format {identity}, this code reads {(FORMAT, VERSION)}; build the shards again"
             )
         shards = [Shard(**{**s, "records": [Record(**r) for r in s["records"]]}) for s in fields["shards"]]
         return Manifest(**{**fields, "shards": shards})

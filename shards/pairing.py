@@ -10,7 +10,8 @@ from pathlib import Path
 from shards import layouts
 from shards.common.command import InputError, Progress
 from shards.common.pool import Workers
-from shards.dicom import Slice, Unusable, files_under, read_slices
+from shards.dicom import Slice, Unusable, read_slices
+from shards.files import files_under
 
 SAME_Z = 0.01
 """Largest difference in mm of the z of a pair."""
@@ -31,21 +32,21 @@ class Pair:
 
 @dataclass
 class Patient:
-    """What was found of one patient."""
+    """The slices of one patient."""
 
     name: str
     layout: str
     variant: str
     full: int = 0
-    """Slices found at full dose."""
+    """Slices at full dose."""
     low: int = 0
-    """Slices found at reduced dose."""
+    """Slices at reduced dose."""
     pairs: list[Pair] = field(default_factory=list)
 
 
 @dataclass
 class Pairing:
-    """What was found in a folder."""
+    """The pairs of a folder."""
 
     patients: list[Patient]
     left_out: list[dict[str, str]]
@@ -164,18 +165,18 @@ def _read_headers(
     """Read every header; collect the slices by patient and dose."""
     patients: dict[str, Patient] = {}
     slices: dict[tuple[str, bool], list[tuple[Slice, float | None]]] = collections.defaultdict(list)
-    results = (found for chunk in workers.each(_try_read_all, _chunks(placed)) for found in chunk)
+    headers = (header for chunk in workers.each(_try_read_all, _chunks(placed)) for header in chunk)
     with Progress("headers", len(placed), "files") as progress:
-        for (path, where), found in zip(placed, results, strict=True):
+        for (path, where), header in zip(placed, headers, strict=True):
             progress.update()
             name = where.patient.upper() if re.fullmatch(r"[a-z]\d{3}", where.patient) else where.patient
             patient = patients.setdefault(name, Patient(name, where.layout, where.variant))
-            if isinstance(found, str):
-                left_out.append({"what": path.relative_to(folder).as_posix(), "why": found})
+            if isinstance(header, str):
+                left_out.append({"what": path.relative_to(folder).as_posix(), "why": header})
                 continue
-            slices[name, where.full] += [(piece, where.dose) for piece in found]
-            patient.full += len(found) * where.full
-            patient.low += len(found) * (not where.full)
+            slices[name, where.full] += [(piece, where.dose) for piece in header]
+            patient.full += len(header) * where.full
+            patient.low += len(header) * (not where.full)
     return patients, slices
 
 
@@ -202,7 +203,7 @@ def _difference(full: Slice, low: Slice) -> str | None:
 
 
 def _only_at(
-    pieces: Iterable[tuple[Slice, float | None]], describe: str, left_out: list[dict[str, str]], folder: Path
+    pieces: Iterable[tuple[Slice, float | None]], dose: str, left_out: list[dict[str, str]], folder: Path
 ) -> list[tuple[Slice, float | None]]:
     """The slices in order of z, without any that share their z with another."""
     ordered = sorted(pieces, key=lambda item: (item[0].z, item[0].path, item[0].frame or 0))
@@ -215,7 +216,7 @@ def _only_at(
     for group in groups:
         if len(group) > 1:
             for piece, _ in group:
-                why = f"{len(group)} {describe} slices at one z"
+                why = f"{len(group)} {dose} slices at one z"
                 left_out.append({"what": _name(piece, folder), "why": why})
     return [group[0] for group in groups if len(group) == 1]
 
@@ -243,13 +244,13 @@ def _pair_patient(
     geometries = collections.Counter(_geometry(piece) for piece, _ in [*full, *low])
     usual = max(geometries, key=lambda g: (geometries[g], str(g))) if geometries else None
     sides = []
-    for pieces, describe in ((full, "full-dose"), (low, "reduced-dose")):
+    for pieces, dose_name in ((full, "full-dose"), (low, "reduced-dose")):
         for piece, _ in pieces:
             if _geometry(piece) != usual:
                 why = f"matrix, spacing or orientation differs from the patient's other slices: {_geometry(piece)}"
                 left_out.append({"what": _name(piece, folder), "why": why})
         same = [item for item in pieces if _geometry(item[0]) == usual]
-        sides.append(_only_at(same, describe, left_out, folder))
+        sides.append(_only_at(same, dose_name, left_out, folder))
     i = j = 0
     prefix = key_name(patient.name)
     while i < len(sides[0]) or j < len(sides[1]):

@@ -1,4 +1,4 @@
-"""What was found, before any work: a table of the patients, and what speaks against pairing them so."""
+"""The report before any work: a table of the patients, and what speaks against pairing them so."""
 
 import collections
 import math
@@ -10,9 +10,10 @@ import numpy as np
 from shards.common.command import InputError
 from shards.common.pool import Workers
 from shards.common.table import text_table
-from shards.dicom import Unusable, read_hu
+from shards.dicom import Unusable
 from shards.noise_level import noise_sd, soft_tissue
 from shards.pairing import Pair, Pairing, Patient
+from shards.pixels import read_hu
 
 SAMPLED = 3
 """Slices of each patient in which noise and anatomy are compared."""
@@ -38,7 +39,7 @@ def anatomy_correlation(full: np.ndarray, low: np.ndarray) -> float:
     return float(np.corrcoef(a[inside], b[inside])[0, 1])
 
 
-def _look(pair: Pair) -> tuple[float, float, float] | None:
+def _compare(pair: Pair) -> tuple[float, float, float] | None:
     """Noise of full and reduced dose in HU, and their correlation; None if the pair cannot be read."""
     try:
         full, low = read_hu(pair.full)[0], read_hu(pair.low)[0]
@@ -60,17 +61,17 @@ def _median(values: list[float]) -> float | None:
     return round(float(np.median(numbers)), 3) if numbers else None
 
 
-def describe(pairing: Pairing, workers: Workers) -> list[dict[str, Any]]:
-    """One row for each patient: what was found, and what was measured in a few slices."""
+def patient_rows(pairing: Pairing, workers: Workers) -> list[dict[str, Any]]:
+    """One row for each patient: what is there, and what was measured in a few slices."""
     sampled = [(patient.name, pair) for patient in pairing.patients for pair in _sampled(patient)]
-    looks: dict[str, list[tuple[float, float, float]]] = collections.defaultdict(list)
-    for (name, _), look in zip(sampled, workers.each(_look, [pair for _, pair in sampled]), strict=True):
-        if look is not None:
-            looks[name].append(look)
-    return [_row(patient, looks[patient.name]) for patient in pairing.patients]
+    comparisons: dict[str, list[tuple[float, float, float]]] = collections.defaultdict(list)
+    for (name, _), comparison in zip(sampled, workers.each(_compare, [pair for _, pair in sampled]), strict=True):
+        if comparison is not None:
+            comparisons[name].append(comparison)
+    return [_row(patient, comparisons[patient.name]) for patient in pairing.patients]
 
 
-def _row(patient: Patient, looks: list[tuple[float, float, float]]) -> dict[str, Any]:
+def _row(patient: Patient, comparisons: list[tuple[float, float, float]]) -> dict[str, Any]:
     """The facts of one patient."""
     pairs = patient.pairs
     doses = sorted({pair.dose for pair in pairs if pair.dose is not None})
@@ -92,26 +93,26 @@ def _row(patient: Patient, looks: list[tuple[float, float, float]]) -> dict[str,
         "thickness": both("thickness"),
         "kvp": both("kvp"),
         "dose": [doses[0], doses[-1]] if doses else [],
-        "noise_full": _median([look[0] for look in looks]),
-        "noise_reduced": _median([look[1] for look in looks]),
-        "correlation": _median([look[2] for look in looks]),
+        "noise_full": _median([noise for noise, _, _ in comparisons]),
+        "noise_reduced": _median([noise for _, noise, _ in comparisons]),
+        "correlation": _median([same for _, _, same in comparisons]),
     }
 
 
 def suspicions(rows: list[dict[str, Any]]) -> dict[str, str]:
     """Patients whose pairs cannot be right, and why."""
-    found = {}
+    reasons = {}
     for row in rows:
         full, low, correlation = row["noise_full"], row["noise_reduced"], row["correlation"]
         if correlation is not None and correlation < SAME_ANATOMY:
-            found[row["patient"]] = (
+            reasons[row["patient"]] = (
                 f"full and reduced dose do not show the same anatomy (correlation {correlation:.2f})"
             )
         elif full is not None and low is not None and low < full:
-            found[row["patient"]] = (
+            reasons[row["patient"]] = (
                 f"the reduced dose is less noisy than the full one ({low:.1f} and {full:.1f} HU): swapped?"
             )
-    return found
+    return reasons
 
 
 def refuse(rows: list[dict[str, Any]], allowed: list[str]) -> None:
@@ -127,11 +128,11 @@ def refuse(rows: list[dict[str, Any]], allowed: list[str]) -> None:
         raise InputError(
             f"--allow {unknown[0]}: no such patient; there are {', '.join(row['patient'] for row in rows)}"
         )
-    found = {name: why for name, why in suspicions(rows).items() if name not in allowed}
-    if found:
+    suspicious = {name: why for name, why in suspicions(rows).items() if name not in allowed}
+    if suspicious:
         raise InputError(
-            "; ".join(f"{name}: {why}" for name, why in found.items())
-            + f"; put it right, or build all the same with --allow {' '.join(found)}"
+            "; ".join(f"{name}: {why}" for name, why in suspicious.items())
+            + f"; put it right, or build all the same with --allow {' '.join(suspicious)}"
         )
 
 

@@ -73,9 +73,9 @@ def download(source: Source, folder: Path) -> Path:
             "run this on a machine with a network and copy the folder"
         )
     with open(archives[0], "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != source.sha256:
-        raise InputError(f"{archives[0].name}: expected sha256 {source.sha256}, found {found}; not used")
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != source.sha256:
+        raise InputError(f"{archives[0].name}: expected sha256 {source.sha256}, found {digest}; not used")
     return archives[0]
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shards import tiling
+from shards import patching
 from shards.common.atomic import atomic, write_text
 from shards.common.command import InputError, Progress, command
 from shards.manifest import Manifest, load
@@ -120,7 +120,7 @@ def whole_slice(array: np.ndarray, about: dict[str, Any]) -> np.ndarray:
         return array[None]
     corners, patch = about["origins"], array.shape[-1]
     shape = (max(row for row, _ in corners) + patch, max(column for _, column in corners) + patch)
-    return np.nan_to_num(np.stack([tiling.join(array[:, dose], corners, shape) for dose in (0, 1)])[None], nan=-1000)
+    return np.nan_to_num(np.stack([patching.join(array[:, dose], corners, shape) for dose in (0, 1)])[None], nan=-1000)
 
 
 def cosine_rows(folder: Path, manifest: Manifest, network: "torch.nn.Module", patches: bool) -> Iterator[list[Any]]:

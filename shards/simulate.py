@@ -23,9 +23,11 @@ from shards.common.atomic import atomic, write_text
 from shards.common.command import InputError, Progress, command
 from shards.common.pool import Workers
 from shards.derived import write_derived
-from shards.dicom import PADDING, Slice, Unusable, files_under, read_hu, read_slices
+from shards.dicom import Slice, Unusable, read_slices
+from shards.files import files_under
 from shards.layouts import names_a_dose, place
 from shards.noise_level import noise_sd, soft_tissue
+from shards.pixels import PADDING, read_hu
 
 CALIBRATION = 3
 """Slices of a series in which ``--i0 auto`` measures the noise."""

@@ -11,11 +11,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from shards import tiling
+from shards import patching
 from shards.common.atomic import atomic
-from shards.dicom import Slice, Unusable, read_hu
+from shards.dicom import Slice, Unusable
 from shards.manifest import Record, Shard
 from shards.pairing import Pair
+from shards.pixels import read_hu
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class ShardPlan:
 
 @dataclass
 class Sums:
-    """Exact sums over the tiles of a shard, in HU, from which mean, SD and RMSE follow in any order of adding."""
+    """Exact sums over the patches of a shard, in HU, from which mean, SD and RMSE follow in any order of adding."""
 
     pixels: int = 0
     low: int = 0
@@ -48,10 +49,10 @@ class Sums:
     """Pixels outside int16."""
 
     def add(self, pairs: np.ndarray) -> None:
-        """Add tiles, shape (n, 2, p, p)."""
+        """Add patches, shape (n, 2, p, p)."""
         both = pairs.reshape(len(pairs), 2, -1).astype(np.float64)  # whole numbers below 2^53: exact
         low, full = both.sum(axis=(0, 2))
-        low_squares, full_squares = np.vecdot(both, both).sum(axis=0)  # tile by tile: BLAS starts no threads for so few
+        low_squares, full_squares = np.vecdot(both, both).sum(axis=0)  # one by one: BLAS starts no threads for so few
         products = np.vecdot(both[:, 0], both[:, 1]).sum()
         self.pixels += pairs.size // 2
         self.low += int(low)
@@ -61,8 +62,8 @@ class Sums:
         self.error_squares += int(low_squares - 2 * products + full_squares)
 
     def __iadd__(self, other: "Sums") -> "Sums":
-        for one in dataclasses.fields(self):
-            setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
+        for field in dataclasses.fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
         return self
 
 
@@ -102,7 +103,7 @@ class _Tar:
 
 
 def write_shard(plan: ShardPlan) -> Finished:
-    """Decode, tile and write one shard, atomically.
+    """Decode, cut and write one shard, atomically.
 
     A slice that cannot be decoded is left out and listed. The file is fsynced and its size checked before it gets
     its name.
@@ -151,9 +152,9 @@ def _add_record(tar: _Tar, plan: ShardPlan, pair: Pair, slices: tuple[np.ndarray
     }
     body: list[float] = []
     if plan.split == "train":
-        corners = tiling.origins(pair.full.shape, plan.patch, plan.stride, plan.tiling)
-        array, member = tiling.cut(slices, corners, plan.patch), "pairs.npy"
-        body = tiling.body_fractions(array[:, 1])
+        corners = patching.origins(pair.full.shape, plan.patch, plan.stride, plan.tiling)
+        array, member = patching.cut(slices, corners, plan.patch), "pairs.npy"
+        body = patching.body_fractions(array[:, 1])
         about |= {"origins": corners, "body": body}
         sums.add(array)
     else:

@@ -3,7 +3,7 @@
 import numpy as np
 from torch import Tensor
 
-from shards.dicom import PADDING
+from shards.pixels import PADDING
 
 NORMALIZATIONS = {
     "hu1000": (0.0, 1000.0, (-1000.0, 2000.0)),

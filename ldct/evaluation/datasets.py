@@ -11,9 +11,10 @@ from ldct.data.slices import Slices
 from shards import manifest
 from shards.common.command import InputError
 from shards.common.pool import Workers
-from shards.dicom import Unusable, read_hu
+from shards.dicom import Unusable
 from shards.manifest import Record
 from shards.pairing import find_pairs
+from shards.pixels import read_hu
 
 
 class Cases(typing.Protocol):

@@ -13,7 +13,9 @@ from pydicom.dataset import Dataset, FileDataset
 from ldct.device import give_back
 from shards.common.command import InputError, Progress
 from shards.derived import derive, write
-from shards.dicom import Damaged, Slice, Unusable, files_under, read_file, read_hu, read_slices
+from shards.dicom import Damaged, Slice, Unusable, read_file, read_slices
+from shards.files import files_under
+from shards.pixels import read_hu
 
 BATCH = 8
 """Slices read, denoised and written at a time, their files in as many threads: what a series takes in memory."""

@@ -17,9 +17,10 @@ import pytest
 import webdataset
 from phantom import images, make_dataset, write_series, write_slice
 
-from shards import build, manifest
+from shards import build
 from shards.build_state import locked
 from shards.common.command import InputError
+from shards.manifest import load
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,18 +60,18 @@ def built(data, tmp_path, monkeypatch, capsys):
 
 
 def test_what_is_written(data, built):
-    made = manifest.load(built)
-    assert [shard.name for shard in made.shards] == [
+    manifest = load(built)
+    assert [shard.name for shard in manifest.shards] == [
         "train-00000.tar", "train-00001.tar", "val-00000.tar", "val-00001.tar", "test-00000.tar", "test-00001.tar"
     ]  # fmt: skip
-    assert made.counts == {
+    assert manifest.counts == {
         "train": {"patients": 1, "slices": 3, "pairs": 12},
         "val": {"patients": 1, "slices": 3, "pairs": 0},
         "test": {"patients": 1, "slices": 3, "pairs": 0},
     }
-    assert made.split["val"] == {"L096": ["L096_0000", "L096_0001", "L096_0002"]} and made.left_out == []
-    assert made.split["by"] == "patient" and made.settings["patch"] == 55 and "pydicom" in made.sharder
-    for shard in made.shards:
+    assert manifest.split["val"] == {"L096": ["L096_0000", "L096_0001", "L096_0002"]} and manifest.left_out == []
+    assert manifest.split["by"] == "patient" and manifest.settings["patch"] == 55 and "pydicom" in manifest.sharder
+    for shard in manifest.shards:
         content = (built / shard.name).read_bytes()
         assert hashlib.sha256(content).hexdigest() == shard.sha256 and len(content) == shard.bytes
         for record in shard.records:  # the offsets lead to the very pixels
@@ -97,23 +98,23 @@ def test_webdataset_reads_it_without_our_code(built):
     assert whole["slice.npy"].shape == (2, 128, 128)
 
 
-def test_statistics_are_those_of_the_training_tiles(built):
-    made = manifest.load(built)
-    tiles = np.concatenate([np.load(io.BytesIO(sample["pairs.npy"])) for sample in webdataset.WebDataset(
+def test_statistics_are_those_of_the_training_patches(built):
+    manifest = load(built)
+    patches = np.concatenate([np.load(io.BytesIO(sample["pairs.npy"])) for sample in webdataset.WebDataset(
         str(built / "train-{00000..00001}.tar"), shardshuffle=False)]).astype(float)  # fmt: skip
-    low, full = tiles[:, 0], tiles[:, 1]
+    low, full = patches[:, 0], patches[:, 1]
     expected = {"mean_low": low.mean(), "sd_low": low.std(), "mean_full": full.mean(), "sd_full": full.std(),
                 "rmse": np.sqrt(((low - full) ** 2).mean()), "pixels": low.size, "clipped": 0}  # fmt: skip
-    assert made.statistics == pytest.approx(expected, abs=1e-3)
+    assert manifest.statistics == pytest.approx(expected, abs=1e-3)
 
 
 def test_training_slices_are_mixed_over_patients_and_others_in_order(data, tmp_path, monkeypatch, capsys):
     main(monkeypatch, capsys, data, tmp_path / "o", "--val", "--test", "--shard-slices", 9)
-    (shard,) = manifest.load(tmp_path / "o").shards
+    (shard,) = load(tmp_path / "o").shards
     keys = [record.key for record in shard.records]
     assert keys != sorted(keys) and len({key[:4] for key in keys[:4]}) > 1
     main(monkeypatch, capsys, data, tmp_path / "p", "--val", "--test", "--shard-slices", 9, "--seed", 1)
-    assert [record.key for record in manifest.load(tmp_path / "p").shards[0].records] != keys
+    assert [record.key for record in load(tmp_path / "p").shards[0].records] != keys
 
 
 def test_the_same_bytes_with_two_processes(data, built, tmp_path):
@@ -151,7 +152,7 @@ def test_a_manifest_with_parts_missing_is_one_line(built, change):
     change(content)
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"is not a shard manifest; build the shards again"):
-        manifest.load(built)
+        load(built)
 
 
 def test_a_broken_off_build_is_finished_to_the_same_bytes(data, built, monkeypatch, capsys):
@@ -230,9 +231,9 @@ def test_a_slice_that_cannot_be_decoded_is_left_out_and_listed(data, tmp_path, m
     path.write_bytes(content)
     status, out, err = main(monkeypatch, capsys, source, tmp_path / "out", *SPLIT)
     assert status == 0, err
-    made = manifest.load(tmp_path / "out")
-    assert made.counts["train"]["slices"] == 2
-    (left,) = made.left_out
+    manifest = load(tmp_path / "out")
+    assert manifest.counts["train"]["slices"] == 2
+    (left,) = manifest.left_out
     assert left["what"].startswith("L067_0001") and "cannot be decoded" in left["why"] and "left out L067_0001" in out
 
 
@@ -256,17 +257,17 @@ def test_a_disk_that_is_too_small_is_seen_before_work(data, tmp_path, monkeypatc
 
 def test_tiling_options(data, tmp_path, monkeypatch, capsys):
     main(monkeypatch, capsys, data, tmp_path / "o", *SPLIT, "--patch", 32, "--stride", 24, "--tiling", "cover")
-    made = manifest.load(tmp_path / "o")
-    assert made.shards[0].records[0].shape == [25, 2, 32, 32] and made.counts["train"]["pairs"] == 75
+    manifest = load(tmp_path / "o")
+    assert manifest.shards[0].records[0].shape == [25, 2, 32, 32] and manifest.counts["train"]["pairs"] == 75
 
 
-def test_slices_smaller_than_a_tile_are_left_out(tmp_path, monkeypatch, capsys):
+def test_slices_smaller_than_a_patch_are_left_out(tmp_path, monkeypatch, capsys):
     source = make_dataset(tmp_path / "in", ("L067", "L096"), slices=1, size=128)
     for dose in ("full", "quarter"):
         write_slice(source / f"L143/{dose}_1mm/1.IMA", images("L143", dose, 1, 54)[0])
     status, _, err = main(monkeypatch, capsys, source, tmp_path / "o", "--val", "L096", "--test")
     assert status == 0, err
-    assert manifest.load(tmp_path / "o").left_out == [{"what": "L143_0000", "why": "smaller than a tile of 55 pixels"}]
+    assert load(tmp_path / "o").left_out == [{"what": "L143_0000", "why": "smaller than a patch of 55 pixels"}]
 
 
 @pytest.mark.parametrize(
@@ -338,6 +339,6 @@ def test_slabs_of_one_patient(tmp_path, monkeypatch, capsys):
     status, _, err = main(monkeypatch, capsys, source, tmp_path / "o")
     assert status == 2 and "--split slabs" in err
     status, _, err = main(monkeypatch, capsys, source, tmp_path / "p", "--split", "slabs")
-    made = manifest.load(tmp_path / "p")
-    assert status == 0 and made.split["by"] == "slab" and made.counts["train"]["slices"] == 5
-    assert [out["why"] for out in made.left_out] == ["gap between the slabs of two splits"] * 2
+    manifest = load(tmp_path / "p")
+    assert status == 0 and manifest.split["by"] == "slab" and manifest.counts["train"]["slices"] == 5
+    assert [out["why"] for out in manifest.left_out] == ["gap between the slabs of two splits"] * 2

@@ -20,7 +20,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from shards.dicom import Unusable, files_under, read_hu, read_slices
+from shards.dicom import Unusable, read_slices
+from shards.files import files_under
+from shards.pixels import read_hu
 
 
 @pytest.fixture
@@ -271,8 +273,8 @@ def test_a_file_that_shrinks_between_header_and_pixels(tmp_path, hu):
 
 def test_equal_bytes_in_another_character_set_are_another_text(tmp_path):
     """Values are converted once for equal bytes; the character set is part of what makes them equal."""
-    found = []
+    texts = []
     for charset, text in (("ISO_IR 100", "Ä"), ("ISO_IR 101", "Ä"), ("ISO_IR 144", "Ф")):
         path = write_slice(tmp_path / charset, np.zeros((8, 8), np.int16), SpecificCharacterSet=charset, PatientID=text)
-        found.append((path.read_bytes().count(b"\xc4 "), read_slices(path)[0].patient_id))
-    assert found == [(1, "Ä"), (1, "Ä"), (1, "Ф")]
+        texts.append((path.read_bytes().count(b"\xc4 "), read_slices(path)[0].patient_id))
+    assert texts == [(1, "Ä"), (1, "Ä"), (1, "Ф")]

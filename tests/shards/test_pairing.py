@@ -33,8 +33,8 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("path", LAYOUTS)
 def test_places(path):
-    found = place(PurePosixPath(path), "root")
-    assert (found.patient, found.full, found.variant, found.layout) == LAYOUTS[path]
+    where = place(PurePosixPath(path), "root")
+    assert (where.patient, where.full, where.variant, where.layout) == LAYOUTS[path]
 
 
 def test_the_patient_may_be_the_input_folder_itself():
@@ -61,8 +61,8 @@ def test_projections():
 
 def test_globs():
     full, low = compile_glob("nd/{patient}/**/*.dcm", "full"), compile_glob("ld/{patient}/*.dc?", "quarter")
-    found = by_globs(PurePosixPath("nd/anna/a/b/1.dcm"), full, low)
-    assert (found.patient, found.full, found.dose) == ("anna", True, None)
+    where = by_globs(PurePosixPath("nd/anna/a/b/1.dcm"), full, low)
+    assert (where.patient, where.full, where.dose) == ("anna", True, None)
     assert by_globs(PurePosixPath("ld/anna/1.dcm"), full, low).full is False
     assert by_globs(PurePosixPath("ld/anna/b/1.dcm"), full, low) is None
     with pytest.raises(InputError, match="must hold"):

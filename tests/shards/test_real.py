@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards import manifest
-from shards.dicom import files_under, read_hu, read_slices
+from shards.dicom import read_slices
+from shards.files import files_under
+from shards.manifest import load
 from shards.noise_level import noise_sd, soft_tissue
 from shards.pairing import find_pairs
+from shards.pixels import read_hu
 
 pytestmark = pytest.mark.network
 ROOT = Path(__file__).parents[2]
@@ -76,10 +78,10 @@ def test_abdomen_to_shards(abdomen, tmp_path):
         assert abs((low - full)[mask].mean()) < 0.5
     done = run("build.py", tmp_path / "dose", tmp_path / "shards", "--split", "slabs", "--workers", 2)
     assert done.returncode == 0, done.stderr
-    made = manifest.load(tmp_path / "shards")
-    assert made.counts["train"] == {"patients": 1, "slices": 4, "pairs": 324} and made.split["by"] == "slab"
-    air = np.mean([np.array(record.body) == 0 for record in made.shards[0].records])
-    assert 0.3 < air < 0.6  # about 45 % of the tiles of an abdomen slice are air
+    manifest = load(tmp_path / "shards")
+    assert manifest.counts["train"] == {"patients": 1, "slices": 4, "pairs": 324} and manifest.split["by"] == "slab"
+    air = np.mean([np.array(record.body) == 0 for record in manifest.shards[0].records])
+    assert 0.3 < air < 0.6  # about 45 % of the patches of an abdomen slice are air
     assert run("verify.py", tmp_path / "shards").returncode == 0
 
 

@@ -8,9 +8,10 @@ import pytest
 from phantom import images, multi_frame, write_series, write_slice
 
 from shards import noise_model, simulate
-from shards.dicom import read_hu, read_slices
+from shards.dicom import read_slices
 from shards.noise_level import noise_sd, soft_tissue
 from shards.pairing import find_pairs
+from shards.pixels import read_hu
 
 MU = 0.0192
 

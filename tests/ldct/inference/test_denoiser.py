@@ -13,7 +13,8 @@ from ldct.inference.denoiser import Denoiser
 from ldct.inference.dicom import denoise_series, find_series
 from ldct.inference.export import export, open_model
 from shards.common.command import InputError
-from shards.dicom import read_hu, read_slices
+from shards.dicom import read_slices
+from shards.pixels import read_hu
 
 CPU = torch.device("cpu")
 
