@@ -27,21 +27,21 @@ def main() -> int:
         raise InputError("--json prints once and changes nothing; leave out --watch and --cancel")
 
     while True:
-        made, silent = status.reports(args.runs)
+        listed, silent = status.reports(args.runs)
         if args.json:
-            print(json.dumps([vars(one) for one in made], indent=1))
+            print(json.dumps([vars(run) for run in listed], indent=1))
             return 0
         if args.watch and sys.stdout.isatty():
             print("\033[H\033[2J", end="")  # home, clear
-        print(status.show(made, silent), flush=True)
-        live = sum(one.state in status.LIVE for one in made)
+        print(status.show(listed, silent), flush=True)
+        live = sum(run.state in status.LIVE for run in listed)
         if not args.watch or not live:
             break
         time.sleep(EVERY_S)
     if args.cancel and live:
         print(f"cancel {live} runs? [y/N] ", end="", flush=True)
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
-            print(status.cancel(args.runs, made))
+            print(status.cancel(args.runs, listed))
         else:
             print("nothing was cancelled")
     return 0

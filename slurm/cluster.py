@@ -189,14 +189,14 @@ def slurm_executor(
         If SLURM's commands are not on this machine.
     """
     try:
-        made = submitit.SlurmExecutor(folder, max_num_timeout=cluster.max_requeues, python=cluster.python)
+        executor = submitit.SlurmExecutor(folder, max_num_timeout=cluster.max_requeues, python=cluster.python)
     except RuntimeError:
         raise InputError(
             "no SLURM on this machine (srun is not on PATH); run this on a login node of the cluster, "
             "or take --cluster configs/clusters/local.yaml"
         ) from None
-    made.update_parameters(**slurm_parameters(cluster, name, comment, code, runs))
-    return made
+    executor.update_parameters(**slurm_parameters(cluster, name, comment, code, runs))
+    return executor
 
 
 def sbatch_text(cluster: Cluster, folder: Path, name: str, comment: str, code: Path, runs: int) -> str:

@@ -49,17 +49,17 @@ class Local:
     def run(self, adopted: list[Run], chosen: list[Run]) -> None:
         """Train ``chosen``, and wait for those of ``adopted`` that an earlier launcher started here."""
         last = submission.latest(self.sweep)
-        adopted = [one for one in adopted if one.name in last and submission.local_alive(*last[one.name])]
+        adopted = [run for run in adopted if run.name in last and submission.local_alive(*last[run.name])]
         everything = adopted + chosen
         if not everything:
             return
-        for slot, one in enumerate(adopted):
-            self.busy[one.name] = (slot, *last[one.name])
+        for slot, run in enumerate(adopted):
+            self.busy[run.name] = (slot, *last[run.name])
         waiting = list(chosen)
         if waiting:
-            self.record, self.logs = submission.new(self.sweep, "local", [one.name for one in waiting], self.code)
-        total = sum(one.config.train.steps for one in everything)
-        done = sum(runs.read_status(one.folder).step for one in everything)
+            self.record, self.logs = submission.new(self.sweep, "local", [run.name for run in waiting], self.code)
+        total = sum(run.config.train.steps for run in everything)
+        done = sum(runs.read_status(run.folder).step for run in everything)
         with Interrupts() as interrupts, Progress(f"{len(everything)} runs", total, "step", done) as progress:
             while waiting or self.busy:
                 self._settle(everything)
@@ -69,10 +69,10 @@ class Local:
                 if interrupts.came:
                     self._stop()
                     raise KeyboardInterrupt
-                steps = sum(runs.read_status(one.folder).step for one in everything)
+                steps = sum(runs.read_status(run.folder).step for run in everything)
                 progress.update(max(0, steps - progress.done), f"{len(self.busy)} running, {len(waiting)} waiting")
 
-    def _start(self, one: Run) -> None:
+    def _start(self, run: Run) -> None:
         slot = min(set(range(self.slots + len(self.busy))) - {used for used, *_ in self.busy.values()})
         cluster = self.cluster
         executor = submitit.LocalExecutor(self.logs, max_num_timeout=cluster.max_requeues, python=cluster.python)
@@ -85,23 +85,23 @@ class Local:
             signal_delay_s=cluster.signal_lead_s,
         )
         with child_environment(self.slots * cluster.tasks_per_node, self.code):
-            job = executor.submit(Train(str(one.folder)))
+            job = executor.submit(Train(str(run.folder)))
         self.jobs.append(job)
-        self.record.jobs[one.name] = job.job_id
+        self.record.jobs[run.name] = job.job_id
         submission.save(self.record, self.logs)
-        self.busy[one.name] = (slot, self.record, job.job_id)
+        self.busy[run.name] = (slot, self.record, job.job_id)
 
     def _settle(self, everything: list[Run]) -> None:
         """Take note of runs that ended; a failure is one line that names its log."""
         for job in self.jobs:
             job.get_info()
-        for one in everything:
-            if one.name in self.busy and not submission.local_alive(*self.busy[one.name][1:]):
-                _, record, job = self.busy.pop(one.name)
-                status = runs.read_status(one.folder)
+        for run in everything:
+            if run.name in self.busy and not submission.local_alive(*self.busy[run.name][1:]):
+                _, record, job = self.busy.pop(run.name)
+                status = runs.read_status(run.folder)
                 if status.state != "finished":
                     why = status.error or f"ended while {status.state}"
-                    print(f"failed: {one.name}: {why}; log: {submission.log_of(self.sweep, record, job)}", flush=True)
+                    print(f"failed: {run.name}: {why}; log: {submission.log_of(self.sweep, record, job)}", flush=True)
 
     def _stop(self) -> None:
         """Let every run save and end. TERM is sent again: one that comes while a run still starts is lost."""

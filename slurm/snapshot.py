@@ -17,8 +17,8 @@ PACKAGES = ("shards", "ldct", "slurm", "launch")
 
 def files(root: Path) -> list[Path]:
     """Files of the packages below ``root``, relative to it, sorted."""
-    found = [path for package in PACKAGES for path in (root / package).rglob("*") if path.is_file()]
-    return sorted(path.relative_to(root) for path in found if "__pycache__" not in path.parts)
+    paths = [path for package in PACKAGES for path in (root / package).rglob("*") if path.is_file()]
+    return sorted(path.relative_to(root) for path in paths if "__pycache__" not in path.parts)
 
 
 def take(sweep: Path) -> Path:

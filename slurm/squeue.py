@@ -77,15 +77,15 @@ def live() -> dict[str, Job]:
     """
     widths = {"JobArrayID": 48, "State": 20, "RestartCnt": 12, "Reason": 40, "Comment": 64, "StartTime": 24}
     fields = ",".join(f"{name}:{width}" for name, width in widths.items())
-    found: dict[str, Job] = {}
+    jobs: dict[str, Job] = {}
     for line in ask("squeue", "-h", "-r", "-u", getpass.getuser(), "-O", fields).splitlines():
         cells, at = [], 0
         for width in widths.values():
             cells.append(line[at : at + width].strip())
             at += width
         if cells[1] not in ENDED:
-            found[cells[0]] = Job(cells[1], int(cells[2] or 0), cells[3], cells[4], unix_seconds(cells[5]))
-    return found
+            jobs[cells[0]] = Job(cells[1], int(cells[2] or 0), cells[3], cells[4], unix_seconds(cells[5]))
+    return jobs
 
 
 def unix_seconds(text: str) -> float:

@@ -55,16 +55,16 @@ def reports(roots: list[Path]) -> tuple[list[Report], str]:
     sent = {folder: latest[folder.parent].get(folder.name) for folder in folders}
     jobs: dict[str, squeue.Job] = {}
     silent = ""
-    if any(found and found[0].executor == "slurm" for found in sent.values()):
+    if any(entry and entry[0].executor == "slurm" for entry in sent.values()):
         try:
             jobs = squeue.live()
         except InputError as error:
             silent = str(error)
-    made = [report(folder, sent[folder], jobs, bool(silent)) for folder in folders]
+    listed = [report(folder, sent[folder], jobs, bool(silent)) for folder in folders]
     if not silent:
-        slurm = {f"{f.parent.name}/{f.name}" for f in folders if (one := sent[f]) and one[0].executor == "slurm"}
-        explain([one for one in made if one.state in ("lost", "new") and one.run in slurm])
-    return made, silent
+        slurm = {f"{f.parent.name}/{f.name}" for f in folders if (entry := sent[f]) and entry[0].executor == "slurm"}
+        explain([run for run in listed if run.state in ("lost", "new") and run.run in slurm])
+    return listed, silent
 
 
 def report(folder: Path, sent: tuple[Submission, str] | None, jobs: dict[str, squeue.Job], silent: bool) -> Report:
@@ -97,13 +97,13 @@ def report(folder: Path, sent: tuple[Submission, str] | None, jobs: dict[str, sq
 
 def explain(unclear: list[Report]) -> None:
     """Say of runs whose job is gone how it ended: by their log's last traceback, else by SLURM's accounting."""
-    how = squeue.ended([one.job for one in unclear])
-    for one in unclear:
-        one.error = last_error(Path(one.log)) or (f"SLURM: {how[one.job]}" if one.job in how else "")
-        if how.get(one.job) == "CANCELLED":
-            one.state, one.error = "stopped", ""
-        elif one.error:
-            one.state = "failed"
+    how = squeue.ended([run.job for run in unclear])
+    for run in unclear:
+        run.error = last_error(Path(run.log)) or (f"SLURM: {how[run.job]}" if run.job in how else "")
+        if how.get(run.job) == "CANCELLED":
+            run.state, run.error = "stopped", ""
+        elif run.error:
+            run.state = "failed"
 
 
 def last_error(log: Path) -> str:
@@ -114,51 +114,51 @@ def last_error(log: Path) -> str:
             text = file.read().decode(errors="replace")
     except OSError:
         return ""
-    _, found, after = text.rpartition("Traceback (most recent call last):\n")
-    last = re.search(r"^\S.*", after, re.MULTILINE) if found else None
+    _, begun, after = text.rpartition("Traceback (most recent call last):\n")
+    last = re.search(r"^\S.*", after, re.MULTILINE) if begun else None
     return last[0].strip() if last else ""
 
 
-def show(made: list[Report], silent: str) -> str:
+def show(listed: list[Report], silent: str) -> str:
     """The table, its sums, and the failures grouped by what they say."""
     head, rows = ["run", "state", "step", "patches/s", "left", "GPU-h", "best", "job"], []
-    for one in made:
-        state = f"requeued {one.requeues} times" if one.state == "requeued" else one.state
-        best = " ".join(f"{key} {value:.2f}" for key, value in one.best.items() if key != "step")
+    for run in listed:
+        state = f"requeued {run.requeues} times" if run.state == "requeued" else run.state
+        best = " ".join(f"{key} {value:.2f}" for key, value in run.best.items() if key != "step")
         rows.append(
             [
-                one.run,
+                run.run,
                 state,
-                f"{one.step:,}/{one.steps:,}" if one.steps else "-",
-                f"{one.patches_per_s:.0f}" if one.patches_per_s else "-",
-                duration(one.eta_s),
-                "-" if one.gpu_hours is None else f"{one.gpu_hours:.2f}",
-                f"{best} at {one.best['step']:.0f}" if best else "-",
-                one.job or "-",
+                f"{run.step:,}/{run.steps:,}" if run.steps else "-",
+                f"{run.patches_per_s:.0f}" if run.patches_per_s else "-",
+                duration(run.eta_s),
+                "-" if run.gpu_hours is None else f"{run.gpu_hours:.2f}",
+                f"{best} at {run.best['step']:.0f}" if best else "-",
+                run.job or "-",
             ]
         )
-    counts = {state: sum(one.state == state for one in made) for state in dict.fromkeys(one.state for one in made)}
-    hours = sum(one.gpu_hours or 0 for one in made)
+    counts = {state: sum(run.state == state for run in listed) for state in dict.fromkeys(run.state for run in listed)}
+    hours = sum(run.gpu_hours or 0 for run in listed)
     sums = ", ".join(f"{number} {state}" for state, number in counts.items())
-    lines = [text_table(head, rows, left=(0, 1, 6, 7)), f"{len(made)} runs: {sums}; {hours:.2f} GPU-hours"]
-    for flag in dict.fromkeys(flag for one in made for flag in one.flags):
-        lines.append(f"warning: {flag}: {some([one.run for one in made if flag in one.flags])}")
-    lines += failures(made)
+    lines = [text_table(head, rows, left=(0, 1, 6, 7)), f"{len(listed)} runs: {sums}; {hours:.2f} GPU-hours"]
+    for flag in dict.fromkeys(flag for run in listed for flag in run.flags):
+        lines.append(f"warning: {flag}: {some([run.run for run in listed if flag in run.flags])}")
+    lines += failures(listed)
     if silent:
         lines.append(f"without SLURM's word: {silent}")
     return "\n".join(lines)
 
 
-def failures(made: list[Report]) -> list[str]:
+def failures(listed: list[Report]) -> list[str]:
     """Failed and lost runs by their last traceback line, each group with a log to look into."""
     groups: dict[str, list[Report]] = {}
-    for one in made:
-        if one.state in ("failed", "lost"):
-            groups.setdefault(one.error or "no heartbeat, and no word of why", []).append(one)
+    for run in listed:
+        if run.state in ("failed", "lost"):
+            groups.setdefault(run.error or "no heartbeat, and no word of why", []).append(run)
     lines = []
     for error, group in sorted(groups.items(), key=lambda item: -len(item[1])):
         lines.append(
-            f"{len(group)} x {error}\n    {some([one.run for one in group])}\n    log: {group[0].log or 'none'}"
+            f"{len(group)} x {error}\n    {some([run.run for run in group])}\n    log: {group[0].log or 'none'}"
         )
     return lines
 
@@ -176,14 +176,14 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
-def cancel(roots: list[Path], made: list[Report]) -> str:
+def cancel(roots: list[Path], listed: list[Report]) -> str:
     """End the runs that wait or run; each saves at its next step. What was done, in words."""
-    live = {one.run: one for one in made if one.state in LIVE}
+    live = {run.run: run for run in listed if run.state in LIVE}
     jobs: list[str] = []
     local: list[tuple[Submission, str]] = []
     for folder in runs.find_runs(roots):
-        one = live.get(f"{folder.parent.name}/{folder.name}")
-        sent = submission.latest(folder.parent).get(folder.name) if one else None
+        run = live.get(f"{folder.parent.name}/{folder.name}")
+        sent = submission.latest(folder.parent).get(folder.name) if run else None
         if sent and sent[0].executor == "slurm" and sent[1]:
             jobs.append(sent[1])
         elif sent and submission.local_alive(*sent):

@@ -40,11 +40,11 @@ class Submission:
 
 def new(sweep: Path, executor: Kind, runs: list[str], code: Path) -> tuple[Submission, Path]:
     """A record for ``runs`` and its folder, made on disk."""
-    made = Submission(f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}", executor, runs, code=str(code))
-    folder = sweep / LOGS / made.id
+    record = Submission(f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}", executor, runs, code=str(code))
+    folder = sweep / LOGS / record.id
     folder.mkdir(parents=True)
-    save(made, folder)
-    return made, folder
+    save(record, folder)
+    return record, folder
 
 
 def save(submission: Submission, folder: Path) -> None:
@@ -55,13 +55,13 @@ def save(submission: Submission, folder: Path) -> None:
 def read_all(sweep: Path) -> list[Submission]:
     """Records of a sweep's folder, oldest first."""
     paths = sorted(sweep.glob(f"{LOGS}/*/{NAME}"))
-    found = [Submission(**json.loads(path.read_text())) for path in paths]
-    return sorted(found, key=lambda submission: submission.time)
+    records = [Submission(**json.loads(path.read_text())) for path in paths]
+    return sorted(records, key=lambda record: record.time)
 
 
 def latest(sweep: Path) -> dict[str, tuple[Submission, str]]:
     """Run -> its last submission and job there ("" where sbatch's answer never came)."""
-    return {run: (one, one.jobs.get(run, "")) for one in read_all(sweep) for run in one.runs}
+    return {run: (record, record.jobs.get(run, "")) for record in read_all(sweep) for run in record.runs}
 
 
 def log_of(sweep: Path, submission: Submission, job: str) -> Path:

@@ -172,14 +172,14 @@ def count_weights(model: str) -> int:
     from ldct import models
 
     with torch.device("meta"):
-        made = models.create(configuration.ModelConfig(**json.loads(model)))
-    return sum(p.numel() for p in made.parameters() if p.requires_grad)
+        network = models.create(configuration.ModelConfig(**json.loads(model)))
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
 def note_states(planned: list[Run], folder: Path) -> None:
     """Set the state of every run from its folder, the record of submissions and, where there is one, the queue."""
     last = submission.latest(folder)
-    jobs = squeue.live() if any(one.executor == "slurm" for one, _ in last.values()) else {}
+    jobs = squeue.live() if any(record.executor == "slurm" for record, _ in last.values()) else {}
     for run in planned:
         run.state = state_of(run.folder, last.get(run.name), jobs)
 
@@ -194,13 +194,13 @@ def state_of(folder: Path, sent: tuple[submission.Submission, str] | None, jobs:
     if status.state == "finished":
         return "finished"
     if sent:
-        one, job = sent
-        if one.executor == "local" and one.host == socket.gethostname():
-            if submission.local_alive(one, job):
+        record, job = sent
+        if record.executor == "local" and record.host == socket.gethostname():
+            if submission.local_alive(record, job):
                 return "running" if status.state == "running" else "pending"
             return "lost" if status.state == "running" else status.state.replace("pending", "new")
-        if one.executor == "slurm":
-            entry = jobs.get(job) if job else next((j for j in jobs.values() if j.comment == one.id), None)
+        if record.executor == "slurm":
+            entry = jobs.get(job) if job else next((j for j in jobs.values() if j.comment == record.id), None)
             if entry:
                 return "pending" if entry.waiting else "running"
             return "lost" if status.state == "running" else status.state.replace("pending", "new")

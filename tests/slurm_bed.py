@@ -91,7 +91,7 @@ class Bed:
     def status(self, *names):
         """launch/status.py --json, by run."""
         done = run_command("launch/status.py", "--json", *(self.runs / name for name in names))
-        return {one["run"].split("/")[1]: one for one in json.loads(done.stdout)}
+        return {run["run"].split("/")[1]: run for run in json.loads(done.stdout)}
 
 
 def job_of(folder):
@@ -119,7 +119,7 @@ def wait_gone(job):
 
 def ranks_of(job):
     """Process ids of a job's ranks, by rank; seen from outside the nodes."""
-    found = {}
+    pids = {}
     array, _, task = job.partition("_")
     wanted = {f"SLURM_ARRAY_JOB_ID={array}", f"SLURM_ARRAY_TASK_ID={task}"} if task else {f"SLURM_JOB_ID={job}"}
     for path in Path("/proc").glob("[0-9]*/environ"):
@@ -131,8 +131,8 @@ def ranks_of(job):
         if wanted <= environment and b"submitit.core._submit" in command and b"srun" not in command:
             rank = next((line for line in environment if line.startswith("SLURM_PROCID=")), None)
             if rank:
-                found[int(rank.split("=")[1])] = int(path.parent.name)
-    return found
+                pids[int(rank.split("=")[1])] = int(path.parent.name)
+    return pids
 
 
 def start_launcher(*argv, **kwargs):

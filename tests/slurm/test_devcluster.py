@@ -4,6 +4,8 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 from slurm_bed import DEVCLUSTER, devcluster, free_ports, until
@@ -59,10 +61,10 @@ def refused(**environment):
 @pytest.mark.skipif(os.geteuid() != 0, reason="up needs root")
 def test_clear_errors(tmp_path):
     assert "at most 80 characters" in refused(DEVCLUSTER_DIR="/tmp/" + "x" * 90)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").touch()
-    assert "expected a new or empty folder, found thesis.txt" in refused(DEVCLUSTER_DIR=str(tmp_path / "mine"))
-    assert (tmp_path / "mine" / "thesis.txt").exists()
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "thesis.txt").touch()
+    assert "expected a new or empty folder, found thesis.txt" in refused(DEVCLUSTER_DIR=str(tmp_path / "work"))
+    assert (tmp_path / "work" / "thesis.txt").exists()
     said = refused(DEVCLUSTER_DIR=str(tmp_path / "dc"), PATH=str(tmp_path))
     if not os.path.exists("/usr/sbin/munged"):
         assert "not installed: munged, slurmctld" in said
@@ -82,11 +84,14 @@ def test_a_taken_port_is_named(cluster, tmp_path):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 def test_only_root_may_start_it(tmp_path):
-    script = shutil.copy(DEVCLUSTER, "/tmp/devcluster-of-nobody")
+    folder = Path(tempfile.mkdtemp(prefix="devcluster-of-nobody-"))  # pytest's own folders are root's alone
     try:
-        done = subprocess.run(["setpriv", "--reuid=65534", "--clear-groups", "/usr/bin/env", "python3", script, "up"],
-                              capture_output=True, text=True, cwd="/")  # fmt: skip
+        folder.chmod(0o755)
+        for path in (DEVCLUSTER, DEVCLUSTER.with_name("devcluster_setup.py")):
+            shutil.copy(path, folder)
+        command = ["setpriv", "--reuid=65534", "--clear-groups", "/usr/bin/env", "python3", folder / "devcluster", "up"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd="/")
     finally:
-        os.unlink(script)
+        shutil.rmtree(folder)
     assert done.returncode == 2, done.stderr
     assert "up needs root" in done.stderr

@@ -142,5 +142,5 @@ def test_cancel_asks_first(bed, launcher):
     )  # fmt: skip
     assert "and 2 local runs" in agreed.stdout
     assert process.wait(60) == 130
-    states = sorted(one["state"] for one in bed.status("cancel").values())
+    states = sorted(run["state"] for run in bed.status("cancel").values())
     assert states == ["new", "stopped", "stopped"]

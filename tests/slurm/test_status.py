@@ -14,7 +14,7 @@ from slurm import squeue, status, submission
 def make(tmp_path):
     """Write a run folder; give it to a job of a SLURM submission."""
 
-    def made(name, job="", log="", **fields):
+    def write(name, job="", log="", **fields):
         folder = tmp_path / "s" / name
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text("{}\n")
@@ -27,7 +27,7 @@ def make(tmp_path):
             submission.log_of(folder.parent, record, job).write_text(log)
         return folder
 
-    return made
+    return write
 
 
 @pytest.fixture
@@ -75,10 +75,10 @@ def test_states(make, cluster_says, tmp_path):
     make("010-timeout", job="1_9", state="running", step=3)
     live = {"1_0": job("PENDING"), "1_1": job("RUNNING"), "1_2": job("PENDING", restarts=2)}
     cluster_says(live, {"1_7": "CANCELLED", "1_8": "FAILED", "1_9": "TIMEOUT"})
-    made, silent = status.reports([tmp_path])
+    listed, silent = status.reports([tmp_path])
     assert silent == ""
-    found = {one.run.split("-")[1]: (one.state, one.requeues, one.error) for one in made}
-    assert found == {
+    states = {run.run.split("-")[1]: (run.state, run.requeues, run.error) for run in listed}
+    assert states == {
         "new": ("new", 0, ""),
         "pending": ("pending", 0, ""),
         "running": ("running", 0, ""),
@@ -91,7 +91,7 @@ def test_states(make, cluster_says, tmp_path):
         "died": ("failed", 0, "torch.OutOfMemoryError: no memory left"),
         "timeout": ("failed", 0, "SLURM: TIMEOUT"),
     }
-    shown = status.show(made, silent)
+    shown = status.show(listed, silent)
     assert "requeued 2 times" in shown
     assert "0:00:12" in shown
     assert "11 runs: 1 new, 1 pending, 1 running, 1 requeued, 1 finished, 3 failed, 1 lost, 2 stopped" in shown
@@ -102,11 +102,11 @@ def test_a_running_run_without_heartbeat_is_lost(make, cluster_says, tmp_path):
     path = folder / "status.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"heartbeat": 1.0}))
     cluster_says({"7": job("RUNNING", began=1.0)})
-    assert [one.state for one in status.reports([tmp_path])[0]] == ["lost"]
+    assert [run.state for run in status.reports([tmp_path])[0]] == ["lost"]
 
     # its job has only just been started again: the heartbeat is that of the last attempt
     cluster_says({"7": job("RUNNING", restarts=1, began=time.time())})
-    assert [one.state for one in status.reports([tmp_path])[0]] == ["running"]
+    assert [run.state for run in status.reports([tmp_path])[0]] == ["running"]
 
 
 def test_failures_are_grouped_by_what_they_say(make, cluster_says, tmp_path):
@@ -114,10 +114,10 @@ def test_failures_are_grouped_by_what_they_say(make, cluster_says, tmp_path):
         make(f"{index:03d}-a", job=f"1_{index}", state="failed", error="ValueError: bad")
     make("100-b", job="2", state="failed", error="RankLost: rank 3 ended")
     cluster_says({})
-    made, _ = status.reports([tmp_path])
-    lines = status.failures(made)
+    listed, _ = status.reports([tmp_path])
+    lines = status.failures(listed)
     assert lines[0].startswith("7 x ValueError: bad\n    s/000-a, s/001-a, s/002-a, s/003-a, s/004-a and 2 more\n")
-    assert f"log: {made[0].log}" in lines[0] and made[0].log.endswith("1_0_0_log.err")
+    assert f"log: {listed[0].log}" in lines[0] and listed[0].log.endswith("1_0_0_log.err")
     assert lines[1].startswith("1 x RankLost: rank 3 ended\n")
 
 
@@ -125,15 +125,15 @@ def test_gpu_hours_count_gpus_over_all_attempts(make, cluster_says, tmp_path):
     make("000-gpu", state="finished", device="NVIDIA H100", train_s=1800.0, world_size=8)
     make("001-cpu", state="finished", device="cpu", train_s=1800.0, world_size=8)
     cluster_says({})
-    made, _ = status.reports([tmp_path])
-    assert [one.gpu_hours for one in made] == [4.0, None]
-    assert "2 runs: 2 finished; 4.00 GPU-hours" in status.show(made, "")
+    listed, _ = status.reports([tmp_path])
+    assert [run.gpu_hours for run in listed] == [4.0, None]
+    assert "2 runs: 2 finished; 4.00 GPU-hours" in status.show(listed, "")
 
 
 def test_json_and_wrong_flags(make, tmp_path):
     make("000-a", state="finished", step=100, best={"step": 50, "psnr": 33.5})
-    (one,) = json.loads(run_command("launch/status.py", "--json", tmp_path).stdout)
-    assert (one["run"], one["state"], one["best"]) == ("s/000-a", "finished", {"step": 50, "psnr": 33.5})
+    (run,) = json.loads(run_command("launch/status.py", "--json", tmp_path).stdout)
+    assert (run["run"], run["state"], run["best"]) == ("s/000-a", "finished", {"step": 50, "psnr": 33.5})
     assert "psnr 33.50 at 50" in run_command("launch/status.py", tmp_path).stdout
     watched = run_command("launch/status.py", tmp_path, "--watch")  # ends, since nothing runs
     assert "1 runs: 1 finished" in watched.stdout

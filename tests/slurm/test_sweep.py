@@ -27,13 +27,13 @@ def base(tmp_path):
 def plan(tmp_path, base, tiny_shards):
     """Plan the runs of {field: values}, with --set flags."""
 
-    def made(parameters, *settings, cluster=LOCAL, method="grid", **head):
+    def make(parameters, *settings, cluster=LOCAL, method="grid", **head):
         content = {"method": method, "name": "s", **head}
         content["parameters"] = {"config": {"value": base}, **{k: {"values": v} for k, v in parameters.items()}}
         flags = [f"data.shards={tiny_shards}", *settings]
         return sweep.plan(sweep_file.check(content, "s"), cluster, flags, tmp_path / "runs")
 
-    return made
+    return make
 
 
 def test_runs_are_resolved_and_named(plan, tmp_path, tiny_shards):
@@ -51,21 +51,21 @@ def test_runs_are_resolved_and_named(plan, tmp_path, tiny_shards):
 
 
 def test_the_same_flags_give_the_same_run_by_hand(plan, base, tiny_shards):
-    (one,) = plan({"model.name": ["unet"]})
+    (run,) = plan({"model.name": ["unet"]})
     by_hand = configuration.parse(["--config", base, "--data.shards", str(tiny_shards), "--model.name", "unet"])
-    assert configuration.hash8(by_hand) == configuration.hash8(one.config)
+    assert configuration.hash8(by_hand) == configuration.hash8(run.config)
 
 
 def test_weights_are_those_of_the_network(plan):
-    (one,) = plan({"model.channels": [96]}, "model.depth=5")
-    assert one.weights == 1_848_865  # RED-CNN as published
+    (run,) = plan({"model.channels": [96]}, "model.depth=5")
+    assert run.weights == 1_848_865  # RED-CNN as published
 
 
 def test_a_run_keeps_its_folder_when_the_sweep_grows(plan):
     (old,) = plan({"train.seed": [5]})
     old.folder.mkdir(parents=True)
     grown = plan({"train.seed": [4, 5]})
-    assert [one.name for one in grown][1] == old.name
+    assert [run.name for run in grown][1] == old.name
     assert grown[0].name.startswith("000-") and grown[0].name != old.name
 
 
@@ -74,13 +74,13 @@ def test_equal_runs_are_one(plan):
 
 
 def test_project_and_entity_of_the_sweep_reach_the_tracking(plan):
-    (one,) = plan({"train.seed": [0]}, project="lowdose", entity="lab")
-    assert (one.config.track.project, one.config.track.entity) == ("lowdose", "lab")
+    (run,) = plan({"train.seed": [0]}, project="lowdose", entity="lab")
+    assert (run.config.track.project, run.config.track.entity) == ("lowdose", "lab")
 
 
 def test_off_is_not_false(plan):
-    (one,) = plan({"train.seed": [0]}, "track.wandb=disabled")
-    assert one.config.track.wandb == "disabled"
+    (run,) = plan({"train.seed": [0]}, "track.wandb=disabled")
+    assert run.config.track.wandb == "disabled"
 
 
 @pytest.mark.parametrize(
@@ -127,21 +127,21 @@ def test_a_missing_shard_is_found_before_anything_is_submitted(plan, tiny_shards
 
 
 def test_state_comes_from_the_run_folder(plan):
-    one, *_ = plan({"train.seed": [0]})
+    run, *_ = plan({"train.seed": [0]})
     seen = {}
     for state in ("finished", "failed", "stopped", "running"):
-        one.folder.mkdir(parents=True, exist_ok=True)
-        runs.write_status(one.folder, runs.Status(state=state))
-        sweep.note_states([one], one.folder.parent)
-        seen[state] = (one.state, one.open)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        runs.write_status(run.folder, runs.Status(state=state))
+        sweep.note_states([run], run.folder.parent)
+        seen[state] = (run.state, run.open)
     assert seen["finished"] == ("finished", False)
     assert seen["failed"] == ("failed", True)
     assert seen["stopped"] == ("stopped", True)
     assert seen["running"] == ("running", False)  # by hand, or from elsewhere: its heartbeat is fresh
-    status = json.loads((one.folder / "status.json").read_text()) | {"heartbeat": 1.0}
-    (one.folder / "status.json").write_text(json.dumps(status))
-    sweep.note_states([one], one.folder.parent)
-    assert (one.state, one.open) == ("lost", True)
+    status = json.loads((run.folder / "status.json").read_text()) | {"heartbeat": 1.0}
+    (run.folder / "status.json").write_text(json.dumps(status))
+    sweep.note_states([run], run.folder.parent)
+    assert (run.state, run.open) == ("lost", True)
 
 
 def test_hours_come_from_the_newest_run_of_the_same_network(plan, tmp_path):

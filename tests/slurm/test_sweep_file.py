@@ -8,43 +8,43 @@ from shards.common.command import InputError
 from slurm import sweep_file
 
 
-def made(method="grid", parameters=None, **head):
+def check(method="grid", parameters=None, **head):
     return sweep_file.check({"method": method, "parameters": parameters, **head}, "sweep")
 
 
 def test_grid_is_every_combination_in_order():
-    found = made(parameters={"model.name": {"values": ["redcnn", "unet"]}, "train.seed": {"values": [0, 1]}})
-    assert sweep_file.combinations(found) == [
+    search = check(parameters={"model.name": {"values": ["redcnn", "unet"]}, "train.seed": {"values": [0, 1]}})
+    assert sweep_file.combinations(search) == [
         {"model.name": "redcnn", "train.seed": 0},
         {"model.name": "redcnn", "train.seed": 1},
         {"model.name": "unet", "train.seed": 0},
         {"model.name": "unet", "train.seed": 1},
     ]
-    assert found.swept == ["model.name", "train.seed"]
+    assert search.swept == ["model.name", "train.seed"]
 
 
 def test_single_values_belong_to_every_run_and_are_not_swept():
-    found = made(parameters={"config": {"value": "base.yaml"}, "train.seed": {"values": [3]}})
-    assert sweep_file.combinations(found) == [{"config": "base.yaml", "train.seed": 3}]
-    assert found.swept == ["train.seed"]
+    search = check(parameters={"config": {"value": "base.yaml"}, "train.seed": {"values": [3]}})
+    assert sweep_file.combinations(search) == [{"config": "base.yaml", "train.seed": 3}]
+    assert search.swept == ["train.seed"]
 
 
 def test_run_cap_takes_the_first_runs_of_a_grid():
-    found = made(parameters={"train.seed": {"values": [0, 1, 2]}}, run_cap=2)
-    assert sweep_file.combinations(found) == [{"train.seed": 0}, {"train.seed": 1}]
+    search = check(parameters={"train.seed": {"values": [0, 1, 2]}}, run_cap=2)
+    assert sweep_file.combinations(search) == [{"train.seed": 0}, {"train.seed": 1}]
 
 
 def test_more_random_runs_do_not_change_the_first_ones():
     parameters = {"optim.lr": {"min": 0.0, "max": 1.0}, "model.name": {"values": ["redcnn", "unet"]}}
-    few = sweep_file.combinations(made("random", parameters, run_cap=5))
-    many = sweep_file.combinations(made("random", parameters, run_cap=50))
+    few = sweep_file.combinations(check("random", parameters, run_cap=5))
+    many = sweep_file.combinations(check("random", parameters, run_cap=50))
     assert many[:5] == few
     assert len({run["optim.lr"] for run in many}) == 50
     assert {run["model.name"] for run in many} == {"redcnn", "unet"}
 
 
 def drawn(n=400, **how):
-    return [run["x.y"] for run in sweep_file.combinations(made("random", {"x.y": how}, run_cap=n))]
+    return [run["x.y"] for run in sweep_file.combinations(check("random", {"x.y": how}, run_cap=n))]
 
 
 def test_distributions():
@@ -65,7 +65,7 @@ def test_distributions():
     assert odds.count("a") / 400 == pytest.approx(0.9, abs=0.05)
 
 
-def one(**how):
+def drawn_from(**how):
     return {"method": "random", "run_cap": 1, "parameters": {"a.b": how}}
 
 
@@ -111,10 +111,10 @@ SEED = {"train.seed": {"values": [1]}}
             {"method": "random", "run_cap": 1, "parameters": {"a.b": {"distribution": "uniform", "min": 0}}},
             "uniform needs a number max, found None",
         ),
-        (one(values=[1, 2], probabilities=["a", "b"]), "a.b.probabilities: expected 2 numbers of at least 0"),
-        (one(values=[1, 2], probabilities=[0, 0]), "a.b.probabilities: expected 2 numbers of at least 0"),
-        (one(distribution="q_uniform", min=0, max=1, q=0), "a.b: q must be above 0, found 0"),
-        (one(distribution="normal", mu="x"), "a.b: normal needs a number mu, found 'x'"),
+        (drawn_from(values=[1, 2], probabilities=["a", "b"]), "a.b.probabilities: expected 2 numbers of at least 0"),
+        (drawn_from(values=[1, 2], probabilities=[0, 0]), "a.b.probabilities: expected 2 numbers of at least 0"),
+        (drawn_from(distribution="q_uniform", min=0, max=1, q=0), "a.b: q must be above 0, found 0"),
+        (drawn_from(distribution="normal", mu="x"), "a.b: normal needs a number mu, found 'x'"),
     ],
 )
 def test_what_cannot_be_is_one_line(content, says):
