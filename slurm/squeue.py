@@ -1,6 +1,7 @@
 """What SLURM says of jobs. Used to add to what the run folders say, never in its place."""
 
 import getpass
+import os
 import subprocess
 from dataclasses import dataclass
 from datetime import datetime
@@ -54,7 +55,8 @@ def ask(*command: str, timeout: float = 60.0) -> str:
         If it is not installed, fails or does not answer; one line.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+        environment = {**os.environ, "SLURM_TIME_FORMAT": "standard"}  # a user may have another one
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
     except FileNotFoundError:
         raise InputError(f"{command[0]} is not on PATH; run this on a login node of the cluster") from None
     except subprocess.TimeoutExpired:

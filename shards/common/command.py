@@ -1,5 +1,8 @@
 """What every command line of the project shares: how it fails and how it shows progress."""
 
+import os
+import select
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -13,16 +16,43 @@ class InputError(Exception):
     """Something the user can put right. The message is one line: expected, found, what to do."""
 
 
+READER_GONE = 128 + signal.SIGPIPE
+"""Exit status of a command whose output nobody reads any more, as of ``yes | head``."""
+
+
 def command(main: Callable[[], int | None]) -> NoReturn:
-    """Run ``main`` and exit with its status; an InputError becomes one line and status 2, no traceback."""
+    """Run ``main`` and exit with its status.
+
+    An InputError becomes one line and status 2, Ctrl-C one line and 130, and a closed pipe behind standard output or
+    error (``... | head``, a pager that was left) ends the command without a word.
+    """
     try:
-        sys.exit(main())
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+        try:
+            status = main()
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = 2
+        except KeyboardInterrupt:
+            print("interrupted; run the same command again to go on", file=sys.stderr)
+            status = 130
+        finally:
+            sys.stdout.flush()  # here, and not when nobody can catch its error any more
+    except BrokenPipeError:
+        closed = [stream for stream in (sys.stdout, sys.stderr) if _reader_gone(stream.fileno())]
+        if not closed:
+            raise  # it is another pipe that broke
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in closed:
+            os.dup2(nowhere, stream.fileno())  # what is still buffered goes there at the exit
+        sys.exit(READER_GONE)
+    sys.exit(status)
+
+
+def _reader_gone(fd: int) -> bool:
+    """Whether ``fd`` is a pipe that nobody reads."""
+    poll = select.poll()
+    poll.register(fd, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 class Progress:

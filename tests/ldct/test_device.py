@@ -1,7 +1,12 @@
-"""What becomes of freed memory, in processes of their own: what is set there lasts for their life."""
+"""Devices by name; what becomes of freed memory, in processes of their own: what is set there lasts for their life."""
 
 import subprocess
 import sys
+
+import pytest
+
+from ldct.device import pick_device
+from shards.common.command import InputError
 
 CHURN = """
 import resource, sys
@@ -35,3 +40,9 @@ def test_freed_memory_is_used_again_until_it_is_given_back():
     assert faults < 16 and given >= 60
     faults, given = churn("as glibc does")
     assert faults >= 32 and given < 60  # 16,384 pages of 4 kB; 32 where the system has huge pages of 2 MB
+
+
+@pytest.mark.parametrize("name", ["meta", "cuda:99", "abacus"])
+def test_a_device_that_cannot_compute_is_one_line(name):
+    with pytest.raises(InputError, match=rf"^device {name}: .*; expected auto, cpu, cuda or cuda:N$"):
+        pick_device(name)
