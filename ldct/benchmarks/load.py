@@ -39,12 +39,9 @@ def ours(folder: Path) -> Iterator[int]:
     tiles = Patches(folder, configuration.DataConfig(min_body=0))
     order = Sampler(tiles.shard, 0, configuration.DataConfig().window_shards, BATCH)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loader = Loader(open_store(tiles, "mmap", device), order, 0, 1, 0, 2 * len(tiles) // BATCH)
-    try:
-        for batch in loader:
+    with Loader(open_store(tiles, "mmap", device), order, 0, 1, 0, 2 * len(tiles) // BATCH) as batches:
+        for batch in batches:
             yield len(batch.to(device, non_blocking=True))
-    finally:
-        loader.close()
 
 
 def one_pair_per_member(source: Path, folder: Path) -> int:

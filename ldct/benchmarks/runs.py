@@ -1,28 +1,24 @@
 """Whole runs, measured: an epoch beside its steps, ranks beside one, seconds to a quality."""
 
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ldct import config as configuration
 from ldct.benchmarks import common
 from ldct.config import Config
-from ldct.data.patches import Patches
+from ldct.data.patches import Patches, open_store
 from ldct.device import keep_freed
 from ldct.metrics import names, protocols
 from ldct.runs import folder as runs
 from ldct.training.ranks import Ranks
-from ldct.training.recorder import Recorder
-from ldct.training.signals import Latch
-from ldct.training.trainer import Training, set_numerics
+from ldct.training.step import Training
+from ldct.training.trainer import set_numerics
 from shards.common.command import InputError
 from shards.common.table import text_table
 
@@ -30,59 +26,52 @@ PATIENCE = 5
 """How many times as long as ours the document's recipe may take: at most a fifth is what is claimed."""
 
 
-class Timed(Training):
-    """The loop with a clock around each step; the first step is warm-up and counts nowhere."""
-
-    began = ended = spent_s = 0.0
-    counted = 0
-
-    def _update(self, pairs: Tensor) -> None:
-        spent = common.seconds(partial(super()._update, pairs), self.ranks.device)
-        self.ended = time.perf_counter()
-        if self.began:
-            self.spent_s += spent
-            self.counted += 1
-        else:
-            self.began = self.ended
-
-
 def epoch(shards: Path, batch: int, settings: Sequence[str]) -> dict[str, Any]:
-    """One epoch of the real loop, loader, lines of metrics, heartbeat and all: its wall clock and that of its steps.
+    """One epoch of a real run, loader, line of metrics, heartbeat and all, beside the same steps on batches that are
+    there already. Nothing waits for the device within either, so what overlaps in training overlaps here.
 
-    Validation, before the first and after the last step, is apart.
+    The run trains two epochs; the second counts, and its own metrics say how fast it was. Validation is apart.
     """
     with tempfile.TemporaryDirectory() as folder:
         config = configure(shards, folder, [f"train.global_batch={batch}", "val.every=1000000000", *settings])
-        tiles = len(Patches(shards, config.data))
-        config.train.steps = 1 + -(-tiles // config.train.global_batch)
-        timed = loop(config)
-    wall = timed.ended - timed.began
-    return common.machine(timed.ranks.device) | {
-        "tiles": tiles,
+        patches = len(Patches(shards, config.data))
+        steps = -(-patches // config.train.global_batch)
+        config.train.steps, config.train.log_every = 2 * steps, steps
+        epoch_s = steps * config.train.global_batch / last_rate(config)
+        with common.apart(steps_alone, config, steps) as ask:
+            steps_s, about = ask()
+    return about | {
+        "patches": patches,
         "batch": config.train.global_batch,
-        "steps": timed.counted,
-        "epoch_s": wall,
-        "steps_s": timed.spent_s,
-        "share": timed.spent_s / wall,
+        "steps": steps,
+        "epoch_s": epoch_s,
+        "steps_s": steps_s,
+        "share": steps_s / epoch_s,
     }
 
 
-def loop(config: Config) -> Timed:
-    """Run ``config`` here, timed."""
-    ranks, latch = Ranks(config.train.timeout_s), Latch()
-    set_numerics(config)
+def last_rate(config: Config, before: Sequence[str] = (), **environment: str) -> float:
+    """Train ``config`` with launch/train.py, ``before`` between Python and it; patches per second of its last line."""
+    file = Path(config.run_dir) / "asked.yaml"
+    file.write_text(configuration.to_yaml(config))
+    common.call("launch/train.py", f"--config={file}", before=before, **environment)
+    return [line for line in runs.read_metrics(Path(config.run_dir)) if names.TRAIN_LOSS in line][-1]["patches_per_s"]
+
+
+def steps_alone(config: Config, count: int) -> Generator[tuple[float, dict[str, Any]]]:
+    """Seconds of ``count`` steps on one batch after one that does not count, and the machine."""
     keep_freed()
-    try:
-        with Recorder(config, ranks) as recorder:
-            timed = Timed(config, ranks, latch, recorder)
-            stopped = timed.loop()
-            recorder.close("stopped" if stopped else "finished")
-    finally:
-        for number, handler in latch.previous.items():
-            signal.signal(number, handler)
-    if stopped:
-        raise KeyboardInterrupt
-    return timed
+    set_numerics(config)
+    training = Training(config, Ranks(config.train.timeout_s))
+    device = training.ranks.device
+    batch = open_store(training.patches, config.data.store, device).fetch(training.sampler[0])
+    training.train_step(batch)
+
+    def steps() -> None:
+        for _ in range(count):
+            training.train_step(batch)
+
+    yield common.seconds(steps, device), common.machine(device)
 
 
 def configure(shards: Path, folder: str, settings: Sequence[str]) -> Config:
@@ -94,7 +83,7 @@ def configure(shards: Path, folder: str, settings: Sequence[str]) -> Config:
 def epoch_text(result: dict[str, Any]) -> str:
     """The result of ``epoch`` for people."""
     return (
-        f"{common.heading(result)}\n{result['tiles']:,} tiles in {result['steps']} steps of {result['batch']}: "
+        f"{common.heading(result)}\n{result['patches']:,} patches in {result['steps']} steps of {result['batch']}: "
         f"{result['epoch_s']:.2f} s, steps alone {result['steps_s']:.2f} s, {100 * result['share']:.2f} %"
     )
 
@@ -118,10 +107,7 @@ def scaling(shards: Path, ranks: int, batch: int, steps: int, repeats: int, sett
                 ],
             )
             torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
-            file = Path(folder) / "asked.yaml"
-            file.write_text(configuration.to_yaml(config))
-            common.call("launch/train.py", f"--config={file}", before=torchrun, OMP_NUM_THREADS="1")
-            return [line for line in runs.read_metrics(Path(folder)) if names.TRAIN_LOSS in line][-1]["patches_per_s"]
+            return last_rate(config, torchrun, OMP_NUM_THREADS="1")
 
     values = common.take_turns({str(count): partial(rate, count) for count in (1, ranks)}, repeats, warmup=0)
     device = Ranks(60).device

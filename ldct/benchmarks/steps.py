@@ -20,23 +20,12 @@ from ldct.data.loader import Loader
 from ldct.data.patches import MappedStore, open_store
 from ldct.device import full_precision, keep_freed
 from ldct.training.ranks import Ranks
-from ldct.training.recorder import Recorder
-from ldct.training.signals import Latch
-from ldct.training.trainer import Training, set_numerics
+from ldct.training.step import Training
+from ldct.training.trainer import set_numerics
 from shards.common.command import InputError
 
 LR = 1e-4
 """Learning rate of all ways."""
-
-
-class Unwritten(Recorder):
-    """A recorder for steps without a run folder."""
-
-    def __init__(self) -> None:
-        self.restored = None
-
-    def stepped(self, step: int) -> None:
-        """Nothing is written."""
 
 
 def configure(shards: Path, network: str, batch: int, settings: Sequence[str] = ()) -> Config:
@@ -58,8 +47,8 @@ def configure(shards: Path, network: str, batch: int, settings: Sequence[str] = 
 
 
 def start(config: Config) -> Training:
-    """The trainer before its first step, without a latch: that is the loop's alone."""
-    return Training(config, Ranks(config.train.timeout_s), cast(Latch, None), Unwritten())
+    """A training before its first step."""
+    return Training(config, Ranks(config.train.timeout_s))
 
 
 def our_turns(config: Config, compiled: str, steps: int, turns: int) -> Generator[tuple[float, float]]:
@@ -100,14 +89,9 @@ def timed(losses: Iterator[Tensor], batch: int, steps: int, device: torch.device
 def ours(training: Training, steps: int) -> Iterator[Tensor]:
     """Make ``steps`` steps as the loop does, without what stands between them; gives their losses."""
     store = open_store(training.patches, training.config.data.store, training.ranks.device)
-    loader = Loader(store, training.sampler, 0, 1, 0, steps)
-    try:
-        for pairs in loader:
-            before = training.loss_sum.clone()
-            training._update(pairs)
-            yield training.loss_sum - before
-    finally:
-        loader.close()
+    with Loader(store, training.sampler, 0, 1, 0, steps) as batches:
+        for batch in batches:
+            yield training.train_step(batch).loss
 
 
 def theirs(training: Training, steps: int, folder: Path) -> Iterator[Tensor]:

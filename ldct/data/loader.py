@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from types import TracebackType
 
 from torch import Tensor
 
@@ -55,17 +55,30 @@ class Loader:
                 continue
         return False
 
-    def __iter__(self) -> Iterator[Tensor]:
-        while (item := self._get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
+    def __iter__(self) -> "Loader":
+        return self
 
-    def _get(self) -> Tensor | BaseException | None:
+    def __next__(self) -> Tensor:
         began = time.perf_counter()
         item = self.ready.get()
         self.waited_s += time.perf_counter() - began
+        if item is None:
+            self.ready.put(None)  # for whoever asks again
+            raise StopIteration
+        if isinstance(item, BaseException):
+            raise item
         return item
+
+    def take_waited(self) -> float:
+        """Seconds that the loop has waited for batches since the last call."""
+        waited, self.waited_s = self.waited_s, 0.0
+        return waited
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
 
     def close(self) -> None:
         """Stop the thread; batches fetched ahead are forgotten."""

@@ -42,14 +42,16 @@ class Recorder:
         self.metrics = runs.Metrics(self.folder)
         self.began = time.monotonic()
         self.paced = (self.restored["step"] if self.restored else 0, self.began)
+        self.tracker: Tracker | None = None
+        self.progress: Progress | None = None
 
     def _newest(self) -> dict[str, Any] | None:
         """The checkpoint to go on from, the same on every rank: rank 0 chooses, since on a network disk the others may
         not see its newest file yet."""
-        found = checkpoint.newest(self.checkpoints) if self.ranks.first else None
-        step = self.ranks.gather(found["step"] if found else None)[0]
+        newest = checkpoint.newest(self.checkpoints) if self.ranks.first else None
+        step = self.ranks.gather(newest["step"] if newest else None)[0]
         if self.ranks.first or step is None:
-            return found
+            return newest
         path = self.checkpoints / checkpoint.step_name(step)
         try:
             return checkpoint.read(path)
@@ -86,16 +88,20 @@ class Recorder:
             with contextlib.suppress(OSError):  # a full disk must not hide what ended the run
                 self.close("failed")
 
+    def take_restored(self) -> dict[str, Any] | None:
+        """The checkpoint to go on from, if there is one; once, so that it does not stay in memory."""
+        restored, self.restored = self.restored, None
+        return restored
+
     def stepped(self, step: int) -> None:
-        """Count a step; write the heartbeat where it is due."""
+        """Count a step."""
         self.status.step = step
-        if self.ranks.first:
+        if self.progress:
             self.progress.update()
-            self.heartbeat()
 
     def heartbeat(self) -> None:
         """Write the heartbeat if the last one is HEARTBEAT_S old, and look after the tracking."""
-        if self.ranks.first and time.time() - self.status.heartbeat >= runs.HEARTBEAT_S:
+        if self.tracker and time.time() - self.status.heartbeat >= runs.HEARTBEAT_S:
             self._write_status()
             self.tracker.look()
 
@@ -114,7 +120,7 @@ class Recorder:
 
     def line(self, line: dict[str, Any], note: str = "") -> None:
         """Add a line to metrics.jsonl; ``note`` stands behind the progress."""
-        if self.ranks.first:
+        if self.progress:
             status = self.status
             times = (round(self._train_s(), 3), round(status.patches_per_s, 1), round(status.data_wait, 4))
             self.metrics.append({"step": status.step, **line, **dict(zip(runs.TIMES, times, strict=True))})
@@ -125,6 +131,7 @@ class Recorder:
         self.status.state, self.status.eta_s = state, None
         if self.ranks.first:
             self._write_status()
+        if self.progress and self.tracker:
             self.progress.close()
             self.tracker.close(state)
 

@@ -9,7 +9,8 @@ from conftest import tiny_flags
 
 from ldct.config import differences, parse
 from ldct.training.signals import Latch
-from ldct.training.trainer import Training, train
+from ldct.training.step import Training
+from ldct.training.trainer import Trainer, train
 
 STEPS = 12
 """A little more than an epoch of the tiny shards."""
@@ -30,13 +31,12 @@ def start(tiny_shards, tmp_path_factory):
             return plain(self, pairs)
 
         def leave_out(self):
-            self.validated = self.step
-            return True
+            self.validated = self.training.step
 
         config = parse(tiny_flags(tiny_shards, tmp_path_factory.mktemp("arm"), train__steps=STEPS, **fields))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Training, "_backward", backward)
-            patch.setattr(Training, "_validate", leave_out)
+            patch.setattr(Trainer, "_validate", leave_out)
             train(config, Latch())
         return config, weights, torch.stack(seen)
 

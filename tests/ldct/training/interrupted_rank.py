@@ -26,14 +26,15 @@ def do():
 
 
 if __name__ == "__main__":
-    from ldct.training.trainer import Training
+    from ldct.training.step import Training
 
-    update = Training._update
+    train_step = Training.train_step
 
-    def wrapped(self, pairs):
-        update(self, pairs)
+    def wrapped(self, *args, **kwargs):
+        result = train_step(self, *args, **kwargs)
         if self.step == int(step) and self.ranks.rank == int(rank):
             do()
+        return result
 
-    Training._update = wrapped
+    Training.train_step = wrapped
     runpy.run_path(str(Path(__file__).resolve().parents[3] / "launch" / "train.py"), run_name="__main__")

@@ -17,7 +17,8 @@ from ldct.data.sampler import Sampler
 from ldct.runs import checkpoint
 from ldct.runs.folder import read_status
 from ldct.training.signals import CAUGHT, Latch
-from ldct.training.trainer import NotFinite, Training, train
+from ldct.training.step import NotFinite, Training
+from ldct.training.trainer import Trainer, train
 from ldct.training.validation import Validation
 from shards.common.command import InputError
 
@@ -66,15 +67,16 @@ def undisturbed(tiny_shards, tmp_path_factory):
 
 def after_step(monkeypatch, step, act):
     """Do ``act`` once, behind optimizer step number ``step``."""
-    update = Training._update
+    train_step = Training.train_step
 
-    def wrapped(self, pairs):
-        update(self, pairs)
+    def wrapped(self, *args, **kwargs):
+        result = train_step(self, *args, **kwargs)
         if self.step == step:
-            monkeypatch.setattr(Training, "_update", update)
+            monkeypatch.setattr(Training, "train_step", train_step)
             act()
+        return result
 
-    monkeypatch.setattr(Training, "_update", wrapped)
+    monkeypatch.setattr(Training, "train_step", wrapped)
 
 
 def raise_error():
@@ -191,14 +193,14 @@ def test_a_signal_before_the_first_step(tiny_shards, tmp_path, undisturbed):
 
 
 def test_a_signal_after_the_last_step_changes_nothing(tiny_shards, tmp_path, undisturbed, monkeypatch):
-    save = Training._save
+    save = Trainer._save
 
     def signalled(self):
         for number in CAUGHT:
             os.kill(os.getpid(), number)
         save(self)
 
-    monkeypatch.setattr(Training, "_save", signalled)
+    monkeypatch.setattr(Trainer, "_save", signalled)
     assert start(tiny_shards, tmp_path) is None
     assert_same(tmp_path, undisturbed)
 
