@@ -29,8 +29,9 @@ def main() -> None:
         raise InputError("expected IN and OUT, or --export FILE; --help shows examples")
     from ldct.device import device_name, keep_freed, pick_device
     from ldct.inference.denoiser import Denoiser  # --help and a typo need no torch
-    from ldct.inference.dicom import denoise_series, find_series
+    from ldct.inference.dicom import denoise_series
     from ldct.inference.export import export, open_model
+    from ldct.inference.series import find_series, first_few, uneven
 
     keep_freed()
     device = pick_device(options.device)
@@ -42,20 +43,23 @@ def main() -> None:
         print(f"{options.export}: {model.about}")
     if not (options.source and options.out):
         return
-    found, passed = find_series(options.source, options.out)
-    for reason, count in passed.items():
-        print(f"passed over {count} file{'s' * (count > 1)}: {reason}")
+    series, passed_over = find_series(options.source, options.out)
+    for reason, paths in passed_over.items():
+        print(f"passed over {len(paths)} file{'s' * (len(paths) > 1)}: {reason}: {first_few(paths)}")
+    for each in series:
+        for line in uneven(each.slices):
+            print(f"{each.slices[0].path.parent}: {line}")
     try:
-        count, seconds, broken = denoise_series(found, model, model.about, model.name)
+        count, seconds, left_out = denoise_series(series, model, model.about, model.name)
     except OSError as error:
         what = "make room or choose another OUT, and run again"
         raise InputError(f"cannot write to {options.out}: {error.strerror}; {what}") from None
     rate = f", {count / seconds:.2f} slices/s on {device_name(device)}" if count else ""
-    total = sum(len(series.slices) for series in found)
-    print(f"{options.out}: {count} of {total} slices in {len(found)} series denoised by {model.about}{rate}")
-    if broken:
-        why = "; ".join(dict.fromkeys(broken))
-        raise InputError(f"{len(broken)} of {len(found)} series left out, for a file that cannot be used: {why}")
+    total = sum(len(each.slices) for each in series)
+    print(f"{options.out}: {count} of {total} slices in {len(series)} series denoised by {model.about}{rate}")
+    if left_out:
+        why = "; ".join(dict.fromkeys(left_out))
+        raise InputError(f"{len(left_out)} of {len(series)} series left out, for a file that cannot be used: {why}")
 
 
 if __name__ == "__main__":

@@ -77,13 +77,16 @@ def _flatten(dataset: FileDataset, source: Slice) -> None:
 
 
 def _set_pixels(dataset: FileDataset, hu: np.ndarray) -> None:
-    """Store ``hu`` uncompressed as signed 16 bit, and drop what no longer holds."""
+    """Store ``hu`` uncompressed as signed 16 bit, and drop what no longer holds.
+
+    LossyImageCompression stays: what was once lossy remains so (PS3.3 C.7.6.1.1.5).
+    """
     dataset.Rows, dataset.Columns = hu.shape
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 1
     dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType = 1, 0, "HU"
     for name in ("PixelPaddingValue", "PixelPaddingRangeLimit", "SmallestImagePixelValue", "LargestImagePixelValue",
-                 "LossyImageCompression", "LossyImageCompressionRatio", "ReferencedImageSequence"):  # fmt: skip
+                 "ReferencedImageSequence"):  # fmt: skip
         if name in dataset:
             del dataset[name]
     dataset.PixelData = hu.astype("<i2").tobytes()

@@ -15,6 +15,32 @@ from ldct.data.hu import denormalise, normalise, to_hu
 from ldct.device import full_precision
 from ldct.models.whole_slice import denoise
 from ldct.runs import checkpoint
+from shards.common.command import InputError
+
+
+class NotFinite(InputError):
+    """The output of a network is NaN or infinite somewhere, which no image is.
+
+    Attributes
+    ----------
+    about : str
+        Network, run and checkpoint.
+    slices : list of int
+        Which of the slices given.
+    """
+
+    def __init__(self, about: str, slices: list[int]) -> None:
+        number = slices[0] + 1
+        super().__init__(f"{about}: its output is not finite (NaN or infinite) for slice {number} of those given")
+        self.about, self.slices = about, slices
+
+
+def finite_hu(output: Tensor, about: str) -> np.ndarray:
+    """A network's output in HU, float (H, W) or (B, H, W), as int16; NotFinite if it is no image."""
+    bad = ~torch.isfinite(output).flatten(-2).all(-1).reshape(-1)
+    if bad.any():
+        raise NotFinite(about, bad.nonzero().flatten().tolist())
+    return to_hu(output.cpu().numpy())
 
 
 class Denoiser:
@@ -53,7 +79,7 @@ class Denoiser:
         images = torch.from_numpy(low).to(self.device).reshape(-1, 1, *low.shape[-2:])
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             output = through(partial(denoise, self.model, patch=self.patch), images, self.config.data.normalization)
-        return to_hu(output.reshape(low.shape).cpu().numpy())
+        return finite_hu(output.reshape(low.shape), self.about)
 
 
 def through(network: Callable[[Tensor], Tensor], hu: Tensor, normalization: str) -> Tensor:

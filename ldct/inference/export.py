@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldct.data.hu import to_hu
 from ldct.device import full_precision
-from ldct.inference.denoiser import Denoiser, through
+from ldct.inference.denoiser import Denoiser, finite_hu, through
 from ldct.models.cbam import ChannelGate
 from ldct.models.network import Network
 from shards.common.atomic import atomic
@@ -138,7 +137,7 @@ class Exported:
         images = torch.from_numpy(low).to(self.device).float().reshape(-1, 1, 1, rows, columns)
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             output = torch.cat([self.program(image) for image in images])
-        return to_hu(output.reshape(low.shape).cpu().numpy())
+        return finite_hu(output.reshape(low.shape), self.about)
 
 
 def open_model(path: Path, device: torch.device) -> Denoiser | Exported:

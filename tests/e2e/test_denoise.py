@@ -16,7 +16,11 @@ def run(tiny_shards, tmp_path_factory):
 def test_the_files_hold_the_pixels_that_evaluate_measured(run, tiny_shards, tmp_path):
     make_dataset(tmp_path / "dicom", patients=("L143",), slices=4, size=128, seed=0)
     run_command("launch/evaluate.py", run, "--shards", tiny_shards, "--protocol", "abd400")
+    for name in "abcd":
+        (tmp_path / "dicom" / f"{name}.txt").write_text("no DICOM")
     done = run_command("launch/denoise.py", "--run", run, tmp_path / "dicom", tmp_path / "out")
+    first = ", ".join(str(tmp_path / "dicom" / f"{name}.txt") for name in "abc")
+    assert f"passed over 4 files: not DICOM: {first} and 1 more\n" in done.stdout
     assert "8 of 8 slices in 2 series denoised by redcnn of run 0-run" in done.stdout
     assert "slices/s on " in done.stdout
     measured = results.load(run, "test").get("0-run").pictures
@@ -45,8 +49,10 @@ def test_export_and_use_without_the_run(run, tmp_path):
     paths = sorted(path.relative_to(tmp_path / "by-run") for path in (tmp_path / "by-run").rglob("*.dcm"))
     assert len(paths) == 2
     for path in paths:
-        one, two = (pydicom.dcmread(tmp_path / side / path).pixel_array.astype(int) for side in ("by-run", "by-file"))
-        assert np.abs(one - two).max() <= 1
+        run_hu, file_hu = (
+            pydicom.dcmread(tmp_path / by / path).pixel_array.astype(int) for by in ("by-run", "by-file")
+        )
+        assert np.abs(run_hu - file_hu).max() <= 1
 
 
 @pytest.mark.parametrize(

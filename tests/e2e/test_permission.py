@@ -29,13 +29,13 @@ def plainly():
 def sealed(folder):
     """Nothing can be written in ``folder`` and below."""
     folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
-    for one in folders:
-        one.chmod(0o555)
+    for sealed_folder in folders:
+        sealed_folder.chmod(0o555)
     try:
         yield
     finally:
-        for one in folders:
-            one.chmod(0o755)
+        for sealed_folder in folders:
+            sealed_folder.chmod(0o755)
 
 
 def refused(plainly, folder, *argv):
@@ -48,7 +48,7 @@ def refused(plainly, folder, *argv):
         )  # fmt: skip
     assert sorted(folder.rglob("*")) == before
     *progress, line = done.stderr.splitlines()
-    assert done.returncode == 2 and all("rate not known yet" in one for one in progress), done.stdout + done.stderr
+    assert done.returncode == 2 and all("rate not known yet" in line for line in progress), done.stdout + done.stderr
     return line
 
 

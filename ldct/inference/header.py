@@ -1,0 +1,105 @@
+"""The header of a denoised slice: the source's, with what is no longer true put right."""
+
+from pathlib import Path
+
+import numpy as np
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.pixels import pixel_array
+
+from shards.derived import derive, write
+from shards.dicom import Slice, read_file
+from shards.pixels import NO_TISSUE
+
+PADDING_TAGS = ("PixelPaddingValue", "PixelPaddingRangeLimit")
+
+
+def write_denoised(path: Path, source: Slice, hu: np.ndarray, made_by: str, name: str, number: int) -> None:
+    """Write ``hu``, the denoised slice ``source``, to ``path``, atomically.
+
+    Parameters
+    ----------
+    source : Slice
+        Patient, study, place and rescale are kept; identity, type and description become the derived image's.
+    hu : numpy.ndarray
+        int16, shape (rows, columns).
+    made_by : str
+        What denoised, for DerivationDescription; the same text gives the same UIDs.
+    name : str
+        Short, for SeriesDescription.
+    number : int
+        InstanceNumber, where the source has none.
+    """
+    dataset = derive(source, hu, made_by, f"{source.series_uid or source.path.parent} {made_by}", number)
+    original = read_file(source.path)
+    identify(dataset, original, source.frame, name)
+    pixels = original.pixel_array if source.frame is None else pixel_array(source.path, index=source.frame)
+    if source.frame is None:
+        if original.get("InstanceNumber") is not None:  # of an enhanced file it is one number for all frames
+            dataset.InstanceNumber = original.InstanceNumber
+        keep_rescale(dataset, original, hu)
+    keep_padding(dataset, original, pixels, source)
+    write(dataset, path)
+
+
+def identify(dataset: FileDataset, original: FileDataset, frame: int | None, name: str) -> None:
+    """Say that the image is derived and from what; keep the patient, drop what only the scanner understands."""
+    kind = [str(k) for k in original.get("ImageType") or []]
+    dataset.ImageType = ["DERIVED", "SECONDARY", *(kind[2:] or ["AXIAL"])]
+    what = f" denoised {name}"[:64]  # DICOM allows 64 characters, and these are the ones that matter
+    dataset.SeriesDescription = (str(original.get("SeriesDescription") or "CT")[: 64 - len(what)] + what).strip()
+    dataset.SeriesNumber = 1000 + int(original.get("SeriesNumber") or 0)
+    if original.get("SOPInstanceUID"):
+        reference = Dataset()
+        reference.ReferencedSOPClassUID = original.SOPClassUID
+        reference.ReferencedSOPInstanceUID = original.SOPInstanceUID
+        if frame is not None:
+            reference.ReferencedFrameNumber = frame + 1
+        dataset.SourceImageSequence = [reference]
+    dataset.remove_private_tags()
+
+
+def keep_rescale(dataset: FileDataset, original: FileDataset, hu: np.ndarray) -> None:
+    """Store the pixels with the source's rescale slope and intercept, where those can hold every HU value as it is."""
+    slope, intercept = float(original.get("RescaleSlope", 1)), float(original.get("RescaleIntercept", 0))
+    signed = int(original.get("PixelRepresentation", 1))
+    least, most = (-32768, 32767) if signed else (0, 65535)
+    pixels = (hu.astype(np.int32) - intercept) / slope
+    if (pixels != np.rint(pixels)).any() or pixels.min() < least or pixels.max() > most:
+        return  # derive() has stored HU as they are: slope 1, intercept 0
+    dataset.RescaleSlope, dataset.RescaleIntercept = original.RescaleSlope, original.RescaleIntercept
+    dataset.PixelRepresentation = signed
+    set_pixels(dataset, pixels)
+
+
+def keep_padding(dataset: FileDataset, original: FileDataset, pixels: np.ndarray, source: Slice) -> None:
+    """Give the pixels outside the field of view the source's value again, and the tags that say which value that is.
+
+    A network makes -1020 of -1024 there, and what a viewer hides becomes part of the image. ``pixels`` are the
+    source's, as stored. A padding value that cannot be one (0 where 0 is water) is not believed and its tag not kept.
+    """
+    coding = source.coding
+    outside = pixels * coding.slope + coding.intercept < NO_TISSUE  # scanners that pad so often do not say it
+    if coding.padding is not None:
+        outside |= (pixels >= coding.padding[0]) & (pixels <= coding.padding[1])
+
+    def stored(values: np.ndarray) -> np.ndarray:
+        """What the source stores as ``values``, as ``dataset`` stores it."""
+        hu = values * coding.slope + coding.intercept
+        return np.rint((hu - float(dataset.RescaleIntercept)) / float(dataset.RescaleSlope))
+
+    if outside.any():
+        kind = "<i2" if dataset.PixelRepresentation else "<u2"
+        denoised = np.frombuffer(dataset.PixelData, kind, pixels.size).reshape(pixels.shape).copy()
+        denoised[outside] = stored(pixels[outside]).clip(np.iinfo(kind).min, np.iinfo(kind).max)
+        set_pixels(dataset, denoised)
+    for tag in PADDING_TAGS:
+        if coding.padding is not None and tag in original:
+            value = int(original[tag].value)
+            value -= 65536 * (coding.signed and value > 32767)  # -2000 is often written as 63536
+            dataset.add_new(tag, "SS" if dataset.PixelRepresentation else "US", int(stored(np.array(value))))
+
+
+def set_pixels(dataset: FileDataset, pixels: np.ndarray) -> None:
+    """Store whole numbers, uncompressed 16 bit, signed or not as the data set says."""
+    dataset.PixelData = pixels.astype("<i2" if dataset.PixelRepresentation else "<u2").tobytes()
+    dataset["PixelData"].VR = "OW"

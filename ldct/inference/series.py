@@ -1,0 +1,152 @@
+"""The CT series below a folder, where each of their slices is written to, and which are there already."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from pydicom.misc import is_dicom
+from pydicom.uid import CTImageStorage
+
+from shards.common.command import InputError
+from shards.dicom import Damaged, Slice, Unusable, read_file, read_slices
+from shards.files import files_under
+
+SAME_Z_MM = 0.01
+"""Slices nearer than this along z lie at one place."""
+
+PREAMBLE = 132
+"""Bytes at the beginning of a file that say it is DICOM."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One series to denoise."""
+
+    slices: list[Slice]
+    """In order of z."""
+    folder: Path
+    """Folder to write to; no other series is written there."""
+    damage: str = ""
+    """A damaged file in its folder. Which series that belongs to cannot be known, and none may lose a slice unseen."""
+    files: list[Path] = field(init=False)
+    """File to write for each slice, no two alike."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "files", [self.folder / name for name in unique_names(self.slices)])
+
+
+def find_series(folder: Path, out: Path) -> tuple[list[Series], dict[str, list[Path]]]:
+    """The CT series below ``folder``, and the files that were passed over by reason.
+
+    Slices belong together that lie in one folder and have the same SeriesInstanceUID, orientation and size. A series
+    goes to its folder's place below ``out``; where a folder holds several, to series-1, series-2 ... in it.
+
+    Raises
+    ------
+    InputError
+        If there is no CT slice, or ``out`` lies inside ``folder``: a second run would denoise the first one's output.
+    """
+    if not folder.is_dir():
+        raise InputError(f"expected a folder with DICOM series, found no folder {folder}")
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"OUT {out} lies inside IN {folder}; choose a folder beside it")
+    groups: dict[tuple[object, ...], list[Slice]] = {}
+    passed: dict[str, list[Path]] = {}
+    damage: dict[Path, str] = {}
+    for path in files_under(folder):
+        try:
+            for piece in read_slices(path):
+                groups.setdefault((path.parent, piece.series_uid, piece.orientation, piece.shape), []).append(piece)
+        except Unusable as reason:
+            passed.setdefault(str(reason), []).append(path)
+            if isinstance(reason, Damaged):
+                damage[path.parent] = f"{path}: {reason}"
+    if not groups:
+        tried = "; ".join(f"{first_few(paths)}: {why}" for why, paths in passed.items()) or "the folder is empty"
+        raise InputError(f"no axial CT slice in {folder} ({tried})")
+    series = []
+    parents = [slices[0].path.parent for slices in groups.values()]
+    taken = {out / parent.relative_to(folder) for parent in parents}
+    for parent, slices in zip(parents, groups.values(), strict=True):
+        target = out / parent.relative_to(folder)
+        if parents.count(parent) > 1:
+            numbered = (target / f"series-{number}" for number in range(1, len(taken) + 2))
+            target = next(path for path in numbered if path not in taken)
+            taken.add(target)
+        series.append(Series(sorted(slices, key=lambda piece: piece.z), target, damage.get(parent, "")))
+    return series, passed
+
+
+def first_few(items: Iterable[object], number: int = 3) -> str:
+    """The first ``number`` of ``items``, and how many more there are."""
+    texts = [str(item) for item in items]
+    more = f" and {len(texts) - number} more" if len(texts) > number else ""
+    return ", ".join(texts[:number]) + more
+
+
+def unique_names(slices: list[Slice]) -> list[str]:
+    """A file name for each slice: its source's, with ``.dcm`` behind it where it is not there, and the frame's number.
+
+    ``A`` and ``A.dcm`` would both be A.dcm: the first file by name keeps the name, the other becomes A-2.dcm.
+    """
+    names: dict[int, str] = {}
+    taken: set[str] = set()
+    for index in sorted(range(len(slices)), key=lambda index: (slices[index].path.name, slices[index].frame or 0)):
+        piece = slices[index]
+        stem = piece.path.name.removesuffix(".dcm")  # files are often named by UID, so a dot does not begin a suffix
+        stem += "" if piece.frame is None else f"-{piece.frame + 1:04d}"
+        endings = ("", *(f"-{number}" for number in range(2, len(slices) + 2)))
+        names[index] = next(name for end in endings if (name := f"{stem}{end}.dcm") not in taken)
+        taken.add(names[index])
+    return [names[index] for index in range(len(slices))]
+
+
+def uneven(slices: list[Slice]) -> list[str]:
+    """What is uneven along z in a series in order of z: a line for gaps, and one for places with several slices."""
+    z = np.array([piece.z for piece in slices])
+    steps = np.diff(z)
+    apart = steps[steps > SAME_Z_MM]
+    lines = []
+    if len(apart) and (gaps := np.flatnonzero(steps > 1.5 * np.median(apart))).size:
+        places = first_few(f"{z[gap]:g} to {z[gap + 1]:g} mm" for gap in gaps)
+        lines.append(f"gaps along z where slices lie {np.median(apart):g} mm apart: {places}")
+    if (doubles := np.flatnonzero(steps <= SAME_Z_MM)).size:
+        places = first_few(f"z {z[i]:g} mm ({slices[i].path.name}, {slices[i + 1].path.name})" for i in doubles)
+        lines.append(f"several slices at one place: {places}")
+    return lines
+
+
+def is_done(series: Series, made_by: str) -> bool:
+    """Whether every slice of ``series`` is there, whole, with the DerivationDescription ``made_by``.
+
+    Raises
+    ------
+    InputError
+        If what is there was made by something else.
+    """
+    there = [path for path in series.files if path.exists()]
+    return all([is_whole(path, made_by) for path in there]) and len(there) == len(series.files)
+
+
+def is_whole(path: Path, made_by: str) -> bool:
+    """Whether ``path`` is a whole slice made by ``made_by``; one that was cut off is to be written again.
+
+    Raises
+    ------
+    InputError
+        If something else made it.
+    """
+    try:
+        whole = bool(read_slices(path))
+    except Unusable:
+        whole = False
+    try:
+        header = read_file(path, stop_before_pixels=True)
+        ours = not whole and header.file_meta.get("MediaStorageSOPClassUID") == CTImageStorage
+        maker = str(header.get("DerivationDescription") or (made_by if ours else ""))
+    except Unusable:  # cut off in its first lines, or no DICOM
+        maker = made_by if path.stat().st_size < PREAMBLE or is_dicom(path) else ""
+    if maker != made_by:
+        raise InputError(f"{path.parent} holds files made by {maker or 'something else'!r}; choose another folder")
+    return whole
