@@ -1,14 +1,65 @@
 """A DICOM series derived from another: its header, other pixels, its own identity."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pydicom
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.valuerep import DSfloat
+from scipy import ndimage
 
 from shards.common.atomic import atomic
 from shards.dicom import Slice, read_file
+from shards.pixels import PADDING
+
+
+def shrunk(source: Slice, factor: float) -> Slice:
+    """A slice whose pixels are ``factor`` times as large, its middle where it was: as of a smaller body."""
+    down, right = source.spacing
+    return _with_pixels(source, source.shape, (down * factor, right * factor)) if factor != 1 else source
+
+
+def _with_pixels(source: Slice, shape: tuple[int, int], spacing: tuple[float, float]) -> Slice:
+    """A slice with another matrix and pixel size, its middle where it was."""
+    rightward, downward = np.reshape(source.orientation, (2, 3))
+    across = ((source.shape[1] - 1) * source.spacing[1] - (shape[1] - 1) * spacing[1]) / 2
+    along = ((source.shape[0] - 1) * source.spacing[0] - (shape[0] - 1) * spacing[0]) / 2
+    x, y, z = source.position + across * rightward + along * downward
+    return dataclasses.replace(source, shape=shape, spacing=spacing, position=(float(x), float(y), float(z)))
+
+
+def resampled(source: Slice, hu: np.ndarray, spacing: float) -> tuple[Slice, np.ndarray]:
+    """A slice with pixels of about ``spacing`` mm, exactly the same field of view, and its header's geometry.
+
+    Cubic splines; to larger pixels after a Gaussian, so that nothing finer than they are folds back.
+
+    Parameters
+    ----------
+    source : Slice
+        Geometry.
+    hu : numpy.ndarray
+        int16 HU, shape (rows, columns).
+    spacing : float
+        Wanted pixel size in mm. The one that is had makes the number of pixels whole.
+
+    Returns
+    -------
+    Slice
+        ``source`` with its shape, spacing and position changed.
+    numpy.ndarray
+        int16 HU.
+    """
+    (rows, columns), (down, right) = source.shape, source.spacing
+    shape = max(1, round(rows * down / spacing)), max(1, round(columns * right / spacing))
+    zoom = shape[0] / rows, shape[1] / columns
+    smooth = ndimage.gaussian_filter(hu.astype(np.float32), [max(0.0, (1 / z - 1) / 2) for z in zoom])
+    image = ndimage.zoom(smooth, zoom, order=3, mode="nearest", grid_mode=True)
+    outside = ndimage.zoom((hu <= PADDING).astype(np.float32), zoom, order=1, mode="nearest", grid_mode=True) > 0.5
+    image = np.clip(np.rint(image), PADDING + 1, 32767).astype(np.int16)
+    image[outside] = PADDING
+    return _with_pixels(source, shape, (down / zoom[0], right / zoom[1])), image
 
 
 def derive(source: Slice, hu: np.ndarray, description: str, series: str, number: int) -> FileDataset:
@@ -42,6 +93,7 @@ def derive(source: Slice, hu: np.ndarray, description: str, series: str, number:
     dataset.InstanceNumber = number
     dataset.Modality = "CT"
     _flatten(dataset, source)
+    _set_geometry(dataset, source)
     _set_pixels(dataset, hu)
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, uid
@@ -69,11 +121,16 @@ def _flatten(dataset: FileDataset, source: Slice) -> None:
                  "DimensionOrganizationSequence", "DimensionIndexSequence"):  # fmt: skip
         if name in dataset:
             del dataset[name]
-    dataset.ImagePositionPatient = list(source.position)
     dataset.ImageOrientationPatient = list(source.orientation)
-    dataset.PixelSpacing = list(source.spacing)
     dataset.SliceThickness, dataset.KVP, dataset.Exposure = source.thickness, source.kvp, source.mas
     dataset.ConvolutionKernel = source.kernel
+
+
+def _set_geometry(dataset: FileDataset, source: Slice) -> None:
+    """Position and pixel size, where ``source`` is not as its file says: one frame of many, or resampled."""
+    for name, values in (("ImagePositionPatient", source.position), ("PixelSpacing", source.spacing)):
+        if [float(v) for v in dataset.get(name) or []] != list(values):
+            setattr(dataset, name, [DSfloat(value, auto_format=True) for value in values])
 
 
 def _set_pixels(dataset: FileDataset, hu: np.ndarray) -> None:

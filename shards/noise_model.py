@@ -5,39 +5,59 @@ reconstructed again, and its resolution and HU stay. Noise per ray after Yu et a
 2012;36:477, without the term for electronic noise, which calibration against real pairs put at zero.
 """
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import fft
-from skimage.transform import radon, rescale
+
+from shards.projection import Fan, back_project, project
 
 VIEWS = 1152
 """Views over half a turn."""
-BINS = 736
-"""Detector bins; with the pitch, 519 mm: the field of view of a body scanner."""
 PITCH = 0.7047
-"""Width of a bin at the isocentre in mm."""
-COARSE = 2
-"""The line integrals are smooth, so they are taken on a slice of half the size and at a quarter of the views."""
-FINE = 8
-"""Steps per bin to which filtered views are interpolated before back-projection looks up the nearest."""
+"""Width of a detector bin at the isocentre in mm. I0 counts the photons of one bin in one of VIEWS equal steps."""
+BODY = 150.0
+"""Distance from the isocentre in mm, of a body's side: where the bowtie is said."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A reconstruction kernel and how many photons a ray has with it."""
+    """A reconstruction kernel."""
 
     name: str
-    photons_per_mas: float
-    """q: I0 = q * effective mAs, for this geometry and 3 mm slices."""
-    half: float | None
-    """Frequency in 1/mm at which the Gaussian window of the ramp has fallen to one half; None: the bare ramp."""
+    half: float
+    """Frequency in 1/mm at which the Gaussian window of the ramp has fallen to one half."""
+
+    def power(self, f: np.ndarray) -> np.ndarray:
+        """The window squared at ``f`` in 1/mm."""
+        return np.exp(-2 * math.log(2) * (f / self.half) ** 2)
 
 
-SOFT = Kernel("soft", 1235.0, 0.35)
-SHARP = Kernel("sharp", 1390.0, None)
+SOFT = Kernel("soft", 0.34)
+SHARP = Kernel("sharp", 0.95)
+PHOTONS_PER_MAS = 1875.0
+"""I0 for one effective mAs, for this geometry and 3 mm slices; from real pairs of both kernels (docs/data.md)."""
 DEFAULT_I0 = 3e5
 """Photons per ray where the exposure is missing or absurd."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """How a slice was scanned, and how the pair that is made of it is to be."""
+
+    own: Kernel
+    """The slice's kernel: the texture of the noise that it has already."""
+    kernel: Kernel
+    """The pair's kernel: the texture of the noise that is inserted."""
+    i0: float
+    """Photons per ray at the slice's dose, before the patient, on average over the views."""
+    bowtie: float = 1.0
+    """The filter before the patient passes exp(-bowtie) of the middle's photons at BODY mm from the isocentre."""
+    modulation: float = 0.5
+    """Tube current by angle: photons go with exp(modulation * the view's largest line integral); 0 is a steady tube,
+    1 gives every view the same darkest ray."""
 
 
 def mu_water(kvp: float | None) -> float:
@@ -45,138 +65,86 @@ def mu_water(kvp: float | None) -> float:
     return float(np.interp(kvp or 120.0, [100.0, 120.0], [0.0206, 0.0192]))
 
 
-def line_integrals(hu: np.ndarray, spacing: float, mu: float) -> np.ndarray:
-    """Attenuation along each ray of the scan.
-
-    Parameters
-    ----------
-    hu : numpy.ndarray
-        One slice in HU, shape (H, W).
-    spacing : float
-        Pixel size in mm.
-    mu : float
-        Attenuation of water in 1/mm.
-
-    Returns
-    -------
-    numpy.ndarray
-        float32, shape (VIEWS, BINS), without unit.
-    """
-    attenuation = np.maximum(hu.astype(np.float32) / 1000 + 1, 0) * mu
-    coarse = rescale(attenuation, 1 / COARSE, anti_aliasing=False, order=1)
-    step = spacing * hu.shape[0] / coarse.shape[0]
-    angles = np.arange(0, VIEWS, 4) * (180 / VIEWS)
-    sums = radon(coarse, angles, circle=False).astype(np.float32).T * step  # (views / 4, bins of one step)
-    sums = np.concatenate([sums, sums[:1, ::-1]])  # half a turn on, the first view again, mirrored
-    at_views = np.arange(VIEWS) / 4
-    below = at_views.astype(int)
-    weight = (at_views - below)[:, None].astype(np.float32)
-    have = (np.arange(sums.shape[1]) - sums.shape[1] // 2) * step
-    rays = np.stack([np.interp(_positions(), have, view, left=0, right=0) for view in sums]).astype(np.float32)
-    return rays[below] * (1 - weight) + rays[below + 1] * weight
-
-
-def _positions() -> np.ndarray:
-    """Distance of each bin's centre from the isocentre in mm, shape (BINS,)."""
-    return (np.arange(BINS) - (BINS - 1) / 2) * PITCH
-
-
-def ray_sd(integrals: np.ndarray, dose: float, i0: float) -> np.ndarray:
-    """SD of the noise to add to a line integral p: ``sqrt((1-a)/a * e^p / I0)`` (Yu et al. 2012, eq. 9, Ne = 0).
-
-    Parameters
-    ----------
-    integrals : numpy.ndarray
-        p of each ray.
-    dose : float
-        a, the fraction of the dose that is to be left, in (0, 1].
-    i0 : float
-        Photons per ray at the full dose, before the patient.
-    """
-    return np.sqrt((1 - dose) / dose * np.exp(integrals) / i0)
-
-
-def _response(kernel: Kernel, length: int) -> np.ndarray:
-    """Frequency response of the reconstruction filter in 1/mm at the frequencies of ``rfft(length)``.
-
-    The ramp is the transform of its band-limited impulse response (Kak and Slaney, eq. 61), so its mean is right.
-    """
-    n = np.minimum(np.arange(length), length - np.arange(length))
-    impulse = np.zeros(length)
-    impulse[0] = 0.25
-    impulse[n % 2 == 1] = -1 / (np.pi * n[n % 2 == 1]) ** 2
-    response = fft.rfft(impulse).real / PITCH
-    if kernel.half is not None:
-        response *= np.exp(-np.log(2) * (fft.rfftfreq(length, PITCH) / kernel.half) ** 2)
-    return response
-
-
-def back_project(sinogram: np.ndarray, shape: tuple[int, int], spacing: float, kernel: Kernel) -> np.ndarray:
-    """Filtered back-projection of line integrals.
-
-    Parameters
-    ----------
-    sinogram : numpy.ndarray
-        Shape (VIEWS, BINS).
-    shape : tuple of int
-        Rows and columns of the slice, its middle at the isocentre.
-    spacing : float
-        Pixel size in mm.
-    kernel : Kernel
-        Filter.
-
-    Returns
-    -------
-    numpy.ndarray
-        float32 attenuation in 1/mm, shape ``shape``.
-    """
-    length = 2048  # at least twice the bins: no wrap-around
-    filtered = fft.irfft(fft.rfft(sinogram, length) * _response(kernel, length), length)[:, :BINS]
-    ends = np.arange((BINS - 1) * FINE + 1) / FINE
-    below = np.minimum(ends.astype(int), BINS - 2)
-    weight = (ends - below).astype(np.float32)
-    fine = np.zeros((VIEWS, len(ends) + 2), np.float32)  # a zero at both ends, for what lies outside the detector
-    fine[:, 1:-1] = filtered[:, below] * (1 - weight) + filtered[:, below + 1] * weight
-    rows, columns = shape
-    y = (np.arange(rows, dtype=np.float32) - (rows - 1) / 2) * (spacing / PITCH * FINE)
-    x = (np.arange(columns, dtype=np.float32) - (columns - 1) / 2) * (spacing / PITCH * FINE)
-    middle = (fine.shape[1] - 1) / 2 + 0.5
-    image = np.zeros(shape, np.float32)
-    for view, angle in zip(fine, np.arange(VIEWS) * (np.pi / VIEWS), strict=True):
-        # skimage's radon turns the slice the other way: y counts downwards
-        index = ((x * np.cos(angle) + middle)[None, :] - (y * np.sin(angle))[:, None]).astype(np.int32)
-        image += view.take(index, mode="clip")
-    return image * (np.pi / VIEWS)
-
-
 def noise(
-    hu: np.ndarray, spacing: float, kvp: float | None, kernel: Kernel, dose: float, i0: float, seed: list[int]
+    hu: np.ndarray, spacing: float, kvp: float | None, scan: Scan, full: float, dose: float, seed: Sequence[int]
 ) -> np.ndarray:
-    """The quantum noise that a slice lacks against the same slice at a fraction of its dose.
+    """What a slice lacks to be a pair: the noise of the target, and that of the low dose.
+
+    The noise of a ray at the slice's dose has the variance e^p / I0 (Yu et al. 2012, eq. 9, Ne = 0) and the spectrum
+    of the slice's kernel. The target shall have 1 / ``full`` times that variance and the spectrum of the pair's
+    kernel; where the slice has more already, more stays. The low dose holds the target's noise, as when photons are
+    taken away, and has 1 / ``dose`` times its variance at every frequency: their covariance is the target's variance.
 
     Parameters
     ----------
     hu : numpy.ndarray
-        The slice at full dose in HU, shape (H, W).
+        The slice in HU, shape (H, W), its middle at the isocentre.
     spacing : float
         Pixel size in mm.
     kvp : float or None
         Tube voltage.
-    kernel : Kernel
-        The kernel the slice was reconstructed with.
+    scan : Scan
+        Kernels, photons and filters.
+    full : float
+        The target's dose as a fraction of the slice's.
     dose : float
-        Fraction of the dose, in (0, 1].
-    i0 : float
-        Photons per ray at the full dose.
-    seed : list of int
+        The low dose as a fraction of the target's, in (0, 1].
+    seed : sequence of int
         Seeds the generator; the same seed gives the same noise.
 
     Returns
     -------
     numpy.ndarray
-        float32 HU, shape (H, W).
+        float32 HU, shape (2, H, W): to be added to the slice for the target, and for the low dose.
     """
     mu = mu_water(kvp)
-    sd = ray_sd(line_integrals(hu, spacing, mu), dose, i0)
-    rays = np.random.default_rng(seed).standard_normal(sd.shape, np.float32) * sd
-    return back_project(rays, (hu.shape[0], hu.shape[1]), spacing, kernel) * (1000 / mu)
+    rays = _ray_variance(np.maximum(hu.astype(np.float32) / 1000 + 1, 0) * mu, spacing, scan)
+    generator = np.random.default_rng(list(seed))
+
+    def inserted(power: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        across, along = (_reconstruct(fan, variance, power, generator) for fan, variance in rays)
+        return (across + along.T) * (1000 / mu)
+
+    def target(f: np.ndarray) -> np.ndarray:
+        return np.maximum(scan.kernel.power(f) / full, scan.own.power(f))
+
+    lacking = full < 1 or scan.kernel != scan.own
+    first = inserted(lambda f: target(f) - scan.own.power(f)) if lacking else np.zeros(hu.shape, np.float32)
+    return np.stack([first, first + inserted(lambda f: target(f) * (1 / dose - 1))])
+
+
+def _ray_variance(attenuation: np.ndarray, spacing: float, scan: Scan) -> list[tuple[Fan, np.ndarray]]:
+    """Both halves of the views, with the variance of a line integral at each ray, float32 (views, samples)."""
+    fans = [Fan(shape, spacing, VIEWS // 2) for shape in (attenuation.shape, attenuation.shape[::-1])]
+    sums = [project(image, fan) for image, fan in zip((attenuation, attenuation.T), fans, strict=True)]
+    darkest = np.concatenate(sums).max(axis=1).mean()
+    return [(fan, _variance(half, fan, scan, darkest)) for fan, half in zip(fans, sums, strict=True)]
+
+
+def _variance(sums: np.ndarray, fan: Fan, scan: Scan, darkest: float) -> np.ndarray:
+    """e^p / I0 of each ray of half of the views; ``darkest`` is the largest p of a view, on average over all views."""
+    exponent = sums
+    if scan.bowtie:
+        exponent = exponent + scan.bowtie * (fan.positions / BODY) ** 2
+    if scan.modulation:
+        exponent = exponent - scan.modulation * (sums.max(axis=1, keepdims=True) - darkest)
+    return np.exp(exponent, dtype=np.float32) / np.float32(scan.i0)
+
+
+def _reconstruct(
+    fan: Fan, variance: np.ndarray, power: Callable[[np.ndarray], np.ndarray], generator: np.random.Generator
+) -> np.ndarray:
+    """The image in 1/mm of white noise of that variance in half of the views, filtered by a ramp and a window.
+
+    A sample here has another width and stands for another angle than a bin and a view of I0; its photons go with both.
+    ``power`` is the window squared.
+    """
+    fine = math.ceil(fan.spacing / PITCH)  # a coarse slice shows what lies beyond its own frequencies, folded
+    photons = np.sqrt(PITCH * np.pi / VIEWS / (fan.spacing / fine * fan.cosines * fan.steps))[:, None]
+    sd = np.repeat(np.sqrt(variance), fine, axis=1) * photons.astype(np.float32)
+    rays = generator.standard_normal(sd.shape, np.float32) * sd
+    along_row = fan.frequencies(fine)
+    across = (along_row[along_row <= 0.5 / PITCH] / fan.cosines[:, None]).astype(np.float32)
+    ramp = np.where(across <= 0.5 / PITCH, across, 0)  # the detector samples no more
+    weights = ramp * np.sqrt(power(across)) * fan.steps[:, None].astype(np.float32)
+    return back_project(fft.rfft(rays, axis=1)[:, : weights.shape[1]] * weights, fan, fine)

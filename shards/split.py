@@ -107,37 +107,51 @@ def _lists(names: list[str], val: list[str] | None, test: list[str] | None) -> t
 
 
 def by_slab(patients: list[Patient]) -> Split:
-    """One patient's slices in three contiguous slabs, train, val and test, with a gap between them.
+    """Each patient's slices in three contiguous slabs, train, val and test, with a gap between them.
 
     The gap is as wide as a slice is thick (at least one slice), so that no two slabs share tissue; they still share
-    the patient, and the manifest says so. About 70 % train, 10 % val, 15 % test, the rest gap.
+    the patient, and the manifest says so. About 70 % train, 10 % val, 15 % test, the rest gap. For one patient, and for
+    the copies that simulate.py --variants makes (NAME-v00, NAME-v01, ...): all copies of one have the same slabs.
 
     Raises
     ------
     InputError
-        If there are several patients, or fewer than 8 slices.
+        If there are several patients that are no copies, or one has fewer than 8 slices.
     """
     with_pairs = [patient for patient in patients if patient.pairs]
-    if len(with_pairs) != 1:
+    copies = all(re.fullmatch(r".+-v\d\d", patient.name) for patient in with_pairs)
+    if len(with_pairs) != 1 and not copies:
         raise InputError(f"--split slabs is for one patient, found {len(with_pairs)}; use --split patient")
-    pairs = with_pairs[0].pairs
+    chosen: dict[str, list[Pair]] = {"train": [], "val": [], "test": []}
+    left_out = []
+    for patient in with_pairs:
+        slabs, gap = _slabs(patient)
+        for split, (start, stop) in slabs.items():
+            chosen[split] += patient.pairs[start:stop]
+        used = {pair.key for start, stop in slabs.values() for pair in patient.pairs[start:stop]}
+        left_out += [
+            {"what": pair.key, "why": "gap between the slabs of two splits"}
+            for pair in patient.pairs
+            if pair.key not in used
+        ]
+    whose = ", ".join(sorted({re.sub(r"-v\d\d$", "", patient.name) for patient in with_pairs}))
+    note = (
+        f"not by patient: slabs of one patient, {whose}, {gap} slice{'s' * (gap > 1)} apart; "
+        "figures from such a split say nothing about other patients"
+    )
+    return Split(chosen, {"by": "slab", "note": note}, left_out)
+
+
+def _slabs(patient: Patient) -> tuple[dict[str, tuple[int, int]], int]:
+    """First and last + 1 number of each slab's slices, and the slices between two."""
+    pairs = patient.pairs
     n = len(pairs)
     if n < 8:
-        raise InputError(f"--split slabs needs at least 8 slices of {with_pairs[0].name}, found {n}")
+        raise InputError(f"--split slabs needs at least 8 slices of {patient.name}, found {n}")
     step = float(np.median(np.diff([pair.full.z for pair in pairs])))
     gap = max(1, int(np.ceil((pairs[0].full.thickness or 0) / step)) - 1)
     val, test = max(1, round(0.1 * n)), max(1, round(0.15 * n))
     train = n - val - test - 2 * gap
     if train < 1:
         raise InputError(f"--split slabs: {n} slices {step:g} mm apart leave none to train on between gaps of {gap}")
-    bounds = {"train": (0, train), "val": (train + gap, train + gap + val), "test": (n - test, n)}
-    chosen = {split: pairs[start:stop] for split, (start, stop) in bounds.items()}
-    used = {pair.key for part in chosen.values() for pair in part}
-    left_out = [
-        {"what": pair.key, "why": "gap between the slabs of two splits"} for pair in pairs if pair.key not in used
-    ]
-    note = (
-        f"not by patient: slabs of one patient, {with_pairs[0].name}, {gap} slice{'s' * (gap > 1)} apart; "
-        "figures from such a split say nothing about other patients"
-    )
-    return Split(chosen, {"by": "slab", "note": note}, left_out)
+    return {"train": (0, train), "val": (train + gap, train + gap + val), "test": (n - test, n)}, gap

@@ -1,5 +1,8 @@
 """The inserted noise against its own formula, and the series that are written against DICOM."""
 
+import dataclasses
+import json
+import shutil
 import sys
 
 import numpy as np
@@ -7,11 +10,13 @@ import pydicom
 import pytest
 from phantom import images, multi_frame, write_series, write_slice
 
-from shards import noise_model, simulate
+from shards import full_series, noise_model, simulate, variation
 from shards.dicom import read_slices
 from shards.noise_level import noise_sd, soft_tissue
+from shards.noise_model import Scan
 from shards.pairing import find_pairs
 from shards.pixels import read_hu
+from shards.projection import Fan, back_project, project
 
 MU = 0.0192
 
@@ -22,63 +27,129 @@ def water(size=128, radius=100.0, spacing=2.0):
     return np.where(np.hypot(*np.meshgrid(axis, axis)) <= radius, 0, -1000).astype(np.int16)
 
 
+def scan(kernel=noise_model.SOFT, i0=3e5, **changes):
+    """A plain scan: a steady tube without bowtie."""
+    return dataclasses.replace(Scan(kernel, kernel, i0, bowtie=0.0, modulation=0.0), **changes)
+
+
+def added(hu, spacing, made, dose=0.25, seed=0):
+    """What the low dose gets on top of the target."""
+    target, low = noise_model.noise(hu, spacing, 120, made, 1.0, dose, [seed])
+    assert not target.any()
+    return low
+
+
 def expected_sd(kernel, dose, i0, radius):
     """SD in HU at the centre of a disc of water, from Yu's noise per ray and the theory of filtered back-projection.
 
-    Every ray through the centre sees 2 * radius of water. FBP sums pi/VIEWS times the filtered views, which are
-    interpolated linearly between bins (mean power transfer (2 + cos(2 pi f d)) / 3), and white noise of variance v per
-    bin has power v * d per frequency.
+    Every ray through the centre sees 2 * radius of water. White noise of variance v per bin has power v * d per
+    frequency; FBP filters it and sums pi / VIEWS times the views.
     """
     ray = (1 - dose) / dose * np.exp(2 * radius * MU) / i0
     f = np.linspace(0, 1 / (2 * noise_model.PITCH), 20001)
-    window = np.exp(-np.log(2) * (f / kernel.half) ** 2) if kernel.half else np.ones_like(f)
-    power = (f * window) ** 2 * (2 + np.cos(2 * np.pi * f * noise_model.PITCH)) / 3
-    variance = np.pi**2 / noise_model.VIEWS * ray * noise_model.PITCH * 2 * np.trapezoid(power, f)
+    variance = np.pi**2 / noise_model.VIEWS * ray * noise_model.PITCH * 2 * np.trapezoid(f**2 * kernel.power(f), f)
     return np.sqrt(variance) * 1000 / MU
 
 
+@pytest.mark.parametrize("spacing", [2.0, 0.9])
 @pytest.mark.parametrize("kernel, dose", [(noise_model.SOFT, 0.25), (noise_model.SOFT, 0.1), (noise_model.SHARP, 0.25)])
-def test_noise_in_water_is_what_the_formula_says(kernel, dose):
-    hu = water()
-    i0 = kernel.photons_per_mas * 200
-    noises = [noise_model.noise(hu, 2.0, 120, kernel, dose, i0, [seed]) for seed in range(3)]
-    centre = np.array([noise[56:72, 56:72] for noise in noises])
-    assert centre.std() == pytest.approx(expected_sd(kernel, dose, i0, 100.0), rel=0.1)
+def test_noise_in_water_is_what_the_formula_says(kernel, dose, spacing):
+    hu = water(round(256 / spacing), 100.0, spacing)
+    made = scan(kernel, noise_model.PHOTONS_PER_MAS * 200)
+    noises = [added(hu, spacing, made, dose, seed) for seed in range(3)]
+    middle, reach = len(hu) // 2, round(16 / spacing)
+    centre = [noise[middle - reach : middle + reach, middle - reach : middle + reach] for noise in noises]
+    assert np.std(centre) == pytest.approx(expected_sd(kernel, dose, made.i0, 100.0), rel=0.1)
     inside = hu == 0
     assert abs(np.mean([noise[inside].mean() for noise in noises])) < 0.5
 
 
+def radial_power(noise, spacing, step=0.02):
+    """Noise power in HU^2 mm^2 by frequency, in rings of ``step`` per mm up to 0.62."""
+    part = noise[64:192, 64:192]
+    power = np.abs(np.fft.fft2(part - part.mean())) ** 2 * spacing**2 / part.size
+    f = np.hypot(*np.meshgrid(*[np.fft.fftfreq(128, spacing)] * 2))
+    rings = (f / step).astype(int).ravel()
+    return np.bincount(rings, power.ravel())[:31] / np.bincount(rings)[:31]
+
+
 def test_noise_has_the_spectrum_of_a_soft_kernel():
     """Mean frequency of the radial noise power spectrum: 0.25 per mm in real B30f quarter-dose scans."""
-    size, spacing = 256, 0.8
-    noise = noise_model.noise(water(size, 90.0, spacing), spacing, 120, noise_model.SOFT, 0.25, 3e5, [0])
-    part = noise[64:192, 64:192]
-    power = np.abs(np.fft.fft2(part - part.mean())) ** 2
-    f = np.hypot(*np.meshgrid(*[np.fft.fftfreq(128, spacing)] * 2))
-    bins = (f / 0.02).astype(int).ravel()
-    radial = np.bincount(bins, power.ravel())[:31] / np.bincount(bins)[:31]
-    assert (radial * (np.arange(31) + 0.5) * 0.02).sum() / radial.sum() == pytest.approx(0.24, abs=0.02)
+    power = radial_power(added(water(256, 90.0, 0.8), 0.8, scan()), 0.8)
+    assert (power * (np.arange(31) + 0.5) * 0.02).sum() / power.sum() == pytest.approx(0.25, abs=0.015)
 
 
-def test_noise_is_strongest_along_the_thick_direction():
+def test_noise_power_per_mm_does_not_depend_on_the_pixels():
+    powers = [radial_power(np.mean([added(water(256, 60.0, s), s, scan(), seed=i) for i in range(4)], axis=0), s)
+              for s in (0.6, 0.8)]  # fmt: skip
+    low, high = powers[0][4:25], powers[1][4:25]  # 0.08 to 0.5 per mm; both grids show these
+    assert high.sum() / low.sum() == pytest.approx(1, abs=0.1)
+    assert np.corrcoef(low, high)[0, 1] > 0.95
+
+
+def test_target_and_low_dose_share_noise_as_theory_says():
+    """Variance of the target's noise (1/f - 1) s^2; of the low dose's (1/(f a) - 1) s^2; covariance the target's."""
+    hu, full, dose = water(128, 100.0, 2.0), 0.4, 0.25
+    pairs = [noise_model.noise(hu, 2.0, 120, scan(), full, dose, [seed]) for seed in range(4)]
+    target, low = (np.ravel([pair[which][48:80, 48:80] for pair in pairs]) for which in (0, 1))
+    variance = expected_sd(noise_model.SOFT, 0.5, 3e5, 100.0) ** 2  # at half dose (1 - a) / a is one
+    assert target.var() == pytest.approx((1 / full - 1) * variance, rel=0.15)
+    assert low.var() == pytest.approx((1 / (full * dose) - 1) * variance, rel=0.15)
+    assert np.mean(target * low) == pytest.approx(target.var(), rel=0.15)
+
+
+def test_a_sharper_kernel_keeps_the_ratio_of_doses_at_every_frequency():
+    """A slice with a soft kernel's noise becomes a pair of a sharp one: the low dose has 4 times the target's power."""
+    hu, spacing = water(256, 60.0, 0.7), 0.7
+    own = added(hu, spacing, scan(), 0.5, seed=9)  # at half dose: the noise of the slice itself
+    made = scan(kernel=noise_model.SHARP, own=noise_model.SOFT)
+    powers = []
+    for seed in range(4):
+        target, low = own + noise_model.noise(hu, spacing, 120, made, 2.0, 0.25, [seed])
+        powers.append([radial_power(target, spacing), radial_power(low, spacing)])
+    target, low = np.mean(powers, axis=0)[:, 10:31]
+    np.testing.assert_allclose(low / target, 4, rtol=0.35)
+    assert (target[-5:] > 5 * radial_power(own, spacing)[26:31]).all()  # where a soft kernel leaves next to nothing
+
+
+def test_noise_is_strongest_along_the_thick_direction_and_modulation_evens_it():
     """A body wider than high is noisier across: streaks lie along the long rays."""
     axis = (np.arange(128) - 63.5) * 3
     x, y = np.meshgrid(axis, axis)
     hu = np.where((x / 180) ** 2 + (y / 90) ** 2 < 1, 0, -1000)
-    part = noise_model.noise(hu, 3.0, 120, noise_model.SOFT, 0.25, 3e5, [0])[48:80, 48:80]
-    along_x, along_y = part.mean(axis=1).std(), part.mean(axis=0).std()
-    assert along_x > 1.5 * along_y
+
+    def ratio(made):
+        parts = np.array([added(hu, 3.0, made, seed=seed)[48:80, 48:80] for seed in range(4)])
+        return parts.mean(axis=2).std() / parts.mean(axis=1).std()
+
+    assert ratio(scan()) > 1.4 and ratio(scan(modulation=1.0)) < 0.8 * ratio(scan())
+
+
+def test_a_bowtie_leaves_the_middle_and_adds_at_the_side():
+    hu = water(128, 150.0, 3.0)
+    plain, filtered = ([added(hu, 3.0, made, seed=s) for s in range(3)] for made in (scan(), scan(bowtie=1.0)))
+
+    def sd(noises, column):
+        return np.std([noise[56:72, column : column + 8] for noise in noises])
+
+    assert sd(filtered, 60) == pytest.approx(sd(plain, 60), rel=0.1)
+    assert sd(filtered, 102) > 1.05 * sd(plain, 102)
 
 
 def test_projection_and_back_projection_are_inverse():
-    """The geometry of both fits: an off-centre object comes back where it was, at its HU."""
+    """The geometry of both halves fits: an off-centre object comes back where it was, at its contrast."""
     hu = water(128, 110, 2.0)
     hu[30:50, 80:95] = 300
-    sinogram = noise_model.line_integrals(hu, 2.0, MU)
-    assert sinogram.shape == (1152, 736) and sinogram.max() == pytest.approx(2 * 110 * MU, rel=0.1)
-    back = noise_model.back_project(sinogram, hu.shape, 2.0, noise_model.SOFT) * 1000 / MU - 1000
-    assert back[33:47, 83:92].mean() == pytest.approx(300, abs=15)
-    assert back[80:95, 30:50].mean() == pytest.approx(0, abs=10)
+    attenuation = np.maximum(hu.astype(float) / 1000 + 1, 0) * MU
+    back = np.zeros(hu.shape)
+    for image, turn in ((attenuation, np.asarray), (attenuation.T, np.transpose)):
+        fan = Fan(image.shape, 2.0, 576)
+        sums = project(image, fan)
+        assert sums.shape == (576, 256) and sums.max() == pytest.approx(2 * 110 * MU, rel=0.1)
+        ramp = fan.frequencies() / fan.cosines[:, None] * fan.steps[:, None]
+        back += turn(back_project((np.fft.rfft(sums, axis=1) * ramp).astype(np.complex64), fan))
+    back = back * 1000 / MU
+    assert back[33:47, 83:92].mean() - back[80:95, 30:50].mean() == pytest.approx(300, abs=15)
 
 
 def test_noise_measure_on_known_noise():
@@ -166,26 +237,23 @@ def test_same_seed_same_bytes_whatever_the_workers_and_the_interruption(full, tm
 
 def test_i0_by_exposure(full):
     slices = [read_slices(path)[0] for path in sorted(full.iterdir())]
-    settings = simulate.Settings((0.25, 0.25), "mas", "auto", 0)
-    workers = simulate.Workers(1)
-    assert simulate.photons("x", slices, noise_model.SOFT, settings, workers) == [1235 * 200] * 3
-    assert simulate.photons("x", slices, noise_model.SHARP, settings, workers) == [1390 * 200] * 3
+    i0 = simulate.photons("x", slices, noise_model.SOFT, "mas", simulate.Workers(1))
+    assert i0 == [noise_model.PHOTONS_PER_MAS * 200] * 3
 
 
 @pytest.mark.parametrize("exposure", [9, 0, 99999, None])
 def test_absurd_exposure(tmp_path, exposure):
     write_series(tmp_path, "L067", "full", 2, Exposure=exposure)
     slices = [read_slices(path)[0] for path in sorted(tmp_path.iterdir())]
-    settings = simulate.Settings((0.25, 0.25), "mas", "auto", 0)
-    assert simulate.photons("x", slices, noise_model.SOFT, settings, simulate.Workers(1)) == [3e5, 3e5]
+    assert simulate.photons("x", slices, noise_model.SOFT, "mas", simulate.Workers(1)) == [3e5, 3e5]
 
 
 @pytest.mark.parametrize("name", ["B30f", "Br38f", "STANDARD", "", "D45f", "B70f", "LUNG", "BONEPLUS"])
 def test_kernels(tmp_path, name):
     sharp = name in ("D45f", "B70f", "LUNG", "BONEPLUS")
     (piece,) = read_slices(write_slice(tmp_path / "a", images("a", "full", 1)[0], ConvolutionKernel=name))
-    assert simulate.pick_kernel([piece], "auto") is (noise_model.SHARP if sharp else noise_model.SOFT)
-    assert simulate.pick_kernel([piece], "soft") is noise_model.SOFT
+    assert full_series.pick_kernel([piece], "auto") is (noise_model.SHARP if sharp else noise_model.SOFT)
+    assert full_series.pick_kernel([piece], "soft") is noise_model.SOFT
 
 
 def test_only_the_full_dose_of_a_known_layout_is_taken(tmp_path, monkeypatch, capsys):
@@ -213,10 +281,13 @@ def test_frames_of_a_multi_frame_file(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (("--dose", "0"), "--dose 0: expected a fraction"),
-        (("--dose", "1.5"), "--dose 1.5: expected a fraction"),
-        (("--dose", "0.5-0.1"), "--dose 0.5-0.1: expected a fraction"),
-        (("--dose", "quarter"), "--dose quarter: expected a fraction"),
+        (("--dose", "0"), "--dose 0: expected a number from 0.0001 to 0.9999"),
+        (("--dose", "1.5"), "--dose 1.5: expected a number"),
+        (("--dose", "0.5-0.1"), "--dose 0.5-0.1: expected a number"),
+        (("--dose", "quarter"), "--dose quarter: expected a number"),
+        (("--spacing", "0.7-9"), "--spacing 0.7-9: expected a number from 0.2 to 3"),
+        (("--full-dose", "0"), "--full-dose 0: expected a number"),
+        (("--variants", "0"), "--variants 0: expected 1 to 100 copies"),
         (("--i0", "many"), "--i0 many: expected auto, mas or a number"),
         (("--i0", "-3"), "--i0 -3: expected auto, mas or a number"),
     ],
@@ -242,3 +313,90 @@ def test_other_settings_and_empty_folders_are_refused(full, tmp_path, monkeypatc
     assert status == 2 and "no axial CT slice" in err and "the folder is empty" in err
     status, _, err = run(monkeypatch, capsys, tmp_path / "gone", tmp_path / "o2")
     assert status == 2 and "found no folder" in err
+
+
+@pytest.mark.parametrize("text, bounds", [("1e-3", (1e-3, 1e-3)), ("1e-3-2.5E-1", (1e-3, 0.25)), (".1-.5", (0.1, 0.5))])
+def test_numbers_and_ranges(text, bounds):
+    assert variation.parse("dose", text) == bounds
+
+
+def test_copies_differ_in_what_their_headers_say(full, tmp_path, monkeypatch, capsys):
+    ranges = ("--spacing", "1.5-3", "--full-dose", "0.2-1", "--kernel-half", "0.3-1", "--shrink", "0.5-1")
+    options = ("--i0", "1e5", "--variants", 2, *ranges)
+    status, _, err = run(monkeypatch, capsys, full, tmp_path / "a", *options)
+    assert status == 0, err
+    run(monkeypatch, capsys, full, tmp_path / "b", *options, "--workers", 2)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b") and len(contents(tmp_path / "a")) == 12
+    patients = find_pairs(tmp_path / "a").patients
+    assert [patient.name for patient in patients] == ["patient-v00", "patient-v01"]
+    spacings, targets = set(), set()
+    source = read_slices(next(full.iterdir()))[0]
+    for pair in (pair for patient in patients for pair in patient.pairs):
+        for piece, what in ((pair.full, "simulated target at"), (pair.low, "simulated low dose, dose fraction 0.2500")):
+            header = pydicom.dcmread(piece.path)
+            said = header.DerivationDescription
+            assert said.startswith(what) and f"pixels {piece.spacing[0]:.4f} mm" in said and "seed 0" in said
+            factor = float(said.split("body shrunk to ")[1].split(",")[0])
+            for axis in (0, 1):  # the field of view keeps its middle, and its size but for the body's
+                middle = [p.position[axis] + (p.shape[axis] - 1) / 2 * p.spacing[axis] for p in (piece, source)]
+                assert middle[0] == pytest.approx(middle[1], abs=1e-6)
+                ratio = piece.shape[axis] * piece.spacing[axis] / (source.shape[axis] * source.spacing[axis])
+                assert ratio == pytest.approx(factor, abs=1e-3)
+        assert pair.dose == 0.25
+        spacings.add(pair.full.spacing)
+        targets.add(read_hu(pair.full)[0].tobytes())
+    assert len(spacings) == 2 and len(targets) == 6
+
+
+def test_folders_without_a_slice_are_no_series(full, tmp_path, monkeypatch, capsys):
+    shutil.move(full, tmp_path / "in/L067")
+    (tmp_path / "in/metadata.csv").write_text("a,b\n")
+    write_slice(tmp_path / "in/scout/1.dcm", images("a", "full", 1)[0], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    status, out, err = run(monkeypatch, capsys, tmp_path / "in", tmp_path / "out", "--i0", "1e5")
+    assert status == 0, err
+    assert "passed over 1 file: a localizer" in out and "passed over 1 file: not DICOM" in out
+    assert {name.split("/")[0] for name in contents(tmp_path / "out")} == {"L067"}
+
+
+def test_another_body_is_not_mixed_in(full, tmp_path, monkeypatch, capsys):
+    """As many slices of the same name, at the same places, and other pixels."""
+    run(monkeypatch, capsys, full, tmp_path / "out", "--i0", "1e5")
+    before = contents(tmp_path / "out")
+    moved = shutil.copytree(full, tmp_path / "moved/full")  # the same images elsewhere are the same source
+    assert run(monkeypatch, capsys, moved, tmp_path / "out", "--i0", "1e5")[0] == 0
+    shutil.rmtree(full)
+    write_series(full, "L096", "full", 3, name="{index}", PixelSpacing=[2.5, 2.5])
+    status, _, err = run(monkeypatch, capsys, full, tmp_path / "out", "--i0", "1e5")
+    assert status == 2 and "other images of patient" in err and err.count("\n") == 1
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_refused_i0_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
+    write_slice(tmp_path / "in/a.dcm", np.full((64, 64), -900))
+    status, _, err = run(monkeypatch, capsys, tmp_path / "in", tmp_path / "out")
+    assert status == 2 and "--i0 mas or a number, e.g. 3e5" in err and not (tmp_path / "out").exists()
+    assert run(monkeypatch, capsys, tmp_path / "in", tmp_path / "out", "--i0", "3e5")[0] == 0
+
+
+@pytest.mark.parametrize("out", [".", "inside"])
+def test_out_is_not_in_full(full, monkeypatch, capsys, out):
+    before = sorted(full.rglob("*"))
+    status, _, err = run(monkeypatch, capsys, full, full / out)
+    assert status == 2 and "choose a folder beside it" in err and sorted(full.rglob("*")) == before
+
+
+def test_a_body_that_the_field_cuts_off_is_said(tmp_path, monkeypatch, capsys):
+    whole = images("L067", "full", 1)[0]
+    assert full_series.cut_off(whole) < 0.05
+    write_slice(tmp_path / "in/a.dcm", whole[24:104, 24:104], PixelSpacing=[2.5, 2.5])
+    status, out, err = run(monkeypatch, capsys, tmp_path / "in", tmp_path / "out")
+    assert status == 0 and "of the edge of the reconstructed field shows body" in out, err
+    status, _, err = run(monkeypatch, capsys, tmp_path / "in", tmp_path / "o2", "--i0", "mas")
+    assert status == 2 and "give --i0 auto" in err
+
+
+def test_the_note_says_what_made_the_folder(full, tmp_path, monkeypatch, capsys):
+    run(monkeypatch, capsys, full, tmp_path / "out", "--i0", "1e5", "--dose", "1e-1")
+    note = json.loads((tmp_path / "out/simulation.json").read_text())
+    assert note["ranges"]["dose"] == [0.1, 0.1] and note["model"] == simulate.MODEL
+    assert note["sources"]["patient"]["slices"] == 3 and len(note["sources"]["patient"]["sha256"]) == 64

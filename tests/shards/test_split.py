@@ -98,6 +98,14 @@ def test_thick_overlapping_slices_need_a_wider_gap():
     assert z["val"][0] - z["train"][-1] >= 3 and z["test"][0] - z["val"][-1] >= 3
 
 
+def test_copies_of_a_series_have_the_same_slabs():
+    split = by_slab([patient("sample-v00", 20), patient("sample-v01", 20)])
+    for pairs in split.pairs.values():
+        heights = {name: {p.full.z for p in pairs if p.patient == name} for name in ("sample-v00", "sample-v01")}
+        assert heights["sample-v00"] == heights["sample-v01"]
+    assert "one patient, sample," in split.about["note"]
+
+
 def test_slabs_are_for_one_patient_with_enough_slices():
     with pytest.raises(InputError, match="for one patient, found 2"):
         by_slab([patient("a"), patient("b")])

@@ -1,0 +1,113 @@
+"""The full-dose series in a folder: whose they are, how they were taken, and whether noise can be simulated in them."""
+
+import collections
+import hashlib
+import re
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from shards import noise_model
+from shards.common.command import InputError
+from shards.dicom import Slice, Unusable, read_slices
+from shards.files import files_under
+from shards.layouts import names_a_dose, place
+from shards.pixels import PADDING
+
+BELIEVABLE = (10.0, 2000.0)
+"""Range of an Exposure in mAs; some scanners write 9 for 200."""
+
+
+def find_series(folder: Path) -> tuple[dict[str, list[Slice]], dict[str, str]]:
+    """The full-dose series below ``folder``: patient to slices in order of z, and what was passed over and why.
+
+    A folder is a series. Where the path names a patient and a dose (shards/layouts.py), full dose alone is taken;
+    else the patient is the PatientID where each folder has its own, or the folder.
+    """
+    if not folder.is_dir():
+        raise InputError(f"expected a folder with DICOM files, found no folder {folder}")
+    slices: dict[Path, list[Slice]] = collections.defaultdict(list)
+    names: dict[Path, str] = {}
+    passed: dict[str, str] = {}
+    for path in files_under(folder):
+        inside = path.relative_to(folder)
+        where = place(inside, folder.resolve().name)
+        if where is not None and not where.full:
+            passed[inside.as_posix()] = "a reduced dose already"
+            continue
+        try:
+            pieces = read_slices(path)
+        except Unusable as reason:
+            passed[inside.as_posix()] = str(reason)
+            continue
+        slices[path.parent] += pieces
+        if where is not None:
+            names[path.parent] = f"{where.patient}_{where.variant}" if where.variant else where.patient
+    slices = {parent: pieces for parent, pieces in slices.items() if pieces}
+    if not slices:
+        tried = "; ".join(f"{name}: {why}" for name, why in list(passed.items())[:3]) or "the folder is empty"
+        raise InputError(f"no axial CT slice in {folder} ({tried})")
+    return _name_series(folder, slices, names), passed
+
+
+def _name_series(folder: Path, slices: dict[Path, list[Slice]], names: dict[Path, str]) -> dict[str, list[Slice]]:
+    """Give each folder's series its patient's name, without two of one name."""
+    ids = {where: pieces[0].patient_id for where, pieces in slices.items()}
+    named: dict[str, list[Slice]] = {}
+    for where, pieces in slices.items():
+        unique = ids[where] and ids[where] != "Anonymous" and list(ids.values()).count(ids[where]) == 1
+        inside = where.relative_to(folder).as_posix()
+        name = names.get(where) or (ids[where] if unique else inside if inside != "." else folder.resolve().name)
+        name = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")
+        name = "patient" if not name or names_a_dose(name) else name
+        if name in named:
+            raise InputError(
+                f"two series would both be named {name} ({where} is one); simulate their folders one by one"
+            )
+        named[name] = sorted(pieces, key=lambda piece: piece.z)
+    return named
+
+
+def pick_kernel(pieces: list[Slice], choice: str) -> noise_model.Kernel:
+    """The filter for a series: by choice, or by ConvolutionKernel (45 or more, lung, bone, edge: sharp)."""
+    if choice != "auto":
+        return noise_model.SHARP if choice == "sharp" else noise_model.SOFT
+    name = pieces[0].kernel.split("/")[0]
+    strength = re.search(r"\d+", name)
+    sharp = int(strength[0]) >= 45 if strength else re.search("lung|bone|edge|sharp|detail", name, re.I)
+    return noise_model.SHARP if sharp else noise_model.SOFT
+
+
+def exposures(pieces: list[Slice]) -> list[float | None]:
+    """mAs of each slice; None for all of a series in which one is missing or absurd."""
+    values = [piece.mas for piece in pieces]
+    good = all(value is not None and BELIEVABLE[0] <= value <= BELIEVABLE[1] for value in values)
+    return values if good else [None] * len(values)
+
+
+def content(pieces: list[Slice]) -> str:
+    """sha256 of the files of a series, in order of z: the same for the same images, wherever they lie."""
+    digest = hashlib.sha256()
+    for path in dict.fromkeys(piece.path for piece in pieces):
+        try:
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    return digest.hexdigest()
+
+
+def cut_off(hu: np.ndarray) -> float:
+    """How much of the edge of the reconstructed field shows body: 0 where the whole body is in it.
+
+    Rays through what the field does not show look thinner than they are, and get too little noise.
+
+    Parameters
+    ----------
+    hu : numpy.ndarray
+        One slice in HU, shape (H, W). -1024 where the scanner reconstructed nothing.
+    """
+    field = np.pad(ndimage.binary_opening(hu > PADDING, iterations=2), 1)
+    edge = field & ~ndimage.binary_erosion(field, iterations=3)
+    return float(np.mean(np.pad(hu, 1)[edge] > -300)) if edge.any() else 0.0
