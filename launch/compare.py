@@ -23,7 +23,9 @@ def arguments() -> argparse.Namespace:
     source.add_argument("--wandb", metavar="ENTITY/PROJECT", help="read the runs from Weights & Biases instead")
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="the page (%(default)s)")
     parser.add_argument(
-        "--split", choices=("test", "val", "pairs"), default="test", help="which evaluation to show (%(default)s)"
+        "--split",
+        choices=("test", "val", "pairs"),
+        help="which evaluation to show; pairs = what evaluate.py --pairs measured (test where there is one)",
     )
     parser.add_argument(
         "--require-gain",
@@ -50,32 +52,33 @@ def main() -> int:
 
 def compare(roots: list[Path], options: argparse.Namespace) -> int:
     """Gather, render, write, print; 1 if the runs fall short of what is required."""
-    from ldct.reports import comparison, tables  # --help needs no torch
+    from ldct.reports import comparison, significance, tables  # --help needs no torch
     from ldct.reports.page import alarms, build, render
     from shards.common.atomic import write_text
 
-    page = build(roots, options.split)
-    title = f"Comparison of {', '.join(dict.fromkeys(one.folder.resolve().parent.name for one in page.runs))}"
+    split, others = comparison.choose_split(roots, options.split)
+    page = build(roots, split)
+    title = f"Comparison of {', '.join(dict.fromkeys(run.folder.resolve().parent.name for run in page.runs))}"
     files = {".html": render(page, title)}
-    if page.found:
-        files[".csv"] = tables.as_csv(page.found, page.rows)
-        files[".tex"] = tables.as_latex(page.found, page.rows)
+    if page.evaluation:
+        files[".csv"] = tables.as_csv(page.evaluation, page.rows)
+        files[".tex"] = tables.as_latex(page.evaluation, page.rows)
     try:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         for suffix, content in files.items():
             write_text(options.output.with_suffix(suffix), content)
     except OSError as error:
         raise InputError(f"cannot write {options.output}: {error.strerror}; choose another place with -o") from None
-    for line in alarms(page):
+    for line in [*alarms(page), *(f"also evaluated: {other}; see it with --split {other}" for other in others)]:
         print(f"note: {line}")
-    if page.found:
-        print(tables.as_text(page.found, page.rows))
-        print(tables.about(page.found))
+    if page.evaluation:
+        print(tables.as_text(page.evaluation, page.rows))
+        print("", significance.as_text(page.evaluation, page.rows), tables.about(page.evaluation), sep="\n")
     print(options.output.resolve())
     missing = []
     if options.require_gain is not None or options.require_best_gain is not None:
         required = (options.require_gain or 0.0, options.require_best_gain or 0.0)
-        missing = comparison.shortfalls(page.runs, page.found, *required)
+        missing = comparison.shortfalls(page.runs, page.evaluation, *required)
     for line in missing:
         print(f"not reached: {line}", file=sys.stderr)
     return 1 if missing else 0

@@ -34,7 +34,7 @@ def main() -> None:
     from ldct.device import keep_freed, pick_device
     from ldct.evaluation import datasets, evaluate
     from ldct.metrics import protocols
-    from ldct.reports import tables
+    from ldct.reports import significance, tables
     from ldct.runs import wandb_mirror  # --help and a typo need no torch
     from ldct.runs.folder import read_config
 
@@ -52,7 +52,7 @@ def main() -> None:
         raise InputError(f"cannot write the results: {error}; give a folder of runs that is yours") from None
     rows = tables.rows(found, {run.name: read_config(run) for run in runs})
     print(tables.as_text(found, rows))
-    print("", *tables.tests(found, rows), tables.about(found), sep="\n", flush=True)
+    print(*tables.warnings(rows), "", significance.as_text(found, rows), tables.about(found), sep="\n", flush=True)
     wandb_mirror.tell(runs)
 
 

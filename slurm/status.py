@@ -8,7 +8,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from ldct.metrics import registry
 from ldct.runs import folder as runs
+from ldct.runs import reader
 from shards.common.command import InputError
 from shards.common.table import text_table
 from slurm import squeue, submission
@@ -88,11 +90,17 @@ def report(folder: Path, sent: tuple[Submission, str] | None, jobs: dict[str, sq
         eta_s=status.eta_s if state == "running" else None,
         gpu_hours=status.train_s * status.world_size / 3600 if on_gpu(status) else None,
         best=status.best,
-        flags=status.flags,
+        flags=status.flags + evaluation_flags(folder),
         job=job,
         error=status.error if state == "failed" else "",
         log=str(submission.log_of(folder.parent, record, job)) if record and job else "",
     )
+
+
+def evaluation_flags(folder: Path) -> list[str]:
+    """What the evaluations of the run in ``folder`` found outside its stated range: noise texture, edges."""
+    means = reader.evaluated(folder)
+    return [flag for split in means for flag in registry.outside(means[split].get(folder.name, {}))]
 
 
 def explain(unclear: list[Report]) -> None:

@@ -1,18 +1,22 @@
-"""From slices to patients to a mean one can compare: the patient is the sample, slices of one patient are not."""
+"""From slices to patients to a mean one can compare: the patient is the sample, slices of one patient are not.
+
+Neighbouring slices resemble each other, so nothing here counts slices as if they were independent: values are averaged
+over the slices of a patient first, and intervals and tests are over patients.
+"""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
 LEAST_PATIENTS = 3
-"""Fewer give no interval."""
+"""Fewer give no interval and no test."""
 LEAST_SEEDS = 3
 """Fewer give no interval."""
-LEAST_PAIRS = 6
-"""Pairs a signed-rank test needs before its two-sided p can fall below 0.05."""
+ALPHA = 0.05
+"""Level of the tests, over all tests of a table together."""
 
 
 @dataclass
@@ -37,11 +41,21 @@ class Estimate:
 def by_patient(measured: Iterable[Measured]) -> dict[str, dict[str, float]]:
     """Mean over the slices of each patient; nan (a slice without flat tissue) is left out of a mean."""
     slices: dict[str, list[dict[str, float]]] = {}
-    for one in measured:
-        slices.setdefault(one.patient, []).append(one.values)
+    for result in measured:
+        slices.setdefault(result.patient, []).append(result.values)
     return {
         patient: {key: _mean([values[key] for values in each]) for key in each[0]} for patient, each in slices.items()
     }
+
+
+def undefined(measured: Iterable[Measured]) -> dict[str, int]:
+    """Slices left out of a metric's mean because it is not defined on them (nan); metrics defined on all are absent."""
+    counts: dict[str, int] = {}
+    for result in measured:
+        for name, value in result.values.items():
+            if math.isnan(value):
+                counts[name] = counts.get(name, 0) + 1
+    return counts
 
 
 def _mean(values: list[float]) -> float:
@@ -51,42 +65,52 @@ def _mean(values: list[float]) -> float:
 
 def over_patients(patients: dict[str, dict[str, float]]) -> dict[str, Estimate]:
     """Mean over patients with its interval (Student's t), by metric."""
-    found = {}
-    for key in next(iter(patients.values())):
-        values = [value for p in patients.values() if not math.isnan(value := p[key])]
-        half = None
-        if len(values) >= LEAST_PATIENTS and np.isfinite(values).all():
-            half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-        found[key] = Estimate(_mean(values), half)
-    return found
+    return {key: estimate([values[key] for values in patients.values()]) for key in next(iter(patients.values()))}
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean of one value per patient with its interval (Student's t); nan is left out."""
+    kept = np.array([value for value in values if not math.isnan(value)])
+    half = None
+    if len(kept) >= LEAST_PATIENTS and np.isfinite(kept).all():
+        half = float(stats.t.ppf(0.975, len(kept) - 1) * np.std(kept, ddof=1) / math.sqrt(len(kept)))
+    return Estimate(float(kept.mean()) if len(kept) else math.nan, half)
 
 
 @dataclass(frozen=True)
-class Paired:
-    """Two methods compared on the same patients or slices."""
+class Difference:
+    """Two methods compared on the same patients."""
 
-    unit: str
-    """patients, or slices where there are too few patients: neighbours resemble each other, so p is then too small."""
-    count: int
-    difference: float
-    """Mean of first minus second."""
+    patients: int
+    estimate: Estimate
+    """Mean over patients of first minus second."""
     p: float
-    """Two-sided, Wilcoxon signed-rank; nan where fewer than LEAST_PAIRS pairs, or all of them equal."""
+    """Two-sided, paired t test over patients, which the interval belongs to. nan where there is nothing to test: fewer
+    than LEAST_PATIENTS patients, or the same difference in all of them."""
 
 
-def paired(first: list[Measured], second: list[Measured], key: str) -> Paired:
-    """Test whether ``first`` and ``second`` differ in the metric ``key``: over patients where there are enough."""
-    patients = [by_patient(side) for side in (first, second)]
-    unit, values = "patients", [{name: p[key] for name, p in side.items()} for side in patients]
-    if len(values[0]) < LEAST_PAIRS:
-        unit, values = "slices", [{m.key: m.values[key] for m in side} for side in (first, second)]
-    both = sorted(values[0].keys() & values[1].keys())
-    differences = np.array([values[0][name] - values[1][name] for name in both])
-    differences = differences[np.isfinite(differences)]
+def paired(first: Iterable[Measured], second: Iterable[Measured], name: str) -> Difference:
+    """Difference of ``first`` and ``second`` in the metric called ``name``, on the patients that both have."""
+    sides = [{patient: values[name] for patient, values in by_patient(side).items()} for side in (first, second)]
+    both = [patient for patient in sides[0] if patient in sides[1]]
+    differences = [d for patient in both if not math.isnan(d := sides[0][patient] - sides[1][patient])]
     p = math.nan
-    if len(differences) >= LEAST_PAIRS and differences.any():
-        p = float(stats.wilcoxon(differences).pvalue)
-    return Paired(unit, len(differences), float(differences.mean()) if len(differences) else math.nan, p)
+    if len(differences) >= LEAST_PATIENTS and np.isfinite(differences).all() and np.ptp(differences) > 0:
+        p = float(stats.ttest_1samp(differences, 0).pvalue)
+    return Difference(len(differences), estimate(differences), p)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """``p`` corrected for their number (Holm 1979, Scand J Stat 6:65); nan is no test, and stays nan.
+
+    Rejecting where the corrected value is below ALPHA keeps the chance of any false finding among them below ALPHA.
+    """
+    corrected, running = [math.nan] * len(p), 0.0
+    order = sorted((index for index in range(len(p)) if not math.isnan(p[index])), key=lambda index: p[index])
+    for rank, index in enumerate(order):
+        running = max(running, min(1.0, (len(order) - rank) * p[index]))
+        corrected[index] = running
+    return corrected
 
 
 @dataclass(frozen=True)
@@ -94,10 +118,34 @@ class Interval:
     """A mean over seeds and patients."""
 
     mean: float
-    ci95_half_width: float | None
-    """Half the width of the 95 % interval; None with fewer than LEAST_SEEDS seeds or LEAST_PATIENTS patients."""
+    standard_error: float | None
+    """None with fewer than LEAST_SEEDS seeds or LEAST_PATIENTS patients."""
+    freedom: float
+    """Degrees of freedom of ``standard_error``."""
     seeds: int
     patients: int
+
+    @property
+    def ci95_half_width(self) -> float | None:
+        """Half the width of the 95 % interval; None without a standard error."""
+        return None if self.standard_error is None else float(stats.t.ppf(0.975, self.freedom) * self.standard_error)
+
+    def p_above(self, threshold: float) -> float:
+        """One-sided p of the mean lying above ``threshold``: small where it surely does; nan without an interval."""
+        if self.standard_error is None:
+            return math.nan
+        if self.standard_error == 0:
+            return 0.5 if self.mean == threshold else float(self.mean < threshold)
+        return float(stats.t.sf((self.mean - threshold) / self.standard_error, self.freedom))
+
+    def p_below(self, threshold: float) -> float:
+        """One-sided p of the mean lying below ``threshold``; nan without an interval."""
+        return 1 - self.p_above(threshold)
+
+    def p_within(self, margin: float) -> float:
+        """p of the mean lying within ± ``margin`` (two one-sided tests; Schuirmann 1987, J Pharmacokinet Biopharm
+        15:657); nan without an interval."""
+        return max(self.p_above(-margin), self.p_below(margin))
 
 
 def crossed(values: np.ndarray) -> Interval:
@@ -110,20 +158,17 @@ def crossed(values: np.ndarray) -> Interval:
     seeds, patients = values.shape
     mean = float(values.mean()) if values.size else math.nan
     if seeds < LEAST_SEEDS or patients < LEAST_PATIENTS or not np.isfinite(values).all():
-        return Interval(mean, None, seeds, patients)
+        return Interval(mean, None, math.nan, seeds, patients)
     parts = [values.mean(1).var(ddof=1) / seeds, values.mean(0).var(ddof=1) / patients]
     total = sum(parts)
-    if total == 0:
-        return Interval(mean, 0.0, seeds, patients)
-    freedom = total**2 / (parts[0] ** 2 / (seeds - 1) + parts[1] ** 2 / (patients - 1))
-    return Interval(mean, float(stats.t.ppf(0.975, freedom) * math.sqrt(total)), seeds, patients)
+    freedom = total**2 / (parts[0] ** 2 / (seeds - 1) + parts[1] ** 2 / (patients - 1)) if total else 1.0
+    return Interval(mean, math.sqrt(total), float(freedom), seeds, patients)
 
 
-def over_seeds(values: list[float], patients: int) -> Interval:
+def over_seeds(values: Sequence[float], patients: int) -> Interval:
     """As ``crossed``, of what each seed gives as one mean over ``patients`` patients: their spread is not known."""
-    found = np.array(values)
-    mean = float(found.mean()) if len(found) else math.nan
-    if len(found) < LEAST_SEEDS or patients < LEAST_PATIENTS:
-        return Interval(mean, None, len(found), patients)
-    half = float(stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / math.sqrt(len(found)))
-    return Interval(mean, half, len(found), patients)
+    means, seeds = np.array(values), len(values)
+    mean = float(means.mean()) if seeds else math.nan
+    if seeds < LEAST_SEEDS or patients < LEAST_PATIENTS:
+        return Interval(mean, None, math.nan, seeds, patients)
+    return Interval(mean, float(means.std(ddof=1)) / math.sqrt(seeds), seeds - 1, seeds, patients)

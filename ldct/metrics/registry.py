@@ -75,6 +75,10 @@ METRICS = (
 """In the order of columns; those of every protocol first."""
 MAIN = ("psnr", "ssim", "rmse", "texture/frequency", "texture/high_band")
 """Keys of the metrics in the main table, in the order of its columns."""
+RANKING = "psnr"
+"""Key of the metric by which methods are ranked."""
+BRIEF = ("psnr", "ssim")
+"""Keys of the metrics shown of every protocol side by side."""
 _BY_KEY = {metric.key: metric for metric in METRICS}
 
 
@@ -92,6 +96,11 @@ def names(protocols: Iterable[str]) -> list[str]:
 def main_names(protocol: str) -> list[str]:
     """Names of the results in the main table, ranked under ``protocol``."""
     return [name_under(protocol, metric.key) if metric.per_protocol else metric.key for metric in map(find, MAIN)]
+
+
+def ranking(protocol: str) -> str:
+    """Name of the result that ranks under ``protocol``."""
+    return name_under(protocol, RANKING)
 
 
 def find(name: str) -> Metric:

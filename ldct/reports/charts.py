@@ -42,6 +42,11 @@ def look(number: int) -> Look:
     return Look(COLOURS[number % len(COLOURS)], MARKS[(number + number // len(COLOURS)) % len(MARKS)])
 
 
+def looks(labels: list[str]) -> dict[str, Look]:
+    """Look of each run, by label."""
+    return {label: look(number) for number, label in enumerate(labels)}
+
+
 @dataclass
 class Curve:
     """Points of one run."""
@@ -59,7 +64,7 @@ def curves(name: str, drawn: list[Curve], x: str, y: str, log: bool = False, low
     figure, axes = _figure(5.6, 3.2)
     for curve in drawn:
         axes.plot(curve.x, curve.y, color=curve.look.colour, marker=curve.look.mark if len(curve.x) < 30 else None,
-                  markersize=4, linewidth=1.5, label=curve.label)  # fmt: skip
+                  markersize=4, linewidth=1.5, label=plain(curve.label))  # fmt: skip
         if len(curve.spread):
             under, over = (np.asarray(curve.y) + sign * np.asarray(curve.spread) for sign in (-1, 1))
             axes.fill_between(curve.x, under, over, color=curve.look.colour, alpha=0.15, linewidth=0)
@@ -70,8 +75,8 @@ def curves(name: str, drawn: list[Curve], x: str, y: str, log: bool = False, low
         )
     if log:
         axes.set_yscale("log")
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
+    axes.set_xlabel(plain(x))
+    axes.set_ylabel(plain(y))
     return _svg(figure, name)
 
 
@@ -81,16 +86,21 @@ def dots(name: str, groups: dict[str, dict[str, float]], looks: dict[str, Look],
     figure, axes = _figure(width, 3.4)
     methods = list(next(iter(groups.values())))
     spread = np.linspace(-0.25, 0.25, len(methods)) if len(methods) > 1 else [0.0]
-    plain = itertools.cycle((("x", "#888888"), ("+", "#888888"), ("1", "#555555")))
+    grey = itertools.cycle((("x", "#888888"), ("+", "#888888"), ("1", "#555555")))
     for offset, method in zip(spread, methods, strict=True):
-        mark, colour = (looks[method].mark, looks[method].colour) if method in looks else next(plain)
+        mark, colour = (looks[method].mark, looks[method].colour) if method in looks else next(grey)
         values = [group.get(method, np.nan) for group in groups.values()]
-        axes.scatter(np.arange(len(groups)) + offset, values, marker=mark, color=colour, s=26, label=method)
-    axes.set_xticks(range(len(groups)), list(groups), rotation=0 if len(groups) < 12 else 60)
+        axes.scatter(np.arange(len(groups)) + offset, values, marker=mark, color=colour, s=26, label=plain(method))
+    axes.set_xticks(range(len(groups)), map(plain, groups), rotation=0 if len(groups) < 12 else 60)
     axes.set_xlim(-0.6, len(groups) - 0.4)
     axes.grid(axis="x", visible=False)
-    axes.set_ylabel(y)
+    axes.set_ylabel(plain(y))
     return _svg(figure, name)
+
+
+def plain(text: str) -> str:
+    """``text`` as matplotlib shows it letter by letter: a dollar would begin a formula."""
+    return text.replace("$", r"\$")
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

@@ -18,8 +18,9 @@ from ldct import config as configuration
 from ldct.config import Config
 from ldct.metrics import intervals
 from ldct.metrics.intervals import Interval, crossed, over_seeds
-from ldct.reports import tables
 from ldct.reports.comparison import Run
+from ldct.reports.labels import HIDDEN
+from ldct.reports.labels import labels as labels_of
 
 SMALLEST_GAIN = 0.1
 """A gain in dB that counts; the claim of no gain allows for less."""
@@ -74,7 +75,7 @@ def group(found: list[Run]) -> list[Arm]:
         arm.runs.setdefault(run.config.train.seed, run)
     arms = list(made.values())
     seedless = {str(i): replace(arm.config, train=replace(arm.config.train, seed=0)) for i, arm in enumerate(arms)}
-    labels = tables.labels(seedless)
+    labels = labels_of(seedless)
     several = len({arm.data for arm in arms}) > 1
     for number, arm in enumerate(arms):
         arm.label = labels[str(number)] + (f", trained on shards {arm.data[:8]}" if several else "")
@@ -83,7 +84,7 @@ def group(found: list[Run]) -> list[Arm]:
 
 def identity(config: Config, without: Iterable[str] = ()) -> dict[str, Any]:
     """The fields that make an arm: those that decide what is trained, but for the seed and those in ``without``."""
-    left_out = {*tables.HIDDEN, "train.seed", *without}
+    left_out = {*HIDDEN, "train.seed", *without}
     flat = configuration.flat(config)
     return {key: value for key, value in flat.items() if key not in left_out and not key.startswith("track.")}
 

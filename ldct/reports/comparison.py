@@ -9,8 +9,8 @@ from ldct import models
 from ldct.evaluation import results
 from ldct.evaluation.baselines import BLUR, LOW, NAMES
 from ldct.evaluation.results import Evaluation
-from ldct.metrics import names
-from ldct.reports import tables
+from ldct.metrics import registry
+from ldct.reports.labels import labels
 from ldct.runs import folder as runs
 from ldct.runs import reader
 from shards.common.command import InputError
@@ -32,8 +32,30 @@ class Run(reader.Run):
         return models.describe(self.config.model).parameters
 
 
+def choose_split(roots: list[Path], asked: str | None) -> tuple[str, list[str]]:
+    """Which evaluation of the runs at or below ``roots`` to show: ``asked``, else that of test, else of most runs.
+
+    Returns
+    -------
+    tuple
+        The split, and others that runs were evaluated on.
+
+    Raises
+    ------
+    InputError
+        If there is no run, or ``asked`` was evaluated for none but another split was.
+    """
+    every = [split for folder in runs.find_runs(roots) for split in reader.evaluated(folder)]
+    splits = sorted(set(every), key=lambda split: (split != "test", -every.count(split)))
+    if asked and every and asked not in every:
+        has = ", ".join(f"--split {split} ({every.count(split)} runs)" for split in splits)
+        raise InputError(f"no run was evaluated on {asked}; there is {has}")
+    chosen = asked or (splits[0] if splits else "test")
+    return chosen, [split for split in splits if split != chosen]
+
+
 def gather(roots: list[Path], split: str) -> list[Run]:
-    """All runs at or below ``roots``, in order of their folders.
+    """All runs at or below ``roots``, in order of their folders, with their evaluation of ``split``.
 
     Raises
     ------
@@ -46,14 +68,14 @@ def gather(roots: list[Path], split: str) -> list[Run]:
         folder.name if plain.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}" for folder in folders
     ]
     contents = {name: reader.contents(folder) for name, folder in zip(unique, folders, strict=True)}
-    labels = tables.labels({name: fields["config"] for name, fields in contents.items()})
+    labelled = labels({name: fields["config"] for name, fields in contents.items()})
     return [
-        Run(name=name, label=labels[name], evaluation=results.load(fields["folder"], split), **fields)
+        Run(name=name, label=labelled[name], evaluation=results.load(fields["folder"], split), **fields)
         for name, fields in contents.items()
     ]
 
 
-def joined(found: list[Run]) -> Evaluation | None:
+def joined(runs: list[Run]) -> Evaluation | None:
     """The evaluations of all runs as one, the baselines first; None if no run has one.
 
     Raises
@@ -61,44 +83,44 @@ def joined(found: list[Run]) -> Evaluation | None:
     InputError
         If they were measured under different conditions: such numbers do not belong in one table.
     """
-    measured = [(one, one.evaluation) for one in found if one.evaluation]
+    measured = [(run, run.evaluation) for run in runs if run.evaluation]
     if not measured:
         return None
-    first, base = measured[0]
-    for one, other in measured[1:]:
-        for what, mine in base.conditions().items():
-            theirs = other.conditions()[what]
-            if mine != theirs:
-                mine, theirs = (", ".join(v) if isinstance(v, list) else str(v)[:12] for v in (mine, theirs))
+    first, shared = measured[0]
+    for run, evaluation in measured[1:]:
+        for condition, expected in shared.conditions().items():
+            value = evaluation.conditions()[condition]
+            if value != expected:
+                shown = (", ".join(v) if isinstance(v, list) else str(v)[:12] for v in (expected, value))
                 raise InputError(
-                    f"{first.name} and {one.name} were evaluated on different {what} ({mine}; {theirs}); evaluate them "
-                    f"together with launch/evaluate.py, or compare them apart"
+                    f"{first.name} and {run.name} were evaluated on different {condition} ({'; '.join(shown)}); "
+                    "evaluate them together with launch/evaluate.py, or compare them apart"
                 )
-    rows = [result for result in base.results if result.name in NAMES]
-    rows += [dataclasses.replace(e.results[-1], name=one.name) for one, e in measured]
-    return dataclasses.replace(base, results=rows)
+    rows = [result for result in shared.results if result.name in NAMES]
+    rows += [dataclasses.replace(evaluation.results[-1], name=run.name) for run, evaluation in measured]
+    return dataclasses.replace(shared, results=rows)
 
 
-def shortfalls(runs: list[Run], found: Evaluation | None, gain: float, best_gain: float) -> list[str]:
+def shortfalls(runs: list[Run], evaluation: Evaluation | None, gain: float, best_gain: float) -> list[str]:
     """What is missing for every run to beat the low dose by ``gain`` dB and every blur, and the best by ``best_gain``.
 
     PSNR under the first protocol, mean over patients. Empty if nothing is missing.
     """
-    if found is None:
+    if evaluation is None:
         return ["no run is evaluated"]
-    protocol = found.protocols[0]
-    psnr = {result.name: result.means[names.metric(protocol, "psnr")].mean for result in found.results}
+    protocol = evaluation.protocols[0]
+    psnr = {result.name: result.means[registry.ranking(protocol)].mean for result in evaluation.results}
     missing = []
-    for one in runs:
-        if one.name not in psnr:
-            missing.append(f"{one.name} is not evaluated")
+    for run in runs:
+        if run.name not in psnr:
+            missing.append(f"{run.name} is not evaluated")
             continue
-        value = psnr[one.name]
+        value = psnr[run.name]
         if not value - psnr[LOW] >= gain:
-            missing.append(f"{one.name} gains {value - psnr[LOW]:.2f} dB over the low dose, expected {gain:g} dB")
+            missing.append(f"{run.name} gains {value - psnr[LOW]:.2f} dB over the low dose, expected {gain:g} dB")
         if not value > psnr[BLUR]:
-            missing.append(f"{one.name} has {value:.2f} dB, not more than the best Gaussian blur's {psnr[BLUR]:.2f} dB")
-    best = max((psnr[one.name] for one in runs if not math.isnan(psnr.get(one.name, math.nan))), default=math.nan)
+            missing.append(f"{run.name} has {value:.2f} dB, not more than the best Gaussian blur's {psnr[BLUR]:.2f} dB")
+    best = max((psnr[run.name] for run in runs if not math.isnan(psnr.get(run.name, math.nan))), default=math.nan)
     if not best - psnr[LOW] >= best_gain:
         missing.append(f"the best run gains {best - psnr[LOW]:.2f} dB over the low dose, expected {best_gain:g} dB")
     return [f"{line} ({protocol})" for line in missing]

@@ -11,9 +11,9 @@ import numpy as np
 from ldct import config as configuration
 from ldct.evaluation.baselines import LOW, NAMES
 from ldct.evaluation.results import Evaluation
-from ldct.metrics import intervals, names
+from ldct.metrics import intervals, names, registry
 from ldct.metrics.intervals import Interval
-from ldct.reports import charts, comparison, page, tables
+from ldct.reports import charts, comparison, labels, page_charts, tables
 from ldct.reports import claims as claimed
 from ldct.reports.charts import Curve
 from ldct.reports.claims import Arm, Claim, Quantity
@@ -48,7 +48,7 @@ class Findings:
     @property
     def metric(self) -> str:
         """The metric that ranks."""
-        return names.metric(self.found.protocols[0], "psnr")
+        return registry.ranking(self.found.protocols[0])
 
     @property
     def runs(self) -> list[Run]:
@@ -84,7 +84,7 @@ def gather(roots: list[Path], shards: Path) -> Findings:
     counted = {run.name for arm in arms for run in arm.runs.values()}
     why = {run.name: "not evaluated" if run.state == "finished" else run.state for run in every if run not in kept}
     why |= {run.name: "another run is the same" for run in kept if run.name not in counted}
-    metric = names.metric(found.protocols[0], "psnr")
+    metric = registry.ranking(found.protocols[0])
     arms.sort(key=lambda arm: -arm.interval(metric).mean)
     return Findings(arms, found, data, digest, [f"{name}: {reason}" for name, reason in why.items()])
 
@@ -182,8 +182,8 @@ def shown(interval: Interval, column: str) -> str:
 def ranking(seen: Findings) -> list[str]:
     """The arms and the baselines by PSNR."""
     first = seen.found.protocols[0]
-    others = [names.metric(protocol, "psnr") for protocol in seen.found.protocols[1:]]
-    columns = [*(names.metric(first, key) for key in ("psnr", "ssim", "rmse")), *others]
+    others = [registry.ranking(protocol) for protocol in seen.found.protocols[1:]]
+    columns = [*registry.main_names(first), *others]
     low = intervals.by_patient(seen.found.get(LOW).slices)
     rows = []
     for arm in seen.arms:
@@ -197,9 +197,12 @@ def ranking(seen: Findings) -> list[str]:
         cells = [tables.cell(means[column], column) for column in columns]
         rows.append((over, [name, "-", str(len(low)), f"{over:+.2f}", *cells]))
     rows.sort(key=lambda row: -row[0])
-    head = ["", "seeds", "patients", "gain over low dose (dB)", f"{first} PSNR", "SSIM", "RMSE (HU)"]
+    main, rank = [registry.find(name).title for name in registry.main_names(first)], registry.find(registry.RANKING)
+    head = ["", "seeds", "patients", f"gain over low dose ({rank.unit})", *main]
     return [
-        *table([*head, *(f"{names.split_metric(name)[0]} PSNR" for name in others)], [cells for _, cells in rows]),
+        *table(
+            [*head, *(f"{names.split_metric(name)[0]} {rank.label}" for name in others)], [cells for _, cells in rows]
+        ),
         "± is half the 95 % interval over seeds and patients (for baselines over patients); none is given with fewer "
         f"than {intervals.LEAST_SEEDS} seeds or {intervals.LEAST_PATIENTS} patients.",
         "",
@@ -245,7 +248,7 @@ def spread(values: list[float], digits: int) -> str:
 
 def size_of(seen: Findings) -> int:
     """Steps of a group, as in the report."""
-    return page.group_size(page.Page(seen.runs, None, []))
+    return page_charts.group_size(seen.runs)
 
 
 def grouped(run: Run, key: str, size: int) -> dict[int, float]:
@@ -269,8 +272,10 @@ def over_groups(arm: Arm, key: str, size: int) -> dict[int, list[float]]:
 def curves_of(seen: Findings) -> dict[str, tuple[str, str]]:
     """What is followed through training: name of the chart -> (key of the metrics, text)."""
     name = seen.arms[0].config.val.protocol
-    text = {"psnr": "PSNR (dB)", "ssim": "SSIM", "rmse": "RMSE (HU)"}
-    validation = {key: (names.validation(names.metric(name, key)), f"validation {text[key]}, {name}") for key in text}
+    validation = {
+        metric.key: (names.validation(names.metric(name, metric.key)), f"validation {metric.title}, {name}")
+        for metric in registry.per_protocol()
+    }
     return {"loss": (names.TRAIN_LOSS, "training loss"), **validation}
 
 
@@ -361,7 +366,7 @@ def commands(seen: Findings, stem: str) -> list[str]:
     sweeps = sorted({run.folder.resolve().parent.name for run in seen.runs})
     shared = [dict(own(run)) for run in seen.runs]
     settings = [(k, v) for k, v in shared[0].items() if all(k in one and one[k] == v for one in shared)]
-    sets = "".join(f" --set {key}={tables.text(value)}" for key, value in settings)
+    sets = "".join(f" --set {key}={labels.text(value)}" for key, value in settings)
     known = [name for name in sweeps if Path(__file__).parents[2].joinpath(f"configs/sweeps/{name}.yaml").is_file()]
     lines = [
         f"python launch/sweep.py configs/sweeps/{name}.yaml --cluster CLUSTER.yaml --set data.shards=SHARDS{sets}"

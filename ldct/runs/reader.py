@@ -58,6 +58,26 @@ def read(folder: Path) -> Run:
     return Run(**contents(folder))
 
 
+def evaluated(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Means over patients that launch/evaluate.py wrote to ``folder``, by split, method and metric.
+
+    The run's own method has the folder's name. What is not finite or not readable is left out.
+    """
+    means: dict[str, dict[str, dict[str, float]]] = {}
+    for path in sorted((folder / "eval").glob("*.json")):
+        try:
+            methods = json.loads(path.read_text())["methods"]
+        except (OSError, ValueError, KeyError):
+            continue
+        means[path.stem] = {
+            method["name"]: {
+                name: value["mean"] for name, value in method["metrics"].items() if value["mean"] is not None
+            }
+            for method in methods
+        }
+    return means
+
+
 def contents(folder: Path) -> dict[str, Any]:
     """The fields of the run in ``folder``, for Run and what is made of it."""
     try:

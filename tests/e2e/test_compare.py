@@ -34,7 +34,7 @@ def compared(tiny_shards, tmp_path_factory):
 def test_it_prints_the_table_and_the_page_last(compared):
     _, page, done = compared
     assert done.stdout.splitlines()[-1] == str(page)
-    assert "attention both" in done.stdout and "Gaussian blur" in done.stdout
+    assert "RED-CNN + channel + spatial" in done.stdout and "Gaussian blur" in done.stdout
     assert sorted(path.name for path in page.parent.iterdir()) == ["page.csv", "page.html", "page.tex"]
 
 
@@ -115,7 +115,7 @@ def test_the_page_works_in_a_browser(compared, tmp_path):
     probe.write_text(page.read_text().replace("</body>", PROBE))
     text = re.search(r'<pre id="probe">(.*?)</pre>', browse(probe, tmp_path, "--dump-dom"), re.S)[1]
     found = json.loads(text)
-    labels = ["attention none", "attention both", "low dose", "Gaussian blur", "non-local means"]
+    labels = ["RED-CNN", "RED-CNN + channel + spatial", "low dose", "Gaussian blur", "non-local means"]
     assert sorted(found["order"]) == sorted(labels)
     assert found["psnr"] == found["order"][::-1]  # it was sorted by PSNR already, so a click turns it over
     assert found["up"] == sorted(labels, key=str.lower) and found["down"] == found["up"][::-1]
@@ -127,7 +127,7 @@ def test_the_page_works_in_a_browser(compared, tmp_path):
 
     full = stored.full[key].astype(float)
     both = stored.get("1-both").pictures[key].astype(float)
-    number = found["labels"].index("attention both")
+    number = found["labels"].index("RED-CNN + channel + spatial")
     assert found["labels"][0] == "full dose"
     rows = shown_rows(page, full.shape)
     assert found["image"][0] == pytest.approx(grey(full[rows], 40, 400), abs=1.5)

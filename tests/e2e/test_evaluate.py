@@ -25,7 +25,7 @@ def evaluate(*argv, **kwargs):
 def test_it_measures_prints_and_writes(sweep, tiny_shards):
     done = evaluate(sweep, "--shards", tiny_shards, "--protocol", "hu2000", "abd400")
     assert done.returncode == 0, done.stderr
-    for text in ("attention none", "attention both", "low dose", "Gaussian blur", "non-local means"):
+    for text in ("RED-CNN", "RED-CNN + channel + spatial", "low dose", "Gaussian blur", "non-local means"):
         assert text in done.stdout
     assert done.stdout.startswith("hu2000: clip [-1000, 1000] HU, data range 2000")
     assert "4 slices of 1 patient (test; split by patient" in done.stdout

@@ -130,6 +130,18 @@ def test_gpu_hours_count_gpus_over_all_attempts(make, cluster_says, tmp_path):
     assert "2 runs: 2 finished; 4.00 GPU-hours" in status.show(listed, "")
 
 
+def test_a_run_whose_evaluation_does_not_look_like_ct_is_flagged(make, cluster_says, tmp_path):
+    for name, value in (("000-smooth", 0.05), ("001-good", 1.0)):
+        folder = make(name, state="finished")
+        (folder / "eval").mkdir()
+        method = {"name": folder.name, "metrics": {"texture/high_band": {"mean": value, "half": None}}}
+        (folder / "eval" / "test.json").write_text(json.dumps({"methods": [method]}))
+    cluster_says({})
+    shown = status.show(*status.reports([tmp_path]))
+    assert "warning: smoothed: high band 0.05, expected 0.20 to 2.00: s/000-smooth" in shown
+    assert "001-good" not in shown.split("runs:")[1]
+
+
 def test_json_and_wrong_flags(make, tmp_path):
     make("000-a", state="finished", step=100, best={"step": 50, "psnr": 33.5})
     (run,) = json.loads(run_command("launch/status.py", "--json", tmp_path).stdout)

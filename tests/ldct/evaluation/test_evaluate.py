@@ -1,5 +1,4 @@
 import csv
-import dataclasses
 import json
 
 import numpy as np
@@ -12,8 +11,6 @@ from scipy import ndimage
 from ldct.evaluation import baselines, datasets, evaluate, results
 from ldct.inference.denoiser import Denoiser
 from ldct.metrics import protocols
-from ldct.reports import tables
-from ldct.runs.folder import read_config
 from shards.common.command import InputError
 from shards.manifest import Record
 
@@ -151,35 +148,3 @@ def test_runs_without_a_checkpoint_are_named_and_left_out(measured, tiny_shards,
         evaluate.usable([bad])
     with pytest.raises(InputError, match="no run below"):
         evaluate.usable([tmp_path / "sweep" / "0-good" / "checkpoints"])
-
-
-def test_labels_name_what_differs_and_only_that(measured, tiny_shards):
-    config = read_config(measured[0][0])
-    other = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="both"))
-    assert tables.labels({"a": config, "b": other}) == {"a": "attention none", "b": "attention both"}
-    assert tables.labels({"a": config}) == {"a": "redcnn, attention none"}
-    slow = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=1e-4))
-    assert tables.labels({"a": config, "b": slow}) == {"a": "lr 0.001", "b": "lr 0.0001"}
-    many = dataclasses.replace(
-        slow, train=dataclasses.replace(slow.train, seed=3, steps=9, log_every=7, global_batch=4)
-    )
-    many = dataclasses.replace(many, model=dataclasses.replace(config.model, attention="both"))
-    assert tables.labels({"a": config, "b": many}) == {"a": "attention none", "b": "attention both"}
-
-
-def test_labels_of_many_differences_tell_the_runs_apart(measured):
-    config = read_config(measured[0][0])
-
-    def other(seed, **model):
-        train = dataclasses.replace(config.train, seed=seed, steps=seed + 9, log_every=seed + 7, global_batch=seed + 4)
-        optim = dataclasses.replace(config.optim, lr=(seed + 1) * 1e-4)
-        model = dataclasses.replace(config.model, **model)
-        return dataclasses.replace(config, train=train, optim=optim, model=model)
-
-    runs = {"a": config, "b": other(3), "c": other(3, norm="batch"), "d": other(3, norm="batch")}
-    assert tables.labels(runs) == {
-        "a": "norm none, lr 0.001",
-        "b": "norm none, lr 0.0004",
-        "c": "norm batch, lr 0.0004, c",
-        "d": "norm batch, lr 0.0004, d",
-    }

@@ -13,6 +13,7 @@ from ldct import config as configuration
 from ldct.evaluation import results
 from ldct.evaluation.baselines import NAMES
 from ldct.evaluation.results import Evaluation, Result
+from ldct.metrics import registry
 from ldct.metrics.intervals import Interval, Measured, crossed, over_seeds
 from ldct.reports import claims, findings
 from ldct.reports.claims import CONFIRMED, REFUTED, UNDECIDED, Quantity
@@ -34,7 +35,8 @@ def measured(gain, seed, patients=PATIENTS, noise=0.01):
     for number, patient in enumerate(patients):
         for index in range(2):
             psnr = 30 + 2 * number + index + gain + 0.02 * (seed - 1) + rng.normal(0, noise)
-            values = {PSNR: psnr, "abd400/ssim": psnr / 40, "abd400/rmse": 400 / 10 ** (psnr / 20)}
+            values = dict.fromkeys(registry.names(["abd400"]), 1.0)
+            values |= {PSNR: psnr, "abd400/ssim": psnr / 40, "abd400/rmse": 400 / 10 ** (psnr / 20)}
             found.append(Measured(patient, f"{patient}_{index}", values))
     return found
 
@@ -208,8 +210,8 @@ def test_both_kinds_count_where_there_is_no_arm_with_one():
 
 
 def test_a_claim_needs_all_its_quantities():
-    above, below = (Quantity("x", Interval(mean, 0.1, 3, 3), True) for mean in (1.0, -1.0))
-    open_, none = (Quantity("x", Interval(0.05, half, 3, 3), True) for half in (0.1, None))
+    above, below = (Quantity("x", Interval(mean, 0.02, 9.0, 3, 3), True) for mean in (1.0, -1.0))
+    open_, none = (Quantity("x", Interval(0.05, error, 9.0, 3, 3), True) for error in (0.1, None))
     for quantities, expected in [
         ([above, above], CONFIRMED),
         ([above, open_], UNDECIDED),
@@ -254,7 +256,7 @@ def test_arms_are_alike_in_all_but_the_seed():
     made = [make(seed, data=data, track__wandb=w) for seed in (0, 1) for data in "ab" for w in ("disabled", "offline")]
     arms = claims.group(made)
     assert [sorted(arm.runs) for arm in arms] == [[0, 1], [0, 1]]
-    assert [arm.label for arm in arms] == [f"redcnn, attention none, trained on shards {data}" for data in "ab"]
+    assert [arm.label for arm in arms] == [f"RED-CNN, trained on shards {data}" for data in "ab"]
 
 
 @pytest.fixture(scope="module")
@@ -314,19 +316,19 @@ def test_the_page_says_what_it_rests_on(page):
 
 def test_the_page_ranks_with_intervals(page):
     text = page["findings.md"]
-    ranking = next(line for line in text.splitlines() if line.startswith("| redcnn, attention none")).split(" | ")
+    ranking = next(line for line in text.splitlines() if line.startswith("| RED-CNN")).split(" | ")
     assert ranking[1:3] == ["3", "4"]
     assert re.fullmatch(r"\+1\.5\d ± 0\.0\d", ranking[3])  # seeds spread by 0.02 dB, patients not at all
     assert re.fullmatch(r"35\.\d\d ± [345]\.\d\d", ranking[4])  # patients spread by 2 dB
-    names = re.findall(r"^\| (redcnn, attention \w+|unet, attention none|low dose) \| [3-]", text, re.M)
-    assert names[-1] == "low dose" and names[-2] == "unet, attention none"
+    names = re.findall(r"^\| (RED-CNN[^|]*|U-Net|low dose) \| [3-]", text, re.M)
+    assert names[-1] == "low dose" and names[-2] == "U-Net"
 
 
 def test_the_page_has_attention_by_depth_and_groups(page):
     text = page["findings.md"]
     head = next(line for line in text.splitlines() if "depth 0.25" in line)
     assert head == "|  | depth 0.00 | depth 0.25 | depth 0.50 | depth 0.75 | depth 1.00 |"
-    assert "| redcnn, attention channel | 0.310 ± 0.010 | 0.230 ± 0.010 |" in text
+    assert "| RED-CNN + channel | 0.310 ± 0.010 | 0.230 ± 0.010 |" in text
     assert "## By groups of 2 iterations" in text
     row = next(line for line in text.splitlines() if line.startswith("| 3 to 4 | 0."))
     assert row.split(" | ")[1] == f"{(1 / 3 + 1 / 4) / 2:.6f} ± 0.000000"

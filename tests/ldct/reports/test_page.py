@@ -4,6 +4,8 @@ import dataclasses
 import io
 import json
 import re
+import shutil
+import xml.etree.ElementTree
 import zlib
 
 import numpy as np
@@ -14,8 +16,10 @@ from made import make_run
 from ldct.evaluation import datasets, evaluate
 from ldct.evaluation.results import Evaluation, Result
 from ldct.metrics.intervals import Measured
-from ldct.reports import comparison, tables
-from ldct.reports.page import alarms, around_body, build, draw, group_size, grouped, pack, ranking, render
+from ldct.reports import charts, comparison, page_charts, tables
+from ldct.reports.labels import differing
+from ldct.reports.page import alarms, build, ranking, render
+from ldct.reports.viewer import around_body, pack
 from ldct.runs import folder as runs
 from shards.common.command import InputError
 
@@ -69,26 +73,26 @@ def test_the_view_shows_all_of_the_body_and_little_else():
 
 def test_what_is_wrong_stands_on_top(page):
     found = "\n".join(alarms(page))
-    assert "redcnn, attention both scores below: " in found and "low dose" in found
-    assert "unet, attention channel is failed at step 7 of 20: NotFinite: loss not finite at step 7" in found
-    assert "redcnn, attention spatial is running at step 20 of 20" in found
-    assert "unet, attention channel has no evaluation" in found
-    assert "redcnn, attention none is" not in found
+    assert "RED-CNN + channel + spatial scores below: " in found and "low dose" in found
+    assert "U-Net + channel is failed at step 7 of 20: NotFinite: loss not finite at step 7" in found
+    assert "RED-CNN + spatial is running at step 20 of 20" in found
+    assert "U-Net + channel has no evaluation" in found
+    assert "RED-CNN is" not in found
 
 
 def test_the_ranking_holds_runs_and_baselines_by_psnr(page):
     found = ranking(page)
-    psnr = [line["cells"][1]["sort"] for line in found]
+    psnr = [line["cells"][1][1] for line in found]
     assert psnr == sorted(psnr, reverse=True)
     worst = found[-1]["row"]
-    assert worst.label == "redcnn, attention both" and worst.worse and worst.gain < 0
+    assert worst.label == "RED-CNN + channel + spatial" and worst.worse and worst.gain.mean < 0
     names = {line["row"].name for line in found}
     assert names == {"low dose", "Gaussian blur", "non-local means", "0-good", "1-worse"}
 
 
 def test_only_what_differs_is_listed(page):
     """Not the kernel, which each network has as published."""
-    assert tables.differing([one.config for one in page.runs]) == ["model.name", "model.attention"]
+    assert differing([run.config for run in page.runs]) == ["model.name", "model.attention"]
 
 
 def test_the_page_needs_nothing_from_outside(page):
@@ -115,30 +119,30 @@ def test_text_from_runs_cannot_become_markup(sweep, tmp_path, tiny_shards):
 
 
 def test_attention_by_depth_and_the_loss_in_groups(page):
-    worse = next(one for one in page.runs if one.name == "1-worse")
+    worse = next(run for run in page.runs if run.name == "1-worse")
     assert worse.attention("channel_sd") == {0.0: 0.01, 0.5: 0.02, 1.0: 0.3}
-    assert group_size(page) == 2
-    losses = grouped(worse, page)
+    assert page_charts.group_size(page.runs) == 2
+    losses = page_charts.grouped(worse, charts.look(0), 2)
     assert losses.y[-1] == pytest.approx(1 / 21)
-    charts = draw(page)
-    assert {"validation", "loss", "patients", "channel_sd"} == charts.keys()
-    ids = re.findall(r'\bid="([^"]+)"', "".join(charts.values()))
+    drawn = page_charts.of(page.runs, page.evaluation, page.rows)
+    assert {"validation", "loss", "patients", "channel_sd"} == drawn.keys()
+    ids = re.findall(r'\bid="([^"]+)"', "".join(drawn.values()))
     assert len(ids) == len(set(ids))  # charts on one page share no id
 
 
 def test_the_csv_holds_every_number_in_full(page):
-    rows = {row["name"]: row for row in csv.DictReader(io.StringIO(tables.as_csv(page.found, page.rows)))}
-    for result in page.found.results:
+    rows = {row["name"]: row for row in csv.DictReader(io.StringIO(tables.as_csv(page.evaluation, page.rows)))}
+    for result in page.evaluation.results:
         row = rows[result.name]
         assert float(row["hu2000/ssim"]) == result.means["hu2000/ssim"].mean
         assert row["hu2000/ssim_half"] == ""
-    assert rows["0-good"]["label"] == "redcnn, attention none"
+    assert rows["0-good"]["label"] == "RED-CNN"
 
 
 def test_the_latex_table_is_bold_where_a_run_is_best(page):
-    text = tables.as_latex(page.found, page.rows)
-    psnr = page.found.get("0-good").means["abd400/psnr"].mean
-    assert rf"redcnn, attention none & \textbf{{{psnr:.2f}}}" in text
+    text = tables.as_latex(page.evaluation, page.rows)
+    psnr = page.evaluation.get("0-good").means["abd400/psnr"].mean
+    assert rf"RED-CNN & \textbf{{{psnr:.2f}}}" in text
     assert text.count(r"\\") == 2 + len(page.rows)
     assert len({line.count("&") for line in text.splitlines() if line.endswith(r"\\")}) == 2  # head and rows
     assert tables._tex("a_b & 5 %") == r"a\_b \& 5 \%"
@@ -194,4 +198,43 @@ def test_runs_of_one_name_keep_their_sweeps(tmp_path, tiny_shards):
     make_run(tmp_path / "a" / "0-x", tiny_shards)
     make_run(tmp_path / "b" / "0-x", tiny_shards, seed=1)
     found = comparison.gather([tmp_path], "test")
-    assert [(one.name, one.label) for one in found] == [("a/0-x", "seed 0"), ("b/0-x", "seed 1")]
+    assert [(run.name, run.label) for run in found] == [("a/0-x", "RED-CNN, seed 0"), ("b/0-x", "RED-CNN, seed 1")]
+
+
+def test_runs_that_were_never_trained_are_an_error(tmp_path, tiny_shards):
+    (make_run(tmp_path / "0-x", tiny_shards) / "metrics.jsonl").unlink()
+    with pytest.raises(InputError, match="none of 1 runs has been trained or evaluated"):
+        build([tmp_path], "test")
+
+
+def test_the_split_that_was_evaluated_is_found(sweep, tmp_path):
+    assert comparison.choose_split([sweep], None) == ("test", [])
+    with pytest.raises(InputError, match=r"no run was evaluated on pairs; there is --split test \(2 runs\)"):
+        comparison.choose_split([sweep], "pairs")
+    shutil.copytree(sweep, tmp_path / "runs")
+    for path in (tmp_path / "runs").glob("*/eval/test*"):
+        shutil.copy(path, path.with_name(path.name.replace("test", "pairs")))
+    assert comparison.choose_split([tmp_path / "runs"], None) == ("test", ["pairs"])
+    for path in (tmp_path / "runs").glob("*/eval/test*"):
+        path.unlink()
+    assert comparison.choose_split([tmp_path / "runs"], None) == ("pairs", [])
+
+
+@pytest.mark.parametrize("patient", ["P$a_{$", "<b>", "a & b", "$$", "\\alpha", "_x"])
+def test_no_name_of_a_patient_breaks_a_chart(patient):
+    slices = [Measured(name, name, {"abd400/psnr": 30.0}) for name in (patient, "B")]
+    evaluation = Evaluation("test", "", "", ["abd400"], [Result(patient, "", slices, 1.0, "CPU")])
+    rows = [dataclasses.replace(tables.rows(evaluated(low_dose=30), {})[0], name=patient, label=patient)]
+    svg = page_charts.patients(evaluation, rows, {})
+    assert patient in texts(svg)
+
+
+def test_a_log_scale_still_has_its_powers_of_ten():
+    svg = charts.curves("loss", [charts.Curve("a", charts.look(0), [1, 2], [1e-3, 1e-1])], "x", "y", log=True)
+    assert "1" in "".join(texts(svg)) and not any("mathdefault" in text for text in texts(svg))
+
+
+def texts(svg):
+    """Everything that an SVG writes."""
+    nodes = xml.etree.ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
+    return ["".join(node.itertext()).strip() for node in nodes]

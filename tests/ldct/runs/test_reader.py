@@ -52,3 +52,12 @@ def test_a_run_that_has_not_begun(run):
 def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(InputError, match="is not a run"):
         reader.read(tmp_path / "none")
+
+
+def test_what_was_evaluated_by_split_and_method(tmp_path):
+    (tmp_path / "eval").mkdir()
+    metrics = {"abd400/psnr": {"mean": 30.0, "half": None}, "texture/frequency": {"mean": None, "half": None}}
+    content = {"methods": [{"name": "low dose", "metrics": metrics}]}
+    (tmp_path / "eval" / "pairs.json").write_text(json.dumps(content))
+    (tmp_path / "eval" / "test.json").write_text("{")  # cut off
+    assert reader.evaluated(tmp_path) == {"pairs": {"low dose": {"abd400/psnr": 30.0}}}

@@ -1,0 +1,87 @@
+"""What a person calls a run: its network and attention, then what else sets it apart from the others."""
+
+import collections
+from typing import Any
+
+from ldct import config as configuration
+from ldct.config import Config, ModelConfig
+
+HIDDEN = ("run_dir", "data.shards", "data.store", "train.timeout_s", "train.save_every_s")
+"""Fields that say where and how a run was done, not what it is."""
+NETWORKS = {"redcnn": "RED-CNN", "unet": "U-Net"}
+"""Names as their papers write them."""
+ATTENTION = {"none": "", "channel": " + channel", "spatial": " + spatial", "both": " + channel + spatial"}
+LABELLED = 5
+"""Most fields in a run's label behind its network."""
+
+
+def differing(configs: list[Config]) -> list[str]:
+    """Names of the fields in which the runs differ, in the order of the configuration.
+
+    A size that differs only because each network has its published one is not among them.
+    """
+    flats = [configuration.flat(config) for config in configs]
+    published = {
+        f"model.{key}"
+        for key in ("channels", "depth", "kernel")
+        if all(flat[f"model.{key}"] == configuration.PLAIN[flat["model.name"]][key] for flat in flats)
+    }
+    return [
+        key
+        for key in flats[0]
+        if key not in HIDDEN
+        and key not in published
+        and not key.startswith("track.")
+        and any(flat[key] != flats[0][key] for flat in flats)
+    ]
+
+
+def network(model: ModelConfig) -> str:
+    """The network and its attention: ``RED-CNN + channel``."""
+    return NETWORKS.get(model.name, model.name) + ATTENTION[model.attention]
+
+
+def labels(configs: dict[str, Config]) -> dict[str, str]:
+    """A short name for each run: its network and attention, then the fields in which the runs differ.
+
+    Where more than LABELLED fields differ, those that tell the runs apart, and the run's own name if no few do.
+    """
+    networks = {name: network(config.model) for name, config in configs.items()}
+    flats = {name: configuration.flat(config) for name, config in configs.items()}
+    fields = [key for key in differing(list(configs.values())) if key not in ("model.name", "model.attention")]
+    few = fields if len(fields) <= LABELLED else telling(fields, list(networks.values()), list(flats.values()))
+    short = {
+        name: ", ".join([networks[name], *(f"{field_name(key)} {text(flat[key])}" for key in few)])
+        for name, flat in flats.items()
+    }
+    if few != fields:
+        alike = {label for label, count in collections.Counter(short.values()).items() if count > 1}
+        short = {name: f"{label}, {name}" if label in alike else label for name, label in short.items()}
+    return short
+
+
+def telling(fields: list[str], networks: list[str], flats: list[dict[str, Any]]) -> list[str]:
+    """At most LABELLED of ``fields``, each chosen for telling most runs apart beside their networks and those before,
+    the model's first."""
+    chosen: list[str] = []
+
+    def kinds(keys: list[str]) -> int:
+        return len({(name, *(str(flat[key]) for key in keys)) for name, flat in zip(networks, flats, strict=True)})
+
+    while len(chosen) < LABELLED and kinds(chosen) < kinds(fields):
+        chosen.append(
+            max(sorted(fields, key=lambda key: not key.startswith("model.")), key=lambda key: kinds([*chosen, key]))
+        )
+    return [key for key in fields if key in chosen]
+
+
+def field_name(key: str) -> str:
+    """A field's own name without its section, for people."""
+    return key.split(".")[-1].replace("_", " ")
+
+
+def text(value: Any) -> str:
+    """A configuration value as a person writes it."""
+    if isinstance(value, list):
+        return " ".join(map(text, value))
+    return f"{value:g}" if isinstance(value, float) else "-" if value is None else str(value)

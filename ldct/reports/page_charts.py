@@ -1,0 +1,91 @@
+"""The charts of a comparison: curves of the trainings, every patient, attention by depth."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ldct.evaluation.results import Evaluation
+from ldct.metrics import intervals, names, registry
+from ldct.reports import charts
+from ldct.reports.charts import Curve, Look
+from ldct.reports.comparison import Run
+from ldct.reports.tables import Row
+
+GROUP = 1000
+"""Steps averaged into one point of the grouped curves; a tenth of the longest run where that is shorter."""
+DEPTH = "relative depth (0 = first, 1 = deepest encoder stage)"
+ATTENTION = {
+    "channel_sd": "SD of channel weights",
+    "spatial_edges": "spatial map against edges (r)",
+    "spatial_texture": "spatial map against texture (r)",
+}
+"""Statistics drawn over depth. A large SD: the network selects channels there."""
+
+
+def of(runs: list[Run], evaluation: Evaluation | None, rows: list[Row]) -> dict[str, str]:
+    """Charts by name; those without data are left out."""
+    looks = charts.looks([run.label for run in runs])
+    drawn = {"validation": validation(runs, looks), "loss": loss(runs, looks)}
+    if evaluation:
+        drawn["patients"] = patients(evaluation, rows, looks)
+    for statistic, text in ATTENTION.items():
+        profiles = [(run.label, run.attention(statistic)) for run in runs]
+        curves = [Curve(label, looks[label], list(p), list(p.values())) for label, p in profiles if p]
+        drawn[statistic] = charts.curves(statistic, curves, DEPTH, text) if curves else ""
+    return {name: svg for name, svg in drawn.items() if svg}
+
+
+def validation(runs: list[Run], looks: dict[str, Look]) -> str:
+    """The metric that ranks, over the steps, with the low dose's; of the protocol that most runs were validated by."""
+    every = [run.config.val.protocol for run in runs]
+    protocol = max(every, key=every.count)
+    name = registry.ranking(protocol)
+    curves = [Curve(run.label, looks[run.label], *run.curve(names.validation(name))) for run in runs]
+    if not any(curve.x for curve in curves):
+        return ""
+    low = [value for run in runs for value in run.curve(names.low_dose_validation(name))[1][-1:]]
+    metric = registry.find(name)
+    title = f"validation {metric.label}, {protocol}" + (f" ({metric.unit})" if metric.unit else "")
+    return charts.curves("validation", curves, "step", title, low=low[0] if low else None)
+
+
+def loss(runs: list[Run], looks: dict[str, Look]) -> str:
+    """Training loss, averaged over groups of steps."""
+    size = group_size(runs)
+    curves = [grouped(run, looks[run.label], size) for run in runs]
+    if not any(curve.x for curve in curves):
+        return ""
+    return charts.curves("loss", curves, "step", f"training loss, mean of {size} steps", log=True)
+
+
+def group_size(runs: Sequence[Run]) -> int:
+    """Steps of a group: GROUP, or a tenth of the longest run if that is less."""
+    longest = max((run.metrics[-1]["step"] for run in runs if run.metrics), default=GROUP)
+    return max(1, min(GROUP, longest // 10))
+
+
+def grouped(run: Run, look: Look, size: int) -> Curve:
+    """Mean and SD of the training loss in groups of ``size`` steps."""
+    groups: dict[int, list[float]] = {}
+    for step, value in zip(*run.curve(names.TRAIN_LOSS), strict=True):
+        groups.setdefault((step - 1) // size, []).append(value)
+    x = [(number + 0.5) * size for number in groups]
+    means, spread = ([float(f(values)) for values in groups.values()] for f in (np.mean, np.std))
+    return Curve(run.label, look, x, means, spread)
+
+
+def patients(evaluation: Evaluation, rows: list[Row], looks: dict[str, Look]) -> str:
+    """The metric that ranks, of every method, per patient; of a single patient, per slice."""
+    protocol = evaluation.protocols[0]
+    metric, labels = registry.ranking(protocol), {row.name: row.label for row in rows}
+    groups: dict[str, dict[str, float]] = {}
+    alone = len(evaluation.patients) == 1
+    for result in evaluation.results:
+        values = (
+            {slice.key: slice.values[metric] for slice in result.slices}
+            if alone
+            else {patient: means[metric] for patient, means in intervals.by_patient(result.slices).items()}
+        )
+        for group, value in values.items():
+            groups.setdefault(group, {})[labels[result.name]] = value
+    return charts.dots("patients", groups, looks, f"{registry.find(metric).title}, {protocol}")
