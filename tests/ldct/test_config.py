@@ -5,7 +5,19 @@ import yaml
 from conftest import run_command
 
 from ldct import config as configuration
-from ldct.config import Config, ModelConfig, differences, from_dict, hash8, load, parse, resolved, to_yaml
+from ldct.config import (
+    Config,
+    ModelConfig,
+    decisive,
+    differences,
+    flat,
+    from_dict,
+    hash8,
+    load,
+    parse,
+    resolved,
+    to_yaml,
+)
 from shards.common.command import InputError
 
 
@@ -60,6 +72,23 @@ def test_differences_leave_out_what_may_change():
     old = from_dict({"train": {"steps": 10, "seed": 0}, "data": {"shards": "a"}})
     new = from_dict({"train": {"steps": 20, "seed": 1}, "data": {"shards": "b"}, "run_dir": "r"})
     assert differences(old, new) == {"train.seed": (0, 1)}
+
+
+def test_a_run_may_change_these_fields_on_its_way_and_no_other():
+    decides = {f"{section}.{field}" for section, fields in decisive(Config()).items() for field in fields}
+    assert flat(Config()).keys() - decides == {
+        "run_dir",
+        "data.shards",
+        "data.store",
+        "train.steps",
+        "train.save_every_s",
+        "train.timeout_s",
+        "track.wandb",
+        "track.project",
+        "track.entity",
+        "track.tags",
+    }
+    assert decides < flat(Config()).keys()
 
 
 def test_every_field_is_documented_in_help():

@@ -100,6 +100,18 @@ def test_pairs_go_by_z_not_by_name_or_order(tmp_path):
     }
 
 
+@pytest.mark.parametrize(("apart", "pairs"), [(0.009, 2), (0.011, 0), (-0.009, 2), (-0.011, 0)])
+def test_a_pair_lies_within_a_hundredth_of_a_millimetre(tmp_path, apart, pairs):
+    write_series(tmp_path / "L067/full_1mm", "L067", "full", 3)
+    low = write_series(tmp_path / "L067/quarter_1mm", "L067", "quarter", 2, first_z=-50 + apart)
+    write_slice(low[0].with_name("3"), images("L067", "quarter", 3)[2], z=-48.0, number=3)
+    pairing = find_pairs(tmp_path)
+    assert len(pairing.patients[0].pairs) == pairs + 1
+    assert sorted(why(pairing).values()) == (
+        ["no full-dose slice at its z"] * (2 - pairs) + ["no reduced-dose slice at its z"] * (2 - pairs)
+    )
+
+
 def test_both_cases_of_a_patients_name_are_one_patient(tmp_path):
     write_series(tmp_path / "l067/full_1mm", "L067", "full", 2)
     write_series(tmp_path / "L067/QUARTER_1mm", "L067", "quarter", 2)

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,15 @@ def test_lists():
 def test_fractions_of_the_challenge():
     got = names(by_patient([patient(n) for n in TEN], None, None, None))
     assert got["val"] == ["L067", "L506"] and got["test"] == ["L096", "L192"]
+
+
+def test_fifteen_percent_each_are_val_and_test_unless_said():
+    """By the first eight bytes of the sha256 of a name, as a fraction: the lowest are val, the highest test."""
+    many = [f"P{number:03d}" for number in range(200)]
+    place = {name: int(hashlib.sha256(name.encode()).hexdigest()[:16], 16) / 2**64 for name in many}
+    got = names(by_patient([patient(n, 1) for n in many], None, None, None))
+    assert got["val"] == [name for name in many if place[name] < 0.15]
+    assert got["test"] == [name for name in many if place[name] >= 0.85]
 
 
 def test_one_more_patient_moves_nobody():

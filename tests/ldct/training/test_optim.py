@@ -49,6 +49,21 @@ def test_average_follows_the_formula_and_copies_counts():
     assert not any(weight.requires_grad for weight in copy.parameters())
 
 
+def test_the_average_forgets_the_random_start_early():
+    """Decay 1/10, 2/11 and 3/12 in the first three steps, as TensorFlow's; then at most what is asked for."""
+    model, copy = (nn.Linear(1, 1, bias=False) for _ in range(2))
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+        average = Average(model, copy, decay=0.999)
+        model.weight.fill_(0.0)
+        kept = []
+        for step in (0, 1, 2, 10**6):
+            before = copy.weight.item()
+            average.update(step)
+            kept.append(copy.weight.item() / before)
+    assert kept == pytest.approx([1 / 10, 2 / 11, 3 / 12, 0.999], rel=1e-5)
+
+
 @pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
 def test_optimizers_by_name(name, kind):
     made = create([nn.Parameter(torch.ones(2))], OptimConfig(name=name, lr=0.1, weight_decay=0.3))
