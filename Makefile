@@ -1,10 +1,11 @@
 # make demo   the whole chain on a sample of real CT, in minutes, on two CPU cores
 # make test   every check and test; what .ci/run calls
+# make mutants   faults planted in the deciding modules, and which of them no test notices; hours
 PYTHON ?= python3
 BIN := .venv/bin
 CORES := $(shell nproc)
 
-.PHONY: env demo packages test lint clean
+.PHONY: env demo packages test lint mutants clean
 
 env: .venv/ready
 
@@ -40,5 +41,11 @@ packages: env
 			apt-get update -q && apt-get install -q -y --no-install-recommends chromium dicom3tools dcmtk; }; \
 	fi
 
+# goes on where it was interrupted; `mutmut show NAME` prints a fault, `rm -r mutants` starts afresh
+mutants: env
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .[dev,mutants]
+	nice -n 19 $(BIN)/mutmut run --max-children 1
+	$(BIN)/mutmut results
+
 clean:
-	rm -rf .venv data runs
+	rm -rf .venv data runs mutants
