@@ -34,6 +34,12 @@ class Kernel:
         """The window squared at ``f`` in 1/mm."""
         return np.exp(-2 * math.log(2) * (f / self.half) ** 2)
 
+    @property
+    def variance(self) -> float:
+        """Of the noise that it makes of the same rays, but for a factor."""
+        f = np.linspace(0, 0.5 / PITCH, 1000)
+        return float(np.mean(f**2 * self.power(f)))
+
 
 SOFT = Kernel("soft", 0.34)
 SHARP = Kernel("sharp", 0.95)
@@ -71,9 +77,10 @@ def noise(
     """What a slice lacks to be a pair: the noise of the target, and that of the low dose.
 
     The noise of a ray at the slice's dose has the variance e^p / I0 (Yu et al. 2012, eq. 9, Ne = 0) and the spectrum
-    of the slice's kernel. The target shall have 1 / ``full`` times that variance and the spectrum of the pair's
-    kernel; where the slice has more already, more stays. The low dose holds the target's noise, as when photons are
-    taken away, and has 1 / ``dose`` times its variance at every frequency: their covariance is the target's variance.
+    of the slice's kernel. The target shall have the spectrum of the pair's kernel and, in the image, 1 / ``full`` times
+    the slice's variance; at frequencies where the slice has more already, more stays. The low dose holds the target's
+    noise, as when photons are taken away, and has 1 / ``dose`` times its variance at every frequency: their covariance
+    is the target's variance.
 
     Parameters
     ----------
@@ -86,7 +93,7 @@ def noise(
     scan : Scan
         Kernels, photons and filters.
     full : float
-        The target's dose as a fraction of the slice's.
+        The target's dose as a fraction of the one that gives the slice's noise with the pair's kernel.
     dose : float
         The low dose as a fraction of the target's, in (0, 1].
     seed : sequence of int
@@ -105,8 +112,10 @@ def noise(
         across, along = (_reconstruct(fan, variance, power, generator) for fan, variance in rays)
         return (across + along.T) * (1000 / mu)
 
+    scale = scan.own.variance / scan.kernel.variance / full
+
     def target(f: np.ndarray) -> np.ndarray:
-        return np.maximum(scan.kernel.power(f) / full, scan.own.power(f))
+        return np.maximum(scale * scan.kernel.power(f), scan.own.power(f))
 
     lacking = full < 1 or scan.kernel != scan.own
     first = inserted(lambda f: target(f) - scan.own.power(f)) if lacking else np.zeros(hu.shape, np.float32)

@@ -18,7 +18,7 @@ LIMITS: dict[str, tuple[float, float, str]] = {
     "full_dose": (
         0.01,
         10.0,
-        "dose of the target as a fraction of the slice's, for each slice",
+        "dose of the target, 1 for the slice's own noise, for each slice",
     ),
     "shrink": (0.4, 1.0, "size that the body is given, of its own, for each copy"),
     "spacing": (0.2, 3.0, "pixel size in mm to which slices are resampled before the noise, for each copy"),
