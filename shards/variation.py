@@ -42,7 +42,17 @@ class Ranges:
     modulation: Range = (0.5, 0.5)
 
 
-RECIPES = {"plain": Ranges(), "varied": Ranges()}
+RECIPES = {
+    "plain": Ranges(),
+    "varied": Ranges(
+        full_dose=(0.06, 1.5),
+        shrink=(0.7, 1.0),
+        spacing=(0.6, 1.0),
+        kernel_half=(0.28, 1.0),
+        bowtie=(0.0, 2.0),
+        modulation=(0.0, 1.0),
+    ),
+}
 """Named ranges. varied is what a network learns from that is to serve scanners it never saw (docs/recipe.md)."""
 
 
