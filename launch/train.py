@@ -21,11 +21,11 @@ from shards.common.command import InputError, command  # noqa: E402
 
 def arguments() -> tuple[Config, bool]:
     """The configuration, and whether it is only to be described."""
-    made = configuration.parser(description=(__doc__ or "").splitlines()[0])
-    made.add_argument("--dry-run", action="store_true", help="describe the network and its data, and end")
+    parser = configuration.parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--dry-run", action="store_true", help="describe the network and its data, and end")
     try:
-        options = made.parse_args()
-        return configuration.instantiate(made, options), options.dry_run
+        options = parser.parse_args()
+        return configuration.instantiate(parser, options), options.dry_run
     except ArgumentError as error:
         raise InputError(configuration.explain(error)) from None
 
@@ -39,14 +39,13 @@ def describe(config: Config) -> None:
     print(f"network          {config.model.name}, attention {attention}, run hash {configuration.hash8(config)}")
     print(f"parameters       {network.parameters:,}, {network.attention_parameters:,} of them attention's")
     print(f"receptive field  {network.receptive_field} x {network.receptive_field} pixels")
-    print(f"encoder stages   {network.places}, where attention can stand")
-    pairs = config.train.steps * config.train.global_batch
-    print(f"budget           {config.train.steps:,} steps of {config.train.global_batch} pairs: {pairs:,} pairs")
+    print(f"encoder stages   {network.stages}, where attention can stand")
+    seen = config.train.steps * config.train.global_batch
+    print(f"budget           {config.train.steps:,} steps of {config.train.global_batch} patches: {seen:,} patches")
     if config.data.shards:
-        tiles = Patches(Path(config.data.shards), config.data)
-        print(
-            f"data             {len(tiles):,} tiles of {tiles.patch} x {tiles.patch}: {pairs / len(tiles):.1f} epochs"
-        )
+        patches = Patches(Path(config.data.shards), config.data)
+        size = f"{patches.patch} x {patches.patch}"
+        print(f"data             {len(patches):,} patches of {size}: {seen / len(patches):.1f} epochs")
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from conftest import ROOT
 LAYERS = [
     ["shards/common"],
     ["shards"],
-    ["ldct/config.py", "ldct/device.py"],
+    ["ldct/config", "ldct/device.py"],
     ["ldct/metrics"],
     ["ldct/runs"],
     ["ldct/models", "ldct/data"],

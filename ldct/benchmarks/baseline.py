@@ -7,7 +7,7 @@ losses can be compared: no ReLU behind RED-CNN's last addition (it would cut off
 input to its output. Either costs one pass over a single channel.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ldct.config import ModelConfig
+from ldct.config import ModelConfig, networks
 from ldct.data.hu import denormalise, normalise
 from shards.common.command import InputError
 
@@ -24,8 +24,10 @@ from shards.common.command import InputError
 class RedCNN(nn.Module):
     """Five 5 x 5 convolutions without padding, five transposed ones, ReLUs, three skips; (B, 1, H, W)."""
 
-    def __init__(self, channels: int = 96) -> None:
+    def __init__(self, channels: int, depth: int) -> None:
         super().__init__()
+        if depth != networks()["redcnn"].depth:
+            raise InputError(f"the baseline of RED-CNN has the published depth only, found {depth}")
         self.conv1 = nn.Conv2d(1, channels, 5)
         self.conv2 = nn.Conv2d(channels, channels, 5)
         self.conv3 = nn.Conv2d(channels, channels, 5)
@@ -51,7 +53,7 @@ class RedCNN(nn.Module):
 class UNet(nn.Module):
     """64 to 1024 channels and back, padded convolutions, transposed convolutions of 2 x 2; (B, 1, H, W)."""
 
-    def __init__(self, channels: int = 64, depth: int = 4) -> None:
+    def __init__(self, channels: int, depth: int) -> None:
         super().__init__()
         widths = [channels * 2**i for i in range(depth + 1)]
         self.down = nn.ModuleList(_double(a, b) for a, b in zip([1, *widths], widths, strict=False))
@@ -81,19 +83,25 @@ def _double(inputs: int, outputs: int) -> nn.Sequential:
     )
 
 
+BASELINES: dict[str, Callable[[int, int], nn.Module]] = {"redcnn": RedCNN, "unet": UNet}
+"""By the name of our network: a function of channels and depth. A network may have none."""
+
+
 def create(model: ModelConfig, weights: dict[str, Tensor]) -> nn.Module:
-    """The reference of our network ``model`` with its weights: the same layers in the same order under other names.
+    """The baseline of our network ``model`` with its weights: the same layers in the same order under other names.
 
     Raises
     ------
     InputError
-        If ours has other layers: attention, batch norm, another depth of RED-CNN or another kernel.
+        If ours has other layers: attention, batch norm, another depth of RED-CNN or another kernel; or no baseline.
     """
     assert model.channels and model.depth  # config.resolved
-    network = RedCNN(model.channels) if model.name == "redcnn" else UNet(model.channels, model.depth)
+    if model.name not in BASELINES:
+        raise InputError(f"{model.name} has no baseline; there are those of {', '.join(BASELINES)}")
+    network = BASELINES[model.name](model.channels, model.depth)
     own = network.state_dict()
     if [value.shape for value in own.values()] != [value.shape for value in weights.values()]:
-        raise InputError("the reference has neither attention nor batch norm, and the published kernels and depth only")
+        raise InputError("the baseline has neither attention nor batch norm, and the published kernels and depth only")
     network.load_state_dict(dict(zip(own, weights.values(), strict=True)))
     return network
 

@@ -1,21 +1,21 @@
-"""The networks by name. Every variant goes through one code path; see ldct/config.py ModelConfig for the switches."""
+"""The networks by name. Every variant goes through one code path; see ModelConfig for the switches.
+
+A network is one file: ldct/models/NAME.py, with its published sizes in PUBLISHED and its class under @register.
+"""
 
 import dataclasses
+import importlib
 from dataclasses import dataclass
 
 import torch
 
-from ldct.config import ModelConfig, resolved
-from ldct.models.network import Network, initialise
-from ldct.models.redcnn import RedCNN
-from ldct.models.unet import UNet
-
-MODELS: dict[str, type[Network]] = {"redcnn": RedCNN, "unet": UNet}
+from ldct.config import ModelConfig, networks, resolved
+from ldct.models.network import REGISTERED, Network, initialise
 
 
 def names() -> list[str]:
     """Names that ModelConfig.name may have."""
-    return list(MODELS)
+    return list(networks())
 
 
 def create(model: ModelConfig) -> Network:
@@ -30,7 +30,8 @@ def create(model: ModelConfig) -> Network:
         If ``model.attention_stages`` names a stage that the network does not have.
     """
     model = resolved(model)
-    network = MODELS[model.name](model)
+    importlib.import_module(f"{__name__}.{model.name}")
+    network = REGISTERED[model.name](model)
     initialise(network, model)
     return network
 
@@ -45,7 +46,7 @@ class Description:
     """Of these, the gates'."""
     receptive_field: int
     """Side in pixels of the input window that the convolutions let one output pixel see."""
-    places: int
+    stages: int
     """Encoder stages, where a gate can stand."""
 
 
@@ -57,5 +58,5 @@ def describe(model: ModelConfig) -> Description:
         parameters=sum(weight.numel() for weight in network.parameters()),
         attention_parameters=sum(weight.numel() for weight in network.gates.parameters()),
         receptive_field=network.receptive_field(),
-        places=len(network.stages),
+        stages=len(network.stages),
     )

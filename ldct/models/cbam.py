@@ -17,7 +17,7 @@ from ldct.models.network import Network, Stage
 from shards.common.command import InputError
 
 KINDS = {"none": (), "channel": ("channel",), "spatial": ("spatial",), "both": ("channel", "spatial")}
-"""What stands at a place, in the order of its use."""
+"""What stands behind a stage, in the order of its use."""
 
 
 class ChannelGate(nn.Module):
@@ -77,8 +77,8 @@ def by_pixel(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1)
 
 
-def gates(kind: str, places: list[int] | None, stages: list[Stage]) -> nn.ModuleDict:
-    """The gates of a network by place: {"1": Sequential(channel=..., spatial=...), ...}.
+def gates(kind: str, numbers: list[int] | None, stages: list[Stage]) -> nn.ModuleDict:
+    """The gates of a network by the number of their stage: {"1": Sequential(channel=..., spatial=...), ...}.
 
     Both gates are drawn for every stage and the ones not wanted dropped: a gate that two arms share starts with
     the same weights in both, and every arm leaves the same random state behind. Made after the convolutions.
@@ -86,24 +86,24 @@ def gates(kind: str, places: list[int] | None, stages: list[Stage]) -> nn.Module
     Raises
     ------
     InputError
-        If a place is not a stage of the network, or none is named.
+        If the network has no stage of such a number, or none is named.
     """
     valid = range(1, len(stages) + 1)
-    wanted = list(valid) if places is None else places
+    wanted = list(valid) if numbers is None else numbers
     if not wanted or not set(wanted) <= set(valid):
-        raise InputError(f"model.attention_stages: expected some of {', '.join(map(str, valid))}, found {places}")
+        raise InputError(f"model.attention_stages: expected some of {', '.join(map(str, valid))}, found {numbers}")
     drawn = {i: {"channel": ChannelGate(stages[i - 1].channels), "spatial": SpatialGate()} for i in valid}
-    made = nn.ModuleDict()
-    for place in sorted(set(wanted)) if kind != "none" else ():
-        made[str(place)] = nn.Sequential()
+    chosen = nn.ModuleDict()
+    for number in sorted(set(wanted)) if kind != "none" else ():
+        chosen[str(number)] = nn.Sequential()
         for name in KINDS[kind]:
-            made[str(place)].add_module(name, drawn[place][name])
-    return made
+            chosen[str(number)].add_module(name, drawn[number][name])
+    return chosen
 
 
-def gated(gates: nn.ModuleDict, place: int, features: Tensor) -> Tensor:
-    """``features`` behind the gate at ``place``, where there is one."""
-    return gates[str(place)](features) if str(place) in gates else features
+def gated(gates: nn.ModuleDict, number: int, features: Tensor) -> Tensor:
+    """``features`` of stage ``number`` behind its gate, where it has one."""
+    return gates[str(number)](features) if str(number) in gates else features
 
 
 @contextmanager
@@ -118,11 +118,11 @@ def pool_locally(network: Network, patch: int) -> Iterator[None]:
         Side of the training patches in pixels.
     """
     switched = []
-    for place, gate in network.gates.items():
+    for number, gate in network.gates.items():
         for part in gate.children():
             if isinstance(part, ChannelGate):
                 switched.append((part, part.window))
-                part.window = network.feature_size(int(place), patch)
+                part.window = network.feature_size(int(number), patch)
     try:
         yield
     finally:

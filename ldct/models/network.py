@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ldct.config import ModelConfig
+
+N = TypeVar("N", bound="Network")
 
 
 @dataclass(frozen=True)
@@ -28,13 +31,13 @@ class Network(nn.Module):
     """
 
     stages: list[Stage]
-    """Encoder stages, the shallowest first. A gate's place is the stage's position here, counted from 1."""
+    """Encoder stages, the shallowest first. They are numbered from 1."""
     multiple: int
     """The image is padded to a multiple of this many pixels."""
     encoder: nn.ModuleList
     """One module per stage; its output is the stage's features, before the gate."""
     gates: nn.ModuleDict
-    """Attention by place ("1", "2", ...)."""
+    """Attention by the number of its stage ("1", "2", ...)."""
     output: nn.Module
     """The last layer."""
 
@@ -42,9 +45,9 @@ class Network(nn.Module):
         """Side in pixels of the input window that the convolutions let one output pixel see (gates not counted)."""
         raise NotImplementedError
 
-    def feature_size(self, place: int, pixels: int) -> int:
-        """Side of the features at ``place`` (from 1) of an image with a side of ``pixels``."""
-        stage = self.stages[place - 1]
+    def feature_size(self, number: int, pixels: int) -> int:
+        """Side of the features of stage ``number`` (from 1) of an image with a side of ``pixels``."""
+        stage = self.stages[number - 1]
         padded = -(-pixels // self.multiple) * self.multiple
         return (padded - 2 * stage.margin) // stage.stride
 
@@ -58,6 +61,16 @@ class Network(nn.Module):
         for name, part in self.named_modules():
             if isinstance(part, nn.Conv2d | nn.ConvTranspose2d) and not name.startswith("gates."):
                 yield part
+
+
+REGISTERED: dict[str, type[Network]] = {}
+"""Name -> class, of the networks whose files have been imported."""
+
+
+def register(network: type[N]) -> type[N]:
+    """Decorator of a network's class: known from here on under the name of its file."""
+    REGISTERED[network.__module__.rpartition(".")[2]] = network
+    return network
 
 
 class FirstConv2d(nn.Conv2d):

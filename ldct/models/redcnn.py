@@ -4,16 +4,20 @@ from torch import Tensor, nn
 
 from ldct.config import ModelConfig
 from ldct.models.cbam import gated, gates
-from ldct.models.network import FirstConv2d, Network, Stage, convolve
+from ldct.models.network import FirstConv2d, Network, Stage, convolve, register
 from shards.common.command import InputError
 
+PUBLISHED = {"channels": 96, "depth": 5, "kernel": 5, "parameters": 1_848_865, "source": "Chen 2017, IEEE TMI 36:2524"}
+"""Depth: convolutions. Read by ldct/config/networks.py, which does not import this file: literals only."""
 
+
+@register
 class RedCNN(Network):
     """``depth`` convolutions without padding, then as many transposed ones: 55 -> 35 -> 55 pixels.
 
     Skips lead from the input and from behind every even convolution to behind the transposed convolution of the same
-    size, added before its ReLU. The input's skip is ``residual``. A gate stands behind a convolution's ReLU, places 1
-    to depth, and what skips carry has passed it. 1,848,865 parameters with 96 channels, depth 5, kernel 5.
+    size, added before its ReLU. The input's skip is ``residual``. A stage is a convolution with its
+    ReLU; its gate stands behind it, and what skips carry has passed it.
     """
 
     def __init__(self, model: ModelConfig) -> None:
@@ -48,10 +52,10 @@ class RedCNN(Network):
                 f"{smallest} x {smallest} pixels or more, found {x.shape[-2]} x {x.shape[-1]}; lower one of them"
             )
         features, skips = x, {}
-        for place, stage in enumerate(self.encoder, start=1):
-            features = gated(self.gates, place, stage(features))
-            if place % 2 == 0:
-                skips[len(self.encoder) - place] = features
+        for number, block in enumerate(self.encoder, start=1):
+            features = gated(self.gates, number, block(features))
+            if number % 2 == 0:
+                skips[len(self.encoder) - number] = features
         for number, layer in enumerate(self.decoder, start=1):
             features = layer(features)
             features = self.relu(features + skips[number] if number in skips else features)

@@ -6,17 +6,20 @@ from torch import Tensor, nn
 
 from ldct.config import ModelConfig
 from ldct.models.cbam import gated, gates
-from ldct.models.network import FirstConv2d, Network, Stage, convolve
+from ldct.models.network import FirstConv2d, Network, Stage, convolve, register
+
+PUBLISHED = {"channels": 64, "depth": 4, "kernel": 3, "parameters": 31_030_593, "source": "Ronneberger 2015, MICCAI"}
+"""Depth: down-samplings. Read by ldct/config/networks.py, which does not import this file: literals only."""
 
 
+@register
 class UNet(Network):
     """``depth`` times two convolutions and a 2 x 2 max-pool, two convolutions at the bottom, and back up.
 
     Convolutions keep the size (zero padding), as in most uses since; images of any size are padded to a multiple of
     2**depth by repeating the edge, and cropped at the end. The way up takes transposed convolutions of 2 x 2 and joins
-    the skip's channels. ``residual`` adds the input to the output. A gate stands behind a stage's two convolutions,
-    places 1 to depth, and depth + 1 at the bottom; what skips carry has passed it. 31,030,593 parameters with
-    64 channels, depth 4, kernel 3; 31,042,369 with batch norm.
+    the skip's channels. ``residual`` adds the input to the output. A gate stands behind a stage's two convolutions;
+    stages 1 to depth lead down, stage depth + 1 is the bottom; what skips carry has passed its gate.
     """
 
     def __init__(self, model: ModelConfig) -> None:
@@ -53,13 +56,13 @@ class UNet(Network):
         left, right, top, below = self.padding(height, width)
         features = F.pad(x, (left, right, top, below), mode="replicate")
         skips = []
-        for place, stage in enumerate(self.encoder, start=1):
-            features = gated(self.gates, place, stage(features))
-            if place < len(self.encoder):
+        for number, block in enumerate(self.encoder, start=1):
+            features = gated(self.gates, number, block(features))
+            if number < len(self.encoder):
                 skips.append(features)
                 features = self.pool(features)
-        for up, stage in zip(self.up, self.decoder, strict=True):
-            features = stage(torch.cat([skips.pop(), up(features)], 1))
+        for up, block in zip(self.up, self.decoder, strict=True):
+            features = block(torch.cat([skips.pop(), up(features)], 1))
         out = self.output(features)[..., top : top + height, left : left + width]
         return x + out if self.residual else out
 

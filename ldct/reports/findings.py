@@ -145,9 +145,9 @@ def limits(seen: Findings) -> list[str]:
     lines = []
     configs = [arm.config for arm in seen.arms]
     narrow = {
-        f"{c.model.name} with {c.model.channels} channels in place of {configuration.PLAIN[c.model.name]['channels']}"
+        f"{c.model.name} with {c.model.channels} channels in place of {configuration.networks()[c.model.name].channels}"
         for c in configs
-        if c.model.channels != configuration.PLAIN[c.model.name]["channels"]
+        if c.model.channels != configuration.networks()[c.model.name].channels
     }
     if narrow:
         lines.append(f"Narrow networks: {', '.join(sorted(narrow))}. Full width: not measured here.")

@@ -24,7 +24,7 @@ def differing(configs: list[Config]) -> list[str]:
     published = {
         f"model.{key}"
         for key in ("channels", "depth", "kernel")
-        if all(flat[f"model.{key}"] == configuration.PLAIN[flat["model.name"]][key] for flat in flats)
+        if all(flat[f"model.{key}"] == configuration.networks()[flat["model.name"]].sizes[key] for flat in flats)
     }
     return [
         key

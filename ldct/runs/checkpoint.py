@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ldct import config as configuration
-from ldct.config import Config
+from ldct.config import Config, renamed
 from shards.common.atomic import atomic
 from shards.common.command import InputError
 
@@ -102,7 +102,10 @@ def read(path: Path) -> dict[str, Any]:
             if (bad := members.testzip()) is not None:
                 raise Broken(f"checksum of {bad} does not match")
         buffer.seek(0)
-        return torch.load(buffer, map_location="cpu", weights_only=True)
+        content = torch.load(buffer, map_location="cpu", weights_only=True)
+        if "config" in content:
+            content["config"] = renamed.updated(content["config"], str(path))
+        return content
     except Broken:
         raise
     except Exception as error:  # whatever a damaged zip or pickle makes of itself

@@ -117,7 +117,7 @@ def read_config(folder: Path) -> Config:
         raise InputError(
             f"{folder} is not a run: it has no config.yaml; give a folder made by launch/train.py or sweep.py"
         )
-    return configuration.load(folder / "config.yaml")
+    return configuration.load(folder / "config.yaml", own=True)
 
 
 def find_runs(roots: list[Path]) -> list[Path]:

@@ -13,7 +13,7 @@ from made import make_run
 
 from ldct import config, models
 from ldct.benchmarks import baseline, common, infer, load, recommend, runs, steps, train
-from ldct.config import DataConfig, ModelConfig
+from ldct.config import DataConfig, ModelConfig, networks
 from ldct.data.patches import MappedStore, Patches
 from ldct.inference.denoiser import Denoiser
 from shards.common.command import InputError
@@ -85,11 +85,12 @@ def test_the_reference_has_our_loss_and_gradients(name):
         torch.testing.assert_close(mine.grad, other.grad, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("redcnn", 1_848_865), ("unet", 31_030_593)])
-def test_the_reference_has_the_published_sizes(name, parameters):
+@pytest.mark.parametrize("name", baseline.BASELINES)
+def test_the_baseline_has_the_published_sizes(name):
+    published = networks()[name]
     with torch.device("meta"):
-        network = {"redcnn": baseline.RedCNN, "unet": baseline.UNet}[name]()
-    assert sum(weight.numel() for weight in network.parameters()) == parameters
+        network = baseline.BASELINES[name](published.channels, published.depth)
+    assert sum(weight.numel() for weight in network.parameters()) == published.parameters
 
 
 def test_the_references_files_are_normalised_float64(tiny_shards, tmp_path):

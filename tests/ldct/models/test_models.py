@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ldct.config import PLAIN, ModelConfig
+from ldct.config import ModelConfig, networks
 from ldct.models import create, describe, names
 from shards.common.command import InputError
 
@@ -237,8 +237,15 @@ def test_spread_of_the_starting_weights():
         assert conv.weight.std().item() == pytest.approx((2 / (conv.weight.shape[0] * 25)) ** 0.5, rel=0.15)
 
 
-def test_names_are_those_of_the_configuration():
-    assert set(names()) == set(PLAIN)
+@pytest.mark.parametrize("name", names())
+def test_a_network_has_the_published_number_of_parameters(name):
+    assert describe(ModelConfig(name=name)).parameters == networks()[name].parameters
+
+
+def test_networks_are_the_files_that_declare_their_sizes():
+    assert names() == ["redcnn", "unet"]
+    assert networks()["redcnn"].sizes == {"channels": 96, "depth": 5, "kernel": 5}
+    assert networks()["unet"].source == "Ronneberger 2015, MICCAI"
 
 
 @pytest.mark.parametrize("name", names())

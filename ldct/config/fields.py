@@ -1,29 +1,11 @@
 """The configuration of a run: one dataclass per concern, every field documented, checked when it is made."""
 
-import copy
 import dataclasses
-import functools
-import hashlib
-import json
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
-
+from ldct.config.networks import networks
 from shards.common.command import InputError
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the docstring under a field becomes its --help
-
-PLAIN = {"redcnn": {"channels": 96, "depth": 5, "kernel": 5}, "unet": {"channels": 64, "depth": 4, "kernel": 3}}
-"""Sizes as published: RED-CNN (Chen 2017, IEEE TMI 36:2524) and U-Net (Ronneberger 2015, MICCAI)."""
-
-RESUMABLE = ("run_dir", "data.shards", "data.store", "train.steps", "train.save_every_s", "train.timeout_s", "track")
-"""What may change between two parts of one run; anything else is another run. The shards are known by their manifest's
-hash, not by their folder."""
 
 
 def require(ok: bool, field: str, expected: str, found: Any) -> None:
@@ -82,8 +64,8 @@ class ModelConfig:
     """Add the input to the output (RED-CNN's outermost skip; the same for U-Net)."""
 
     def __post_init__(self) -> None:
-        require(self.name in PLAIN, "model.name", f"one of {', '.join(PLAIN)}", self.name)
-        for key in PLAIN[self.name]:
+        require(self.name in networks(), "model.name", f"one of {', '.join(networks())}", self.name)
+        for key in networks()[self.name].sizes:
             value = getattr(self, key)
             require(value is None or value >= 1, f"model.{key}", "at least 1", value)
         require(self.kernel is None or self.kernel % 2 == 1, "model.kernel", "an odd number of pixels", self.kernel)
@@ -237,165 +219,3 @@ class Config:
 
 SECTIONS: dict[str, Any] = {f.name: f.default_factory for f in dataclasses.fields(Config) if f.name != "run_dir"}
 """Section -> its dataclass."""
-
-
-def parser(**kwargs: Any) -> ArgumentParser:
-    """An argument parser with ``--config FILE.yaml`` and one ``--section.field`` for every field of Config."""
-    made = ArgumentParser(exit_on_error=False, **kwargs)
-    made.add_argument("--config", action="config", help="YAML file with any of the fields below")
-    made.add_class_arguments(Config, as_group=False)
-    return made
-
-
-def resolved(model: ModelConfig) -> ModelConfig:
-    """``model`` with the published sizes where it names none, so that config.yaml says what was run."""
-    missing: dict[str, Any] = {key: value for key, value in PLAIN[model.name].items() if getattr(model, key) is None}
-    return dataclasses.replace(model, **missing)
-
-
-def instantiate(made: ArgumentParser, namespace: Namespace) -> Config:
-    """Config from a parsed namespace, resolved."""
-    parts = made.instantiate(namespace)
-    config = Config(**{f.name: parts[f.name] for f in dataclasses.fields(Config)})
-    return dataclasses.replace(config, model=resolved(config.model))
-
-
-def parse(argv: Sequence[str] | None = None) -> Config:
-    """Config from a command line.
-
-    Raises
-    ------
-    InputError
-        For a field, a value or a file that cannot be; one line.
-    """
-    made = parser()
-    try:
-        return instantiate(made, made.parse_args(argv))
-    except ArgumentError as error:
-        raise InputError(explain(error)) from None
-
-
-def from_dict(values: dict[str, Any]) -> Config:
-    """Config from nested fields (a YAML file's content); fields not named keep their defaults.
-
-    Raises
-    ------
-    InputError
-        As parse.
-    """
-    check_names(values)
-    texts = {name: json.dumps(values.get(name, {}), sort_keys=True, default=str) for name in SECTIONS}
-    parts = {name: section(name, text) for name, text in texts.items()}
-    config = Config(**copy.deepcopy(parts), run_dir=str(values.get("run_dir", "")))
-    return dataclasses.replace(config, model=resolved(config.model))
-
-
-@functools.lru_cache(maxsize=10_000)
-def section(name: str, fields: str) -> Any:
-    """One section of Config from its fields as JSON. The runs of a sweep share most of their sections, and a whole
-    Config takes 13 ms: without this a sweep of 500 runs would take 7 s to check."""
-    made = section_parser(name)
-    try:
-        # the dataclass has the defaults too; without them parsing is nine times faster
-        chosen = made.parse_object({name: json.loads(fields)}, defaults=False)
-        return SECTIONS[name](**(vars(chosen[name]) if name in chosen else {}))
-    except ArgumentError as error:
-        raise InputError(explain(error)) from None
-
-
-@functools.cache
-def section_parser(name: str) -> ArgumentParser:
-    """A parser of one section of Config."""
-    made = ArgumentParser(exit_on_error=False)
-    made.add_class_arguments(SECTIONS[name], name)
-    return made
-
-
-def load(path: Path) -> Config:
-    """Config from a YAML file, e.g. a run's config.yaml.
-
-    Raises
-    ------
-    InputError
-        If the file cannot be read, is no YAML mapping, or names a field or value that cannot be.
-    """
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path}: expected a configuration file: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a mapping of sections, found {type(values).__name__}")
-    try:
-        return from_dict(values)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-
-
-def check_names(values: dict[str, Any]) -> None:
-    """Raise an InputError that lists the valid names if ``values`` holds an unknown section or field."""
-    sections = {f.name: f.default_factory for f in dataclasses.fields(Config)}
-    for section, fields in values.items():
-        if section not in sections:
-            raise InputError(f"unknown section {section!r}; there are: {', '.join(sections)}")
-        if section == "run_dir":
-            continue
-        require(isinstance(fields, dict), section, "a mapping of fields", fields)
-        valid = [f.name for f in dataclasses.fields(sections[section])]  # type: ignore[arg-type]
-        for name in fields:
-            if name not in valid:
-                raise InputError(f"unknown field {section}.{name}; {section} has: {', '.join(valid)}")
-
-
-def explain(error: ArgumentError) -> str:
-    """jsonargparse's message as one line, with the way to the valid names where one is not known."""
-    text = " ".join(str(error).split()).replace('Parser key "', '"')
-    union = r"Does not validate .*Subtypes: \[(.*)\] Errors: .* Given value: "
-    text = re.sub(union, r"Expected one of \1. Got value: ", text)
-    text = re.sub(r"a typing.Literal\[(.*)\]", r"one of \1", text)
-    text = re.sub(r"(a )?<class '(\w+)'>", r"\2", text).replace("NoneType", "null")
-    return f"{text}; --help lists every field" if "unrecognized" in text or "not accept" in text else text
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """Nested fields of ``config``."""
-    return dataclasses.asdict(config)
-
-
-def to_yaml(config: Config) -> str:
-    """The text of config.yaml: every field, in the order of the dataclasses; reading it back gives an equal Config."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False)
-
-
-def flat(config: Config) -> dict[str, Any]:
-    """Fields by dotted name: {"model.name": "redcnn", ...}."""
-    out: dict[str, Any] = {}
-    for section, value in to_dict(config).items():
-        if isinstance(value, dict):
-            out.update({f"{section}.{key}": v for key, v in value.items()})
-        else:
-            out[section] = value
-    return out
-
-
-def hash8(config: Config) -> str:
-    """Eight hex digits that name what is trained: of every field but the run's folder and the tracking."""
-    named = {k: v for k, v in flat(config).items() if k != "run_dir" and not k.startswith("track.")}
-    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def decisive(config: Config) -> dict[str, Any]:
-    """Nested fields that a run cannot change on its way: all but RESUMABLE."""
-    kept: dict[str, Any] = {}
-    for name, value in flat(config).items():
-        section, _, field_name = name.partition(".")
-        if name not in RESUMABLE and section not in RESUMABLE:
-            kept.setdefault(section, {})[field_name] = value
-    return kept
-
-
-def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Fields in which ``new`` is another run than ``old``: {name: (old, new)}; RESUMABLE ones do not count."""
-    a, b = ({f"{s}.{k}": v for s, part in decisive(c).items() for k, v in part.items()} for c in (old, new))
-    return {name: (a[name], b[name]) for name in a if a[name] != b[name]}

@@ -1,0 +1,59 @@
+"""A Config as text, and what makes two of them the same run."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+import yaml
+
+from ldct.config import renamed
+from ldct.config.fields import Config
+
+RESUMABLE = ("run_dir", "data.shards", "data.store", "train.steps", "train.save_every_s", "train.timeout_s", "track")
+"""What may change between two parts of one run; anything else is another run. The shards are known by their manifest's
+hash, not by their folder."""
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Nested fields of ``config``."""
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: Config) -> str:
+    """The text of config.yaml: every field, in the order of the dataclasses; reading it back gives an equal Config."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Fields by dotted name: {"model.name": "redcnn", ...}."""
+    out: dict[str, Any] = {}
+    for section, value in to_dict(config).items():
+        if isinstance(value, dict):
+            out.update({f"{section}.{key}": v for key, v in value.items()})
+        else:
+            out[section] = value
+    return out
+
+
+def hash8(config: Config) -> str:
+    """Eight hex digits that name what is trained: of every field but the run's folder and the tracking."""
+    named = {k: v for k, v in flat(config).items() if k != "run_dir" and not k.startswith("track.")}
+    named = renamed.as_first_named(named)
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def decisive(config: Config) -> dict[str, Any]:
+    """Nested fields that a run cannot change on its way: all but RESUMABLE."""
+    kept: dict[str, Any] = {}
+    for name, value in flat(config).items():
+        section, _, field_name = name.partition(".")
+        if name not in RESUMABLE and section not in RESUMABLE:
+            kept.setdefault(section, {})[field_name] = value
+    return kept
+
+
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Fields in which ``new`` is another run than ``old``: {name: (old, new)}; RESUMABLE ones do not count."""
+    a, b = ({f"{s}.{k}": v for s, part in decisive(c).items() for k, v in part.items()} for c in (old, new))
+    return {name: (a[name], b[name]) for name in a if a[name] != b[name]}

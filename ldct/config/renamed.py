@@ -1,0 +1,75 @@
+"""Fields and values that had another name in version 0.1.
+
+What a person writes under an old name is refused with the new one. What the program wrote itself (a run's config.yaml,
+the configuration in a checkpoint) is read under the new names.
+"""
+
+import copy
+import functools
+import sys
+from typing import Any
+
+FIELDS = {"data.scheme": "data.normalization", "model.attention_places": "model.attention_stages"}
+"""Old name -> new name."""
+
+VALUES = {"data.normalization": {"seed": "hu500"}}
+"""By the field's new name: old value -> new value."""
+
+ADDED: dict[str, Any] = {}
+"""Fields that version 0.1 did not have, with the value at which a run is what it was without them."""
+
+
+def advice(old: str) -> str:
+    """How the field ``old`` is called now, on one line."""
+    new = FIELDS[old]
+    values = ", ".join(f"its value {before!r} is now {after!r}" for before, after in VALUES.get(new, {}).items())
+    return f"{old} is now called {new}" + f"; {values}" * bool(values)
+
+
+def hint(message: str) -> str | None:
+    """The advice that an error message of jsonargparse asks for, if it does."""
+    for old in FIELDS:
+        section, _, name = old.partition(".")
+        if f"--{old}" in message or (f"'{section}'" in message and f"option '{name}'" in message):
+            return advice(old)
+    for field, names in VALUES.items():
+        for before, after in names.items():
+            if f'"{field}"' in message and message.endswith(f"Got value: {before}"):
+                return f"{field}: the value {before!r} is now called {after!r}"
+    return None
+
+
+def updated(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """``values``, nested fields that the program wrote into ``where``, under the new names; a note says so."""
+    values, changes = copy.deepcopy(values), []
+    for old, new in FIELDS.items():
+        section, _, name = old.partition(".")
+        if name in (values.get(section) or {}):
+            values[section][new.partition(".")[2]] = values[section].pop(name)
+            changes.append(f"{old} as {new}")
+    for field, names in VALUES.items():
+        section, _, name = field.partition(".")
+        if (value := (values.get(section) or {}).get(name)) in names:
+            values[section][name] = names[value]
+            changes.append(f"{value} as {names[value]}")
+    if changes:
+        _note(f"note: {where} is of version 0.1: read {', '.join(changes)}")
+    return values
+
+
+@functools.cache
+def _note(text: str) -> None:
+    """Once per file and process."""
+    print(text, file=sys.stderr)
+
+
+def as_first_named(fields: dict[str, Any]) -> dict[str, Any]:
+    """Dotted ``fields`` as version 0.1 would have named them, without what it did not know: a run's hash, and with it
+    the name of its folder, stays what it was."""
+    old_fields = {new: old for old, new in FIELDS.items()}
+    old_values = {field: {after: before for before, after in names.items()} for field, names in VALUES.items()}
+    return {
+        old_fields.get(name, name): old_values[name].get(value, value) if name in old_values else value
+        for name, value in fields.items()
+        if name not in ADDED or value != ADDED[name]
+    }
