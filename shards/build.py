@@ -12,21 +12,25 @@ import errno
 import importlib.metadata
 import json
 import math
+import shlex
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shards import pairing_report, patching
-from shards.build_state import REPORT, begin, fingerprint, locked, saved
+from shards import manifest, pairing_report, patching
+from shards.build_state import PLAN, REPORT, begin, changed, check_claim, claim, fingerprint, forget, locked, saved
 from shards.common.atomic import write_text
 from shards.common.command import InputError, Progress, command
 from shards.common.pool import Workers
-from shards.manifest import SPLITS, Manifest, as_json, save
+from shards.files import printable
+from shards.manifest import SHARDER, SPLITS, Manifest, as_json
 from shards.pairing import Pairing, find_pairs
-from shards.split import Split, by_patient, by_slab
+from shards.series import SeveralSeries
+from shards.split import Split, all_test, by_patient, by_slab
 from shards.writer import Finished, ShardPlan, Sums, write_shard
 
 
@@ -38,7 +42,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--full", metavar="GLOB", help="files at full dose, relative to IN, with {patient}")
     parser.add_argument("--quarter", metavar="GLOB", help="files at reduced dose, relative to IN, with {patient}")
     parser.add_argument("--series", metavar="NAME", help="thickness and kernel where IN has several, e.g. 1mm_sharp")
-    parser.add_argument("--split", choices=("patient", "slabs"), default="patient", help="slabs: for a single patient")
+    parser.add_argument("--split", choices=("patient", "slabs", "test"), default="patient",
+                        help="slabs: for a single patient; test: all of it, an external test set")  # fmt: skip
     parser.add_argument("--val", nargs="*", metavar="ID", help="patients to choose checkpoints by, or one fraction")
     parser.add_argument("--test", nargs="*", metavar="ID", help="patients to test on, or one fraction")
     parser.add_argument("--fold", metavar="K/N", help="cross-validation: part K of N is test, the next one val")
@@ -69,8 +74,8 @@ def check(options: argparse.Namespace) -> None:
         )
     if (options.full is None) != (options.quarter is None):
         raise InputError("--full and --quarter go together")
-    if options.split == "slabs" and (options.val is not None or options.test is not None or options.fold):
-        raise InputError("--split slabs chooses val and test by itself; leave out --val, --test and --fold")
+    if options.split != "patient" and (options.val is not None or options.test is not None or options.fold):
+        raise InputError(f"--split {options.split} chooses val and test by itself; leave out --val, --test and --fold")
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -159,7 +164,7 @@ def make_manifest(settings: dict[str, Any], pairing: Pairing, split: Split, fini
         counts=counts,
         statistics=statistics(sums),
         left_out=pairing.left_out + split.left_out + [out for done in finished for out in done.left_out],
-        sharder={"version": "1"} | {name: importlib.metadata.version(name) for name in packages},
+        sharder={"version": SHARDER} | {name: importlib.metadata.version(name) for name in packages},
     )
 
 
@@ -177,56 +182,98 @@ def check_space(plans: list[ShardPlan], options: argparse.Namespace, out: Path) 
         raise InputError(f"the shards need {(need - present) / 1e9:.2f} GB, {out} has {free / 1e9:.2f} GB free")
 
 
-def pair_and_report(options: argparse.Namespace, workers: Workers) -> Pairing:
-    """Pair the slices and report on the screen and in OUT/pairing.json.
+def pair(options: argparse.Namespace, workers: Workers, state: Path) -> Pairing:
+    """Pair the slices.
 
     Raises
     ------
     InputError
-        If nothing pairs, or a pair cannot be right.
+        If nothing pairs, or there are several series; then the commands that take each are printed.
     """
     globs = (options.full, options.quarter) if options.full else None
-    pairing = find_pairs(options.source, workers, globs, options.series)
-    rows = pairing_report.patient_rows(pairing, workers)
+    try:
+        pairing = find_pairs(options.source, workers, globs, options.series, state / "headers.json")
+    except SeveralSeries as error:
+        for name in error.names:
+            print(shlex.join(["python", *sys.argv, "--series", name]))
+        raise
     small = [pair for patient in pairing.patients for pair in patient.pairs if min(pair.full.shape) < options.patch]
     for patient in pairing.patients:
         patient.pairs = [pair for pair in patient.pairs if min(pair.full.shape) >= options.patch]
     pairing.left_out += [{"what": pair.key, "why": f"smaller than a patch of {options.patch} pixels"} for pair in small]
-    print(pairing_report.table(rows))
-    if pairing.left_out:
-        print(pairing_report.reasons(pairing.left_out))
-    options.out.mkdir(parents=True, exist_ok=True)
-    content = pairing_report.as_json(options.source, rows, pairing.left_out)
-    write_text(options.out / REPORT, json.dumps(content, indent=1) + "\n")
-    pairing_report.refuse(rows, options.allow)
     return pairing
 
 
-def build(options: argparse.Namespace) -> None:
-    """Pair the slices, split them, write the shards and then the manifest."""
-    settings = settings_of(options)
-    input_state = fingerprint(options.source, settings)
+def report(pairing: Pairing, workers: Workers) -> list[dict[str, Any]]:
+    """Print what is there, and return it patient by patient."""
+    rows = pairing_report.patient_rows(pairing, workers)
+    print(pairing_report.table(rows))
+    if pairing.left_out:
+        print(pairing_report.reasons(pairing.left_out))
+    for patient, key in pairing.keys.items():
+        if key != patient:
+            print(f"in the names of records {patient} is {key}")
+    return rows
+
+
+def write_report(options: argparse.Namespace, rows: list[dict[str, Any]], pairing: Pairing) -> None:
+    """OUT/pairing.json."""
+    content = pairing_report.as_json(printable(options.source), rows, pairing.left_out, pairing.problems)
+    write_text(options.out / REPORT, json.dumps(content, indent=1) + "\n")
+
+
+def report_only(options: argparse.Namespace) -> None:
+    """Pair and report, and nothing else."""
     with Workers(options.workers) as workers, locked(options.out) as state:
+        pairing = pair(options, workers, state)
+        rows = report(pairing, workers)
+        if (state / PLAN).exists() or (options.out / manifest.NAME).exists():
+            print(f"{options.out} holds shards: its {REPORT} stays that of their build")
+        else:
+            write_report(options, rows, pairing)
+        pairing_report.refuse(rows, pairing.problems, options.allow)
+
+
+def build(options: argparse.Namespace) -> None:
+    """Pair the slices, split them, write the shards and then the manifest. Until the first shard OUT is untouched."""
+    settings = settings_of(options)
+    with Workers(options.workers) as workers, locked(options.out) as state:
+        check_claim(options.out, state)
+        pairing = pair(options, workers, state)
+        input_state = fingerprint(options.source, settings, pairing)
         if begin(options.out, state, settings, input_state):
             print(f"{options.out}: all shards are there already")
             return
-        pairing = pair_and_report(options, workers)
+        rows = report(pairing, workers)
+        pairing_report.refuse(rows, pairing.problems, options.allow)
         split = choose_split(pairing, options)
         plans = plan_shards(split, options.source, options.out, options)
         check_space(plans, options, options.out)
+        claim(state, settings, input_state)
+        write_report(options, rows, pairing)
         finished = write_all(plans, state, workers)
-        manifest = make_manifest(settings, pairing, split, finished)
-        save(manifest, options.out)
-    for done in finished:
-        for out in done.left_out:
+        if paths := changed(pairing):
+            forget(options.out, state, plans)
+            example = printable(paths[0].relative_to(options.source))
+            raise InputError(
+                f"{len(paths)} of the files changed during the build, e.g. {example}; its shards are deleted: "
+                "run again when nothing writes to IN any more"
+            )
+        content = make_manifest(settings, pairing, split, finished)
+        manifest.save(content, options.out)
+    for shard in finished:
+        for out in shard.left_out:
             print(f"left out {out['what']}: {out['why']}")
-    for name, counts in manifest.counts.items():
+    print(split.about["note"])
+    for name, counts in content.counts.items():
         print(f"{name}: {counts['patients']} patients, {counts['slices']} slices, {counts['pairs']} pairs")
-    print(f"{options.out}: {len(finished)} shards, {sum(done.shard.bytes for done in finished) / 1e6:.1f} MB")
+    print(f"{options.out}: {len(finished)} shards, {sum(shard.shard.bytes for shard in finished) / 1e6:.1f} MB")
 
 
 def choose_split(pairing: Pairing, options: argparse.Namespace) -> Split:
-    """The split by patient, or the slabs of a single one."""
+    """The split by patient, the slabs of a single one, or all for test."""
+    if options.split == "test":
+        return all_test(pairing.patients)
     if options.split == "slabs":
         return by_slab(pairing.patients)
     return by_patient(pairing.patients, options.val, options.test, options.fold)
@@ -237,8 +284,7 @@ def main() -> None:
     check(options)
     try:
         if options.report_only:
-            with Workers(options.workers) as workers:
-                pair_and_report(options, workers)
+            report_only(options)
         else:
             build(options)
     except OSError as error:

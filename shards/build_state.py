@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,31 +12,53 @@ from typing import Any
 from shards.common import lock
 from shards.common.atomic import write_text
 from shards.common.command import InputError
-from shards.files import files_under
-from shards.manifest import Record, Shard, load
+from shards.dicom import Slice
+from shards.files import printable
+from shards.manifest import SHARDER, Record, Shard, load
+from shards.pairing import Pairing
 from shards.writer import Finished, ShardPlan, Sums
 
 STATE = ".build"
 """Its folder in OUT."""
+PLAN = "plan.json"
+"""In it: settings and input of the build that has claimed OUT."""
 REPORT = "pairing.json"
 """The pairing report in OUT."""
 
 
-def fingerprint(source: Path, settings: dict[str, Any]) -> str:
-    """Names settings and input: sha256 over every file's name, size and time of change."""
+def fingerprint(source: Path, settings: dict[str, Any], pairing: Pairing) -> str:
+    """Names settings and input: sha256 over name, size and time of change of every file that is used, and no other."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for path in files_under(source):
-        try:
-            stat = path.stat()
-        except OSError:  # a link to nowhere, or just deleted: the report will say so
-            continue
-        digest.update(f"{path.relative_to(source).as_posix()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    for piece in used(pairing):
+        inside = os.fsencode(piece.path.relative_to(source))
+        digest.update(inside + f"\0{piece.frame}\0{piece.size}\0{piece.mtime_ns}\n".encode())
     return digest.hexdigest()
+
+
+def used(pairing: Pairing) -> Iterator[Slice]:
+    """Every slice of every pair."""
+    for patient in pairing.patients:
+        for pair in patient.pairs:
+            yield from (pair.full, pair.low)
+
+
+def changed(pairing: Pairing) -> list[Path]:
+    """Files that are not what they were when their headers were read."""
+    paths = {piece.path: (piece.size, piece.mtime_ns) for piece in used(pairing)}
+    return [path for path, before in paths.items() if _stat(path) != before]
+
+
+def _stat(path: Path) -> tuple[int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
 
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[Path]:
-    """Hold OUT for one build alone; yield the folder of its state.
+    """Hold OUT for one build alone; yield the folder of its state. Unless the build claims OUT, it ends as it began.
 
     Raises
     ------
@@ -42,41 +66,81 @@ def locked(out: Path) -> Iterator[Path]:
         If another build works in OUT, or it cannot be written or locked.
     """
     state = out / STATE
+    new = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         state.mkdir(parents=True, exist_ok=True)
         (state / "lock").touch()
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror}") from None
     with lock.locked(state / "lock", f"another build is at work in {out}"):
-        yield state
+        try:
+            yield state
+        finally:
+            if not (state / PLAN).exists():
+                shutil.rmtree(state, ignore_errors=True)
+                for folder in new:
+                    with contextlib.suppress(OSError):  # the report is in it
+                        folder.rmdir()
 
 
-def begin(out: Path, state: Path, settings: dict[str, Any], input_state: str) -> bool:
-    """Claim OUT for these settings and this input; return whether all is done already.
+def check_claim(out: Path, state: Path) -> None:
+    """Refuse a folder that holds something else, before any work.
 
     Raises
     ------
     InputError
-        If OUT holds something else.
+        Naming one of the things in it.
     """
-    note = state / "plan.json"
-    if not note.exists():
-        others = [path.name for path in out.iterdir() if path.name not in (STATE, REPORT)]
-        if others:
-            raise InputError(f"{out} is not empty and not a build's (it holds {others[0]}); choose another folder")
-        write_text(note, json.dumps({"fingerprint": input_state, "settings": settings}, indent=1) + "\n")
+    others = [path.name for path in out.iterdir() if path.name not in (STATE, REPORT)]
+    if others and not (state / PLAN).exists():
+        raise InputError(
+            f"{out} is not empty and not a build's (it holds {printable(others[0])}); choose another folder"
+        )
+
+
+def begin(out: Path, state: Path, settings: dict[str, Any], input_state: str) -> bool:
+    """Go on with the build that OUT holds, if it holds one; return whether all is done already.
+
+    Raises
+    ------
+    InputError
+        If it is of other settings, other input or another version of the sharder.
+    """
+    if not (state / PLAN).exists():
         return False
-    before = json.loads(note.read_text())
+    before = json.loads((state / PLAN).read_text())
+    was = before["settings"]
+    differences = [
+        f"{name} was {was.get(name)!r}, is {new!r}" for name, new in settings.items() if was.get(name) != new
+    ]
+    if differences:
+        raise InputError(
+            f"{out} holds shards of other settings: {', '.join(differences)}; delete it or choose another folder"
+        )
+    if before.get("sharder") != SHARDER:
+        raise InputError(
+            f"{out} was begun by another version of the sharder; finished shards stay good, but to build again "
+            "delete it or choose another folder"
+        )
     if before["fingerprint"] != input_state:
-        was = before["settings"]
-        changed = [
-            f"{name} was {was.get(name)!r}, is {new!r}" for name, new in settings.items() if was.get(name) != new
-        ]
-        what = "other settings: " + ", ".join(changed) if changed else "another state of the input"
-        raise InputError(f"{out} holds shards of {what}; delete it or choose another folder")
+        raise InputError(f"{out} holds shards of another state of the input; delete it or choose another folder")
     for stale in [*out.glob("*.tmp"), *state.glob("*.tmp")]:
         stale.unlink(missing_ok=True)
     return whole(out)
+
+
+def claim(state: Path, settings: dict[str, Any], input_state: str) -> None:
+    """Note whose OUT is, before the first shard."""
+    note = {"fingerprint": input_state, "settings": settings, "sharder": SHARDER}
+    write_text(state / PLAN, json.dumps(note, indent=1) + "\n")
+
+
+def forget(out: Path, state: Path, plans: list[ShardPlan]) -> None:
+    """Take back a claim, with its shards."""
+    (state / PLAN).unlink(missing_ok=True)
+    for plan in plans:
+        (out / plan.name).unlink(missing_ok=True)
+    (out / REPORT).unlink(missing_ok=True)
 
 
 def whole(out: Path) -> bool:

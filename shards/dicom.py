@@ -1,6 +1,7 @@
 """DICOM CT slices: which files hold one, where it lies, and how its pixels are stored (shards/pixels.py reads them)."""
 
 import functools
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,10 @@ class Damaged(Unusable):
     """This file may hold a CT slice, but not a whole one: its series has a gap."""
 
 
+class Unreadable(Damaged):
+    """The file system gives no bytes of this file: no permission, an I/O error, a link to nowhere."""
+
+
 @dataclass(frozen=True, slots=True)
 class Coding:
     """How the pixels of a slice are stored and what they mean."""
@@ -44,6 +49,8 @@ class Coding:
     """RescaleSlope."""
     intercept: float
     """RescaleIntercept."""
+    rescaled: bool
+    """Whether the header has both; else slope is 1, intercept 0, and the values may not be HU."""
     padding: tuple[float, float] | None
     """Lowest and highest pixel value that means outside the field of view, if the header names one to believe."""
 
@@ -74,11 +81,17 @@ class Slice:
     """Exposure in mAs."""
     patient_id: str
     series_uid: str
+    sop_uid: str
+    """SOPInstanceUID."""
     description: str
     """SeriesDescription."""
     coding: Coding
     dose: float | None
     """Dose fraction, where the series was derived by shards/simulate.py; no scanner writes it."""
+    size: int
+    """Bytes in the file."""
+    mtime_ns: int
+    """Time of the file's last change in ns since 1970, when its header was read."""
 
     @property
     def z(self) -> float:
@@ -112,7 +125,7 @@ def read_file(path: Path, file: IO[bytes] | None = None, **options: Any) -> File
     except Unusable:
         raise
     except OSError as error:
-        raise Damaged(f"cannot be read: {error.strerror or error}") from None
+        raise Unreadable(f"cannot be read: {error.strerror or error}") from None
     except Exception as error:  # a damaged header raises nearly anything inside pydicom
         raise Damaged(f"broken DICOM: {type(error).__name__}: {error}") from None
     meta = getattr(dataset, "file_meta", None)
@@ -189,19 +202,20 @@ def read_slices(path: Path) -> list[Slice]:
     """
     try:
         with open(path, "rb") as file:
+            stat = os.fstat(file.fileno())
             header = read_file(path, file, stop_before_pixels=True)  # specific_tags would only slow it down
             end = file.tell()  # where the pixel data's own header begins
             next_bytes = file.read(12)
-        _check_image(header, path)
+        _check_image(header, stat.st_size)
         frames = range(int(header.NumberOfFrames)) if header.get("PerFrameFunctionalGroupsSequence") else [None]
-        return [_slice(header, path, frame, end, next_bytes) for frame in frames]
+        return [_slice(header, path, frame, end, next_bytes, stat) for frame in frames]
     except OSError as error:
-        raise Damaged(f"cannot be read: {error.strerror or error}") from None
+        raise Unreadable(f"cannot be read: {error.strerror or error}") from None
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise Damaged(f"broken header: {error}") from None
 
 
-def _check_image(header: FileDataset, path: Path) -> None:
+def _check_image(header: FileDataset, size: int) -> None:
     """Raise Unusable for a file that holds something else than CT slices, or fewer bytes than they need."""
     kind = [str(k).upper() for k in (_get(header, "ImageType") or [])]
     rows, columns = _get(header, "Rows"), _get(header, "Columns")
@@ -221,11 +235,15 @@ def _check_image(header: FileDataset, path: Path) -> None:
     if not syntax.is_encapsulated and not syntax.is_deflated:
         frames = int(_get(header, "NumberOfFrames") or 1)
         need = rows * columns * int(_get(header, "BitsAllocated") or 16) // 8 * frames
-        if path.stat().st_size < need:
-            raise Damaged(f"truncated: {path.stat().st_size} bytes, the pixels alone need {need}")
+        if size < need:
+            raise Damaged(f"truncated: {size} bytes, the pixels alone need {need}")
+    if header.get("ModalityLUTSequence"):  # no CT image has one (PS3.3 A.3.3), and without it the values are not HU
+        raise Unusable("its values go through a Modality LUT, which is not supported: only RescaleSlope and -Intercept")
 
 
-def _slice(header: FileDataset, path: Path, frame: int | None, end: int, next_bytes: bytes) -> Slice:
+def _slice(
+    header: FileDataset, path: Path, frame: int | None, end: int, next_bytes: bytes, stat: os.stat_result
+) -> Slice:
     """One frame's header, checked."""
     place = _group(header, frame, "PlanePositionSequence")
     plane = _group(header, frame, "PlaneOrientationSequence")
@@ -257,9 +275,12 @@ def _slice(header: FileDataset, path: Path, frame: int | None, end: int, next_by
         mas=_number(_get(exposure, "ExposureInmAs" if frame is not None else "Exposure")),
         patient_id=str(_get(header, "PatientID") or "").strip(),
         series_uid=str(_get(header, "SeriesInstanceUID") or ""),
+        sop_uid=str(_get(header, "SOPInstanceUID") or ""),
         coding=_coding(header, frame, shape, end, next_bytes),
         description=str(_get(header, "SeriesDescription") or "").strip(),
         dose=float(dose[1]) if dose else None,
+        size=stat.st_size,
+        mtime_ns=stat.st_mtime_ns,
     )
 
 
@@ -267,6 +288,7 @@ def _coding(header: FileDataset, frame: int | None, shape: tuple[int, int], end:
     """How the pixels are stored. ``next_bytes`` lie at ``end``, where the header stopped before the pixel data."""
     rescale = _group(header, frame, "PixelValueTransformationSequence")
     slope, intercept = _number(_get(rescale, "RescaleSlope", 1)), _number(_get(rescale, "RescaleIntercept", 0))
+    rescaled = "RescaleSlope" in rescale and "RescaleIntercept" in rescale
     if not slope or intercept is None:
         raise Unusable("RescaleSlope or RescaleIntercept is broken")
     signed = int(_get(header, "PixelRepresentation") or 0) == 1
@@ -279,6 +301,7 @@ def _coding(header: FileDataset, frame: int | None, shape: tuple[int, int], end:
         high=stored - 1 if high is None else int(high),
         slope=slope,
         intercept=intercept,
+        rescaled=rescaled,
         padding=_padding(header, signed, slope, intercept),
     )
 

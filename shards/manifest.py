@@ -12,6 +12,8 @@ from shards.common.command import InputError
 NAME = "manifest.json"
 FORMAT = "ldct-shards"
 VERSION = 1
+SHARDER = "2"
+"""Version of the sharder: raised when the same input may give other shards, or another split."""
 SPLITS = ("train", "val", "test")
 
 

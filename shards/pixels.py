@@ -3,7 +3,7 @@
 import numpy as np
 from pydicom.pixels import pixel_array
 
-from shards.dicom import Coding, Damaged, Slice, Unusable, read_file
+from shards.dicom import Coding, Damaged, Slice, Unreadable, Unusable, read_file
 
 PADDING = -1024
 """HU given to pixels outside the field of view: what a 12-bit scanner with intercept -1024 stores there."""
@@ -38,7 +38,7 @@ def _read_plain(piece: Slice, start: int) -> np.ndarray:
     try:
         pixels = np.fromfile(piece.path, "<i2" if coding.signed else "<u2", count, offset=start)
     except OSError as error:
-        raise Damaged(f"cannot be read: {error.strerror or error}") from None
+        raise Unreadable(f"cannot be read: {error.strerror or error}") from None
     if len(pixels) != count:
         raise Damaged(f"truncated: {len(pixels)} pixels, expected {count}")
     if coding.stored < 16 and not _in_range(pixels, coding):

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from shards.common.command import InputError
-from shards.pairing import Pair, Patient
+from shards.matching import Pair, Patient
 
 FRACTION = {"val": 0.15, "test": 0.15}
 """Share of the patients, by a hash of their names, where no list is given."""
+FEW = 6
+"""Up to so many patients, shares of 15 % would often give a split nobody; then each gets one patient."""
 
 
 @dataclass
@@ -74,27 +76,48 @@ def _fold(names: list[str], fold: str) -> tuple[dict[str, str], str]:
 
 
 def _lists(names: list[str], val: list[str] | None, test: list[str] | None) -> tuple[dict[str, str], str]:
-    """Named patients first, then fractions of the rest by hash."""
+    """Named patients first, then fractions of the rest by hash, or single ones where there are few patients."""
     chosen: dict[str, str] = {}
     fractions: dict[str, float] = {}
+    single: list[str] = []
     for split, given in (("val", val), ("test", test)):
-        if given is None or (len(given) == 1 and re.fullmatch(r"0?\.\d+", given[0])):
+        if given is None and len(names) <= FEW:
+            single.append(split)
+        elif given is None or (len(given) == 1 and re.fullmatch(r"0?\.\d+", given[0])):
             fractions[split] = FRACTION[split] if given is None else float(given[0])
+        else:
+            _choose_named(chosen, names, split, given)
+    _choose_by_share(chosen, names, fractions)
+    how = [f"{split}: {share:g} of the patients by hash" for split, share in fractions.items()]
+    for split, end in (("val", "lowest"), ("test", "highest")):
+        if split not in single:
             continue
-        folded = {name.casefold(): name for name in names}
-        for name in given:
-            known = folded.get(name.casefold())
-            if known is None:
-                raise InputError(f"--{split} {name}: no such patient; there are {', '.join(names)}")
-            if known in chosen:
-                raise InputError(f"{known} is in --{chosen[known]} and in --{split}; a patient belongs to one split")
-            chosen[known] = split
-    listed = dict(chosen)
-    for name in names:
-        if name in listed:
-            continue
+        ranked = sorted((name for name in names if chosen[name] == "train"), key=_position)
+        if len(ranked) > 1:  # somebody has to be left to train on; val first, because training needs it
+            name = ranked[0] if end == "lowest" else ranked[-1]
+            chosen[name] = split
+            how.append(f"{split}: {name}, of {len(names)} patients the one of the {end} hash")
+        else:
+            how.append(f"{split}: nobody, {len(names)} patients are too few")
+    return chosen, "; ".join(["by patient", *how]) if how else "by patient, named"
+
+
+def _choose_named(chosen: dict[str, str], names: list[str], split: str, given: list[str]) -> None:
+    folded = {name.casefold(): name for name in names}
+    for name in given:
+        known = folded.get(name.casefold())
+        if known is None:
+            raise InputError(f"--{split} {name}: no such patient; there are {', '.join(names)}")
+        if known in chosen:
+            raise InputError(f"{known} is in --{chosen[known]} and in --{split}; a patient belongs to one split")
+        chosen[known] = split
+
+
+def _choose_by_share(chosen: dict[str, str], names: list[str], fractions: dict[str, float]) -> None:
+    """Each patient that nobody named by its own hash, so that another one moves nobody."""
+    test_from = 1 - fractions.get("test", 0.0)  # from the top, so that another --val moves nobody in test
+    for name in [name for name in names if name not in chosen]:
         position = _position(name)
-        test_from = 1 - fractions.get("test", 0.0)  # from the top, so that another --val moves nobody in test
         chosen[name] = "val" if position < fractions.get("val", 0.0) else "test" if position >= test_from else "train"
     for split, share in fractions.items():
         if share and split not in chosen.values():
@@ -102,8 +125,12 @@ def _lists(names: list[str], val: list[str] | None, test: list[str] | None) -> t
                 f"by a hash of its name no patient of {', '.join(names)} falls into {split}; name one: --{split} ID, "
                 f"or none: --{split} with nothing behind it"
             )
-    how = [f"{split}: {share:g} of the patients by hash" for split, share in fractions.items()]
-    return chosen, "; ".join(["by patient", *how]) if how else "by patient, named"
+
+
+def all_test(patients: list[Patient]) -> Split:
+    """Everything for test, none of it for training: a data set to measure networks on that were trained elsewhere."""
+    pairs = {"train": [], "val": [], "test": [pair for patient in patients for pair in patient.pairs]}
+    return Split(pairs, {"by": "patient", "note": "all patients for test, an external test set"}, [])
 
 
 def by_slab(patients: list[Patient]) -> Split:

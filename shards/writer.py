@@ -15,7 +15,7 @@ from shards import patching
 from shards.common.atomic import atomic
 from shards.dicom import Slice, Unusable
 from shards.manifest import Record, Shard
-from shards.pairing import Pair
+from shards.matching import Pair
 from shards.pixels import read_hu
 
 

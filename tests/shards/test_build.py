@@ -17,10 +17,11 @@ import pytest
 import webdataset
 from phantom import images, make_dataset, write_series, write_slice
 
-from shards import build
+from shards import build, verify
 from shards.build_state import locked
 from shards.common.command import InputError
 from shards.manifest import load
+from shards.split import _position
 
 ROOT = Path(__file__).parents[2]
 
@@ -211,9 +212,39 @@ def test_other_settings_or_other_input_are_refused(data, built, monkeypatch, cap
     assert status == 2 and "patch was 55, is 32" in err and "stride was 55, is 32" in err
     more = built.parent / "more"
     shutil.copytree(data, more)
-    write_series(more / "L143/full_1mm", "L143", "full", 1)
+    for dose in ("full", "quarter"):
+        write_series(more / f"L143/{dose}_1mm", "L143", dose, 1)
     status, _, err = main(monkeypatch, capsys, more, built, *SPLIT, "--shard-slices", 2)
     assert status == 2 and "another state of the input" in err
+
+
+def test_a_refused_build_leaves_nothing_and_its_advice_works(tmp_path, monkeypatch, capsys):
+    """Seven patients, none of whose names falls into val."""
+    names = [name for name in (f"P{i:03d}" for i in range(100)) if 0.2 < _position(name) < 0.8][:7]
+    source = make_dataset(tmp_path / "in", names, slices=1)
+    status, _, err = main(monkeypatch, capsys, source, tmp_path / "new/out")
+    assert status == 2 and "falls into val; name one: --val ID" in err
+    assert not (tmp_path / "new").exists()
+    status, _, err = main(monkeypatch, capsys, source, tmp_path / "new/out", "--val", names[0], "--test", names[1])
+    assert status == 0, err
+
+
+def test_few_patients_say_how_they_are_split(data, tmp_path, monkeypatch, capsys):
+    status, out, err = main(monkeypatch, capsys, data, tmp_path / "out")
+    assert status == 0, err
+    manifest = load(tmp_path / "out")
+    assert [manifest.counts[split]["patients"] for split in ("train", "val", "test")] == [1, 1, 1]
+    assert manifest.split["note"] in out and "of 3 patients the one of the lowest hash" in manifest.split["note"]
+
+
+def test_an_external_test_set(data, tmp_path, monkeypatch, capsys):
+    status, _, err = main(monkeypatch, capsys, data, tmp_path / "out", "--split", "test")
+    assert status == 0, err
+    manifest = load(tmp_path / "out")
+    assert {shard.split for shard in manifest.shards} == {"test"} and manifest.counts["test"]["patients"] == 3
+    assert not list(verify.check_manifest(tmp_path / "out", manifest))
+    status, _, err = main(monkeypatch, capsys, data, tmp_path / "no", "--split", "test", "--val", "L067")
+    assert status == 2 and "--split test chooses val and test by itself" in err and not (tmp_path / "no").exists()
 
 
 def test_a_folder_with_something_else_is_left_alone(data, tmp_path, monkeypatch, capsys):
@@ -311,6 +342,16 @@ def test_report_only(data, tmp_path, monkeypatch, capsys):
     assert row["correlation"] > 0.98 and told["suspicious"] == {} and told["left_out"] == []
     status, _, err = main(monkeypatch, capsys, data, tmp_path / "o", *SPLIT)  # a build may follow into the same folder
     assert status == 0, err
+
+
+def test_report_only_leaves_a_finished_folder_alone_and_waits_its_turn(data, built, monkeypatch, capsys):
+    before = {path: path.read_bytes() for path in built.glob("*") if path.is_file()}
+    status, out, _ = main(monkeypatch, capsys, data, built, "--report-only", "--patch", 32)
+    assert status == 0 and "holds shards: its pairing.json stays that of their build" in out
+    assert {path: path.read_bytes() for path in built.glob("*") if path.is_file()} == before
+    with locked(built):
+        status, _, err = main(monkeypatch, capsys, data, built, "--report-only")
+    assert status == 2 and "another build is at work" in err
 
 
 def test_swapped_doses_stop_the_build_unless_allowed(data, tmp_path, monkeypatch, capsys):

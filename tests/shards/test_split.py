@@ -6,16 +6,16 @@ import pytest
 
 from shards.common.command import InputError
 from shards.dicom import Coding, Slice
-from shards.pairing import Pair, Patient
-from shards.split import by_patient, by_slab
+from shards.matching import Pair, Patient
+from shards.split import all_test, by_patient, by_slab
 
 TEN = ["L067", "L096", "L109", "L143", "L192", "L286", "L291", "L310", "L333", "L506"]
 
 
 def patient(name, slices=3, step=2.0, thickness=3.0):
-    coding = Coding(None, False, 12, 11, 1.0, -1024.0, None)
-    piece = Slice(Path("x"), None, (0, 0, 0), (1, 0), (64, 64), (1, 1), thickness, "", None, None, "", "", "",
-                  coding, None)  # fmt: skip
+    coding = Coding(None, False, 12, 11, 1.0, -1024.0, True, None)
+    piece = Slice(Path("x"), None, (0, 0, 0), (1, 0), (64, 64), (1, 1), thickness, "", None, None, "", "", "", "",
+                  coding, None, 0, 0)  # fmt: skip
     pairs = []
     for i in range(slices):
         at = dataclasses.replace(piece, position=(0.0, 0.0, step * i))
@@ -45,6 +45,35 @@ def test_fifteen_percent_each_are_val_and_test_unless_said():
     got = names(by_patient([patient(n, 1) for n in many], None, None, None))
     assert got["val"] == [name for name in many if place[name] < 0.15]
     assert got["test"] == [name for name in many if place[name] >= 0.85]
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 6])
+def test_few_patients_give_each_split_one(count):
+    split = by_patient([patient(n) for n in TEN[:count]], None, None, None)
+    got = names(split)
+    assert (len(got["train"]), len(got["val"]), len(got["test"])) == (count - 2, 1, 1)
+    assert split.about["note"] == (
+        f"by patient; val: {got['val'][0]}, of {count} patients the one of the lowest hash; "
+        f"test: {got['test'][0]}, of {count} patients the one of the highest hash"
+    )
+
+
+def test_two_patients_train_and_validate():
+    split = by_patient([patient(n) for n in TEN[:2]], None, None, None)
+    assert {k: len(v) for k, v in names(split).items()} == {"train": 1, "val": 1, "test": 0}
+    assert split.about["note"].endswith("test: nobody, 2 patients are too few")
+    named = names(by_patient([patient(n) for n in TEN[:2]], [], None, None))
+    assert {k: len(v) for k, v in named.items()} == {"train": 1, "val": 0, "test": 1}
+
+
+def test_with_few_patients_named_ones_stay_where_they_are_named():
+    got = names(by_patient([patient(n) for n in TEN[:4]], ["L096"], None, None))
+    assert got["val"] == ["L096"] and len(got["test"]) == 1 and len(got["train"]) == 2
+
+
+def test_all_for_test():
+    split = all_test([patient(n) for n in TEN])
+    assert names(split) == {"train": [], "val": [], "test": TEN}
 
 
 def test_one_more_patient_moves_nobody():

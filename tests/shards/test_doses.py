@@ -1,0 +1,118 @@
+"""Pairs that cannot be right stop the build with numbers; each passed without a word once."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pydicom
+import pytest
+from phantom import make_dataset
+
+from shards import build, pairing_report
+
+
+@pytest.fixture
+def source(tmp_path):
+    return make_dataset(tmp_path / "in", ("L067", "L096", "L109"), slices=3)
+
+
+def main(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["build.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as error:
+        build.command(build.main)
+    return error.value.code or 0, *capsys.readouterr()
+
+
+def change(folder, change_header):
+    for path in sorted(folder.iterdir()):
+        dataset = pydicom.dcmread(path)
+        change_header(dataset)
+        dataset.save_as(path)
+
+
+def no_rescale(dataset):
+    del dataset.RescaleSlope, dataset.RescaleIntercept
+
+
+def shifted(hu):
+    def change_header(dataset):
+        dataset.RescaleIntercept = dataset.RescaleIntercept + hu
+
+    return change_header
+
+
+def one_without_intercept(dataset):
+    if dataset.InstanceNumber == 2:
+        del dataset.RescaleIntercept
+
+
+def copy_full(source):
+    shutil.rmtree(source / "L067/quarter_1mm")
+    shutil.copytree(source / "L067/full_1mm", source / "L067/quarter_1mm")
+
+
+def one_series(source):
+    uid = pydicom.dcmread(next((source / "L067/full_1mm").iterdir())).SeriesInstanceUID
+    change(source / "L067/quarter_1mm", lambda dataset: setattr(dataset, "SeriesInstanceUID", uid))
+
+
+def both(source, change_header):
+    for dose in ("full", "quarter"):
+        change(source / f"L067/{dose}_1mm", change_header)
+
+
+FAULTS = {
+    "a copy": (copy_full, "L067: full and reduced dose have the same pixels: one is a copy of the other"),
+    "one series": (one_series, "L067: 3 of 3 pairs have one SeriesInstanceUID at both doses"),
+    "100 HU": (lambda s: change(s / "L067/quarter_1mm", shifted(100)), "lies +100."),
+    "6 HU": (lambda s: change(s / "L067/quarter_1mm", shifted(-6)), "in soft tissue, expected at most 5"),
+    "no rescale": (lambda s: both(s, no_rescale), "6 of 6 slices have no RescaleSlope or RescaleIntercept"),
+    "one slice": (lambda s: change(s / "L067/full_1mm", one_without_intercept), "1 of 6 slices have no RescaleSlope"),
+    "1024 HU too high": (lambda s: both(s, shifted(1024)), "at full dose, expected near -1000: are the values HU?"),
+    "1024 HU too low": (lambda s: both(s, shifted(-1024)), "its slices show no body"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_stops_the_build_with_numbers_unless_it_is_allowed(source, tmp_path, monkeypatch, capsys, fault):
+    break_it, message = FAULTS[fault]
+    break_it(source)
+    status, _, err = main(monkeypatch, capsys, source, tmp_path / "out")
+    last = err.strip().splitlines()[-1]
+    assert status == 2 and message in last and last.endswith("--allow L067") and not (tmp_path / "out").exists()
+    assert "L096" not in last
+    status, _, err = main(monkeypatch, capsys, source, tmp_path / "out", "--allow", "L067")
+    assert status == 0, err
+
+
+def test_a_modality_lut_is_not_ignored(source, tmp_path, monkeypatch, capsys):
+    def table(dataset):
+        item = pydicom.Dataset()
+        item.LUTDescriptor, item.ModalityLUTType, item.LUTData = [2, 0, 16], "HU", bytes(4)
+        dataset.ModalityLUTSequence = [item]
+
+    change(source / "L067/quarter_1mm", table)
+    status, out, err = main(monkeypatch, capsys, source, tmp_path / "out")
+    assert status == 0, err
+    assert "left out 3: its values go through a Modality LUT, which is not supported" in out
+
+
+def test_noise_ratio_and_levels_stand_in_the_report(source, tmp_path, monkeypatch, capsys):
+    change(source / "L067/quarter_1mm", shifted(2))
+    status, out, err = main(monkeypatch, capsys, source, tmp_path / "out")
+    assert status == 0, err
+    row = json.loads((tmp_path / "out/pairing.json").read_text())["patients"][0]
+    assert row["noise_ratio"] == pytest.approx(2, rel=0.1)
+    assert row["level"]["soft"] == pytest.approx(2, abs=1.5) and -1024 <= row["air"]["full"] <= -1000
+    line = next(line for line in out.splitlines() if line.startswith("L067"))
+    assert f" {row['noise_ratio']:.2f} " in line and f"{row['level']['soft']:+.1f}" in line
+
+
+def test_level_difference_is_that_of_the_tissue_alone():
+    full = np.full((128, 128), 50)
+    full[:64] = -100
+    low = full + np.where(full == 50, 7, -3)
+    assert pairing_report.level_difference(full, low, pairing_report.SOFT) == 7
+    assert pairing_report.level_difference(full, low, pairing_report.FAT) == -3
+    assert np.isnan(pairing_report.level_difference(full, low, (500, 600)))
