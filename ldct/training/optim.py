@@ -70,7 +70,6 @@ class Average:
         self.copy.requires_grad_(False).eval()
         self.copy.load_state_dict(model.state_dict())
 
-    @torch.no_grad()
     def update(self, step: int) -> None:
         """Move the average after update number ``step``, from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))

@@ -17,6 +17,12 @@ def test_cover_adds_nothing_where_patches_end_at_the_border():
     assert origins((60, 110), 55, 55, "cover") == [[0, 0], [0, 55], [5, 0], [5, 55]]
 
 
+@pytest.mark.parametrize("tiling", ["document", "cover"])
+def test_a_slice_of_one_patch_and_one_pixel_more(tiling):
+    assert origins((55, 55), 55, 55, tiling) == [[0, 0]]
+    assert origins((55, 56), 55, 1, tiling) == [[0, 0], [0, 1]]
+
+
 def test_overlapping_stride():
     assert origins((64, 48), 32, 16, "document") == [[0, 0], [0, 16], [16, 0], [16, 16], [32, 0], [32, 16]]
 
@@ -35,9 +41,20 @@ def test_cut_and_join_give_the_slice_back():
     np.testing.assert_array_equal(join(patches[:, 0], corners, image.shape), image)
 
 
+def test_cut_takes_one_image_as_well_as_two():
+    image = np.arange(20, dtype=np.int16).reshape(4, 5)
+    np.testing.assert_array_equal(cut([image], [[1, 2]], 2), [[[[7, 8], [12, 13]]]])
+
+
+def test_join_needs_a_corner_for_every_patch():
+    with pytest.raises(ValueError, match="shorter"):
+        join(np.zeros((2, 3, 3)), [[0, 0]], (3, 6))
+
+
 def test_join_leaves_nan_where_no_patch_is_and_the_mean_where_two_are():
     whole = join(np.array([np.zeros((2, 2)), np.ones((2, 2))]), [[0, 0], [0, 1]], (2, 4))
     np.testing.assert_array_equal(whole, [[0, 0.5, 1, np.nan]] * 2)
+    assert whole.dtype == np.float32
 
 
 def test_body_fractions():
@@ -45,3 +62,6 @@ def test_body_fractions():
     patches[1, :3] = -500  # not above
     patches[1, 3:6] = -499
     assert body_fractions(patches) == [0.0, 0.3]
+    patches = np.full((1, 3, 3), -1000)
+    patches[0, 0, 0] = 0
+    assert body_fractions(patches) == [0.111]

@@ -73,6 +73,27 @@ def test_epochs_and_seeds_differ_and_repeat():
     assert not np.array_equal(a.epoch(0), order(seed=1).epoch(0))
 
 
+def test_the_order_of_a_seed_is_the_same_in_every_version():
+    """A run that was begun with an older version, of numpy too, goes on with the batches it would have had."""
+    sampler = Sampler(np.array([0, 0, 2, 1, 1, 2, 3, 3, 0, 2]), seed=7, window=2, global_batch=4)
+    assert sampler.epoch(0).tolist() == [0, 1, 9, 2, 8, 5, 6, 3, 7, 4]
+    assert sampler.epoch(1).tolist() == [5, 8, 2, 1, 9, 0, 7, 3, 6, 4]
+    assert [sampler[step].tolist() for step in (0, 2)] == [[0, 1, 9, 2], [7, 4, 5, 8]]
+
+
+def test_no_window_shuffles_all_shards_at_once():
+    assert np.array_equal(order(window=0).epoch(0), order(window=10).epoch(0))
+    assert not np.array_equal(order(window=0).epoch(0), order(window=9).epoch(0))
+
+
+@pytest.mark.parametrize(("window", "sizes"), [(3, [300, 300, 200, 200]), (4, [400, 300, 300]), (5, [500, 500])])
+def test_windows_are_of_nearly_equal_size_and_at_most_as_many_shards_as_asked_for(window, sizes):
+    shards = order(window=window).epoch(0) // 100
+    parts = np.split(shards, np.cumsum(sizes)[:-1])
+    assert [len(set(part)) for part in parts] == [size // 100 for size in sizes]
+    assert sum(len(set(part)) for part in parts) == 10
+
+
 def test_a_batch_larger_than_an_epoch_is_filled_from_the_next_ones():
     small = order(count=20, shards=2, batch=50)
     assert np.array_equal(np.bincount(small[0]), np.where(np.isin(np.arange(20), small.epoch(2)[:10]), 3, 2))

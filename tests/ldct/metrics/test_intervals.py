@@ -101,6 +101,72 @@ def test_equivalence_is_two_one_sided_tests():
     assert interval.p_within(0.001) > 0.5  # a margin narrower than the spread proves nothing
 
 
+def test_seeds_and_patients_are_both_drawn_from_many():
+    """Variance of the mean and Satterthwaite's degrees of freedom, by hand.
+
+    Three seeds with the means 2, 4, 6: 4 / 3; four patients with the means 1, 5, 4, 6: (14 / 3) / 4 = 7 / 6.
+    """
+    values = np.array([[-1.0, 3, 2, 4], [1, 5, 4, 6], [3, 7, 6, 8]])
+    interval = crossed(values)
+    assert (interval.mean, interval.seeds, interval.patients) == (4.0, 3, 4)
+    assert interval.standard_error == pytest.approx(math.sqrt(4 / 3 + 7 / 6))
+    assert interval.freedom == pytest.approx((4 / 3 + 7 / 6) ** 2 / ((4 / 3) ** 2 / 2 + (7 / 6) ** 2 / 3))
+    half = scipy_stats.t.ppf(0.975, interval.freedom) * math.sqrt(2.5)
+    assert interval.ci95_half_width == pytest.approx(half)
+    assert crossed(values[:, :3]).ci95_half_width is not None  # three of each are enough
+
+
+@pytest.mark.parametrize("bad", [np.ones((2, 3)), np.ones((3, 2)), np.diag([1, 2, math.inf])])
+def test_a_mean_without_an_interval_says_its_numbers(bad):
+    interval = crossed(bad)
+    assert (interval.mean, interval.seeds, interval.patients) == (bad.mean(), *bad.shape)
+    assert interval.standard_error is None and math.isnan(interval.freedom)
+
+
+def test_no_values_have_no_mean():
+    assert math.isnan(crossed(np.empty((0, 4))).mean) and math.isnan(over_seeds([], 4).mean)
+    assert (over_seeds([], 4).seeds, over_seeds([], 4).patients) == (0, 4)
+
+
+def test_the_mean_over_seeds_has_their_spread_alone():
+    interval = over_seeds([1.0, 2.0, 4.0], patients=3)
+    assert (interval.mean, interval.seeds, interval.patients, interval.freedom) == (pytest.approx(7 / 3), 3, 3, 2)
+    assert interval.standard_error == pytest.approx(scipy_stats.sem([1, 2, 4]))
+    short = over_seeds([1.0, 3.0], patients=9)
+    assert (short.mean, short.seeds, short.patients) == (2.0, 2, 9) and math.isnan(short.freedom)
+
+
+def test_values_without_spread_are_certain():
+    interval = crossed(np.full((3, 3), 2.0))
+    assert (interval.mean, interval.ci95_half_width, interval.freedom) == (2.0, 0.0, 1.0)
+    assert [interval.p_above(threshold) for threshold in (1.0, 2.0, 3.0)] == [0.0, 0.5, 1.0]
+
+
+def test_a_value_that_is_infinite_has_no_interval_and_no_test():
+    """PSNR of equal images."""
+    slices = measured({"A": [1], "B": [2], "C": [math.inf]})
+    estimate = over_patients(by_patient(slices))["x"]
+    assert estimate.mean == math.inf and estimate.ci95_half_width is None
+    assert math.isnan(paired(slices, measured({"A": [0], "B": [0], "C": [0]}), "x").p)
+
+
+def test_every_metric_has_its_own_mean_and_what_is_undefined_everywhere_is_nan():
+    slices = [Measured("A", "0", {"x": 1.0, "y": NAN}), Measured("A", "1", {"x": 3.0, "y": NAN})]
+    patients = by_patient(slices)
+    assert patients["A"]["x"] == 2.0 and math.isnan(patients["A"]["y"])
+    estimates = over_patients(patients)
+    assert estimates["x"].mean == 2.0 and math.isnan(estimates["y"].mean)
+    assert undefined(slices) == {"y": 2}
+
+
+def test_patients_of_both_methods_are_compared_and_no_other():
+    first = measured({"A": [1], "B": [3], "C": [5], "D": [9], "E": [NAN]})
+    second = measured({"A": [0], "B": [1], "C": [1], "E": [0], "F": [7]})
+    test = paired(first, second, "x")
+    assert test.patients == 3 and test.estimate.mean == pytest.approx((1 + 2 + 4) / 3)
+    assert test.p == pytest.approx(scipy_stats.ttest_1samp([1, 2, 4], 0).pvalue)
+
+
 def test_without_enough_seeds_or_patients_there_is_no_p():
     for interval in (over_seeds([1.0, 2.0], 9), over_seeds([1.0, 2.0, 3.0], 2), crossed(np.ones((2, 5)))):
         assert interval.ci95_half_width is None

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ldct.config import from_dict, to_dict
-from ldct.runs.checkpoint import Broken, check_same_run, newest, read, read_best, save, step_name, steps
+from ldct.runs.checkpoint import Broken, Clock, check_same_run, newest, read, read_best, save, step_name, steps
 from shards.common.command import InputError
 
 
@@ -23,6 +23,13 @@ def test_the_last_two_steps_and_the_best_are_kept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "step-00000002.pt", "step-00000003.pt"]
     found = newest(tmp_path)
     assert found["step"] == 3 and torch.equal(found["model"]["weight"], content(3)["model"]["weight"])
+
+
+class RunsCode:
+    """What pickle would call a function for."""
+
+    def __reduce__(self):
+        return print, ("this ran",)
 
 
 def damage_empty(data):
@@ -85,6 +92,34 @@ def test_a_disk_that_fills_up_leaves_the_earlier_checkpoint_whole(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.name for path in tmp_path.iterdir()] == [step_name(1)]
     assert steps(tmp_path)[0].read_bytes() == before and newest(tmp_path)["step"] == 1
+
+
+def test_a_checkpoint_by_the_clock_is_due_when_its_seconds_are_over(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    clock = Clock(every_s=10)
+    due = []
+    for now[0] in (100.0, 109.9, 110.0, 120.0):
+        due.append(clock.due())
+    clock.saved()
+    assert [*due, clock.due()] == [False, False, True, True, False]
+
+
+def test_equal_contents_are_equal_bytes_whatever_objects_they_are_made_of(tmp_path):
+    """Pickle refers back to an object that it has met, so the same text as one object and as two would differ."""
+    text = "".join(["ad", "am"])
+    same, other = {"a": text, "b": [text, (text, 1)]}, {"a": text, "b": ["".join(["ad", "am"]), ("".join("adam"), 1)]}
+    save(tmp_path, "one.pt", same)
+    save(tmp_path, "two.pt", other)
+    assert (tmp_path / "one.pt").read_bytes().replace(b"one", b"two") == (tmp_path / "two.pt").read_bytes()
+    assert read(tmp_path / "two.pt") == same  # lists stay lists, tuples tuples
+
+
+def test_a_file_that_would_run_code_is_broken(tmp_path, capsys):
+    torch.save({"step": 1, "model": RunsCode()}, tmp_path / "step-00000001.pt")
+    with pytest.raises(Broken, match="Weights only load failed"):
+        read(tmp_path / "step-00000001.pt")
+    assert capsys.readouterr().out == ""
 
 
 def test_another_configuration_or_other_shards_are_refused(tmp_path):
