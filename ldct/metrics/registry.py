@@ -77,6 +77,8 @@ MAIN = ("psnr", "ssim", "rmse", "texture/frequency", "texture/high_band")
 """Keys of the metrics in the main table, in the order of its columns."""
 RANKING = "psnr"
 """Key of the metric by which methods are ranked."""
+JUDGED = "rmse"
+"""Key of the metric by which a slice is the worst of a method."""
 BRIEF = ("psnr", "ssim")
 """Keys of the metrics shown of every protocol side by side."""
 _BY_KEY = {metric.key: metric for metric in METRICS}

@@ -1,7 +1,6 @@
 """The report's charts, as SVG that stands in the page. Colours and marks are a run's own throughout."""
 
 import io
-import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a3fb0", "#444444")
 """Okabe and Ito's, which colour-blind people can tell apart, the light ones darkened for print."""
@@ -45,6 +45,15 @@ def look(number: int) -> Look:
 def looks(labels: list[str]) -> dict[str, Look]:
     """Look of each run, by label."""
     return {label: look(number) for number, label in enumerate(labels)}
+
+
+GREY = (Look("#888888", "x"), Look("#888888", "+"), Look("#555555", "1"))
+"""Looks of methods that are no runs."""
+
+
+def look_of(label: str, looks: dict[str, Look], others: list[str]) -> Look:
+    """Look of a run, or of a method among ``others``."""
+    return looks[label] if label in looks else GREY[others.index(label) % len(GREY)]
 
 
 @dataclass
@@ -85,17 +94,45 @@ def dots(name: str, groups: dict[str, dict[str, float]], looks: dict[str, Look],
     width = min(11.5, max(5.6, 1.2 + 0.5 * len(groups)))
     figure, axes = _figure(width, 3.4)
     methods = list(next(iter(groups.values())))
+    others = [method for method in methods if method not in looks]
     spread = np.linspace(-0.25, 0.25, len(methods)) if len(methods) > 1 else [0.0]
-    grey = itertools.cycle((("x", "#888888"), ("+", "#888888"), ("1", "#555555")))
     for offset, method in zip(spread, methods, strict=True):
-        mark, colour = (looks[method].mark, looks[method].colour) if method in looks else next(grey)
+        look = look_of(method, looks, others)
         values = [group.get(method, np.nan) for group in groups.values()]
-        axes.scatter(np.arange(len(groups)) + offset, values, marker=mark, color=colour, s=26, label=plain(method))
-    axes.set_xticks(range(len(groups)), map(plain, groups), rotation=0 if len(groups) < 12 else 60)
+        at = np.arange(len(groups)) + offset
+        axes.scatter(at, values, marker=look.mark, color=look.colour, s=26, label=plain(method))
+    axes.set_xticks(range(len(groups)), [plain(group) for group in groups], rotation=0 if len(groups) < 12 else 60)
     axes.set_xlim(-0.6, len(groups) - 0.4)
     axes.grid(axis="x", visible=False)
     axes.set_ylabel(plain(y))
     return _svg(figure, name)
+
+
+def panels(name: str, groups: dict[str, list[Curve]], x: str, y: str) -> str:
+    """One panel of curves per patient, on one scale, at most three side by side."""
+    columns = min(3, len(groups))
+    rows = -(-len(groups) // columns)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(1 + 3.5 * columns, 0.9 + 2.3 * rows), layout="constrained")
+        every = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
+    for axes, (group, curves) in zip(every, groups.items(), strict=False):
+        for curve in curves:
+            axes.plot(curve.x, curve.y, color=curve.look.colour, marker=curve.look.mark, markersize=3.5, linewidth=1.2,
+                      linestyle="--" if curve.look in GREY else "-", label=plain(curve.label))  # fmt: skip
+        axes.set_title(plain(group), fontsize=9)
+        axes.set_xlabel(plain(x))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for number, axes in enumerate(every):
+        axes.set_visible(number < len(groups))
+        if number % columns == 0:
+            axes.set_ylabel(plain(y))
+    return _svg(figure, name)
+
+
+def is_wide(svg: str) -> bool:
+    """Whether a chart needs the width of the page."""
+    width = re.search(r'width="([\d.]+)pt"', svg)
+    return width is not None and float(width[1]) > 450
 
 
 def plain(text: str) -> str:
@@ -119,7 +156,9 @@ def _svg(figure: Figure, name: str) -> str:
         if labels:
             columns = 2 if max(map(len, labels)) < 40 else 1
             figure.legend(handles, labels, loc="outside lower left", ncols=columns, fontsize=8)
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(
+            text, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
     size = re.match(r'<svg[^>]*?width="([\d.]+)pt" height="([\d.]+)pt"', svg.replace("\n", " "))

@@ -1,6 +1,7 @@
 """One HTML page that compares runs and opens without a network: tables, charts, slices, provenance, all inside it."""
 
 import base64
+import io
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from PIL import Image
 
 from ldct import config as configuration
 from ldct.evaluation.results import REGION, Evaluation
@@ -60,6 +62,7 @@ def render(page: Page, title: str) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["value"] = text
+    environment.tests["wide"] = charts.is_wide
     evaluation, rows = page.evaluation, page.rows
     return environment.get_template("page.html").render(
         title=title,
@@ -78,6 +81,8 @@ def render(page: Page, title: str) -> str:
         tests=significance.matrix(evaluation, rows) if evaluation else None,
         tests_note=significance.note(evaluation, rows) if evaluation else "",
         viewer=viewer.content(evaluation, rows) if evaluation else None,
+        extremes=extremes(page),
+        judged=registry.find(registry.JUDGED),
         differing=differing([run.config for run in page.runs]),
         flats={run.name: configuration.flat(run.config) for run in page.runs},
         charts=page_charts.of(page.runs, evaluation, rows),
@@ -122,6 +127,13 @@ def ranking(page: Page) -> list[dict[str, Any]]:
     ]
 
 
+def extremes(page: Page) -> list[tuple[Row, list[viewer.Extreme]]]:
+    """The median and the worst slice of each method."""
+    found = viewer.extremes(page.evaluation, page.rows) if page.evaluation else []
+    pairs = [(row, [extreme for extreme in found if extreme.method == row.name]) for row in page.rows]
+    return [(row, both) for row, both in pairs if both]
+
+
 def every_protocol(page: Page) -> list[dict[str, Any]]:
     """Rows of the table of all protocols: text, sort value, and whether it is the best run's, of each cell."""
     if not page.evaluation:
@@ -153,12 +165,20 @@ def definitions(page: Page) -> dict[str, str]:
 
 
 def pictures(page: Page) -> list[dict[str, str]]:
-    """Pictures in the runs' eval/ (spatial maps, features), as data URIs."""
+    """Pictures in the runs' eval/ (spatial maps, features), as data URIs of a tenth of their files' size."""
     return [
-        {"label": run.label, "name": path.stem.replace("_", " "), "uri": _uri(path.read_bytes(), "image/png")}
+        {"label": run.label, "name": path.stem.replace("_", " "), "uri": _uri(webp(path), "image/webp")}
         for run in page.runs
         for path in sorted((run.folder / "eval").glob("**/*.png"))
     ]
+
+
+def webp(path: Path) -> bytes:
+    """The picture at ``path`` as WebP."""
+    content = io.BytesIO()
+    with Image.open(path) as picture:
+        picture.convert("RGB").save(content, "webp", quality=80)
+    return content.getvalue()
 
 
 def _uri(content: bytes, kind: str) -> str:

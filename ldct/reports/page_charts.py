@@ -4,13 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ldct.evaluation.results import Evaluation
-from ldct.metrics import intervals, names, registry
+from ldct.evaluation.results import FULL, Evaluation
+from ldct.metrics import intervals, names, noise_texture, registry
 from ldct.reports import charts
 from ldct.reports.charts import Curve, Look
 from ldct.reports.comparison import Run
 from ldct.reports.tables import Row
 
+CASES = 6
+"""Most patients with a panel of their own, the first ones."""
 GROUP = 1000
 """Steps averaged into one point of the grouped curves; a tenth of the longest run where that is shorter."""
 DEPTH = "relative depth (0 = first, 1 = deepest encoder stage)"
@@ -28,6 +30,8 @@ def of(runs: list[Run], evaluation: Evaluation | None, rows: list[Row]) -> dict[
     drawn = {"validation": validation(runs, looks), "loss": loss(runs, looks)}
     if evaluation:
         drawn["patients"] = patients(evaluation, rows, looks)
+        drawn["slices"] = along_cases(evaluation, rows, looks)
+        drawn["spectrum"] = spectra(evaluation, rows, looks)
     for statistic, text in ATTENTION.items():
         profiles = [(run.label, run.attention(statistic)) for run in runs]
         curves = [Curve(label, looks[label], list(p), list(p.values())) for label, p in profiles if p]
@@ -89,3 +93,40 @@ def patients(evaluation: Evaluation, rows: list[Row], looks: dict[str, Look]) ->
         for group, value in values.items():
             groups.setdefault(group, {})[labels[result.name]] = value
     return charts.dots("patients", groups, looks, f"{registry.find(metric).title}, {protocol}")
+
+
+def along_cases(evaluation: Evaluation, rows: list[Row], looks: dict[str, Look]) -> str:
+    """The metric by which slices are judged, of every method on every slice in their order, one panel per patient."""
+    protocol = evaluation.protocols[0]
+    name, others = names.metric(protocol, registry.JUDGED), [row.label for row in rows if not row.is_run]
+    groups: dict[str, list[Curve]] = {patient: [] for patient in evaluation.patients[:CASES]}
+    for row in rows:
+        slices = evaluation.get(row.name).slices
+        for patient, curves in groups.items():
+            values = [measured.values[name] for measured in slices if measured.patient == patient]
+            look = charts.look_of(row.label, looks, others)
+            curves.append(Curve(row.label, look, range(1, len(values) + 1), values))
+    if max(len(curve.x) for curves in groups.values() for curve in curves) < 2:
+        return ""
+    return charts.panels("slices", groups, "slice, along z", f"{registry.find(name).title}, {protocol}")
+
+
+def spectra(evaluation: Evaluation, rows: list[Row], looks: dict[str, Look]) -> str:
+    """Noise power spectrum of every method in flat soft tissue, mean over the slices kept as pictures."""
+    flat = {key: blocks for key, full in evaluation.full.items() if (blocks := noise_texture.flat_blocks(full))}
+    if not flat:
+        return ""
+    frequency = np.arange(noise_texture.BLOCK // 2 + 1) / noise_texture.BLOCK
+    others = [row.label for row in rows if not row.is_run]
+
+    def curve(label: str, look: Look, images: dict[str, np.ndarray]) -> Curve:
+        power = np.mean([noise_texture.spectrum(images[key], blocks) for key, blocks in flat.items()], 0)
+        return Curve(label, look, frequency[1:].tolist(), power[1:].tolist())
+
+    drawn = [curve(FULL, Look("#000000", ""), evaluation.full)]
+    for row in rows:
+        pictures = evaluation.get(row.name).pictures
+        if all(key in pictures for key in flat):
+            drawn.append(curve(row.label, charts.look_of(row.label, looks, others), pictures))
+    title = f"noise power, {len(flat)} of {len(evaluation.full)} slices"
+    return charts.curves("spectrum", drawn, "cycles per pixel", title, log=True)

@@ -1,19 +1,23 @@
-"""Slices as the page's viewer reads them."""
+"""Slices as the page's viewer reads them: the worst and the median of every method first, then as many as fit."""
 
 import base64
 import zlib
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from ldct.evaluation.baselines import LOW
-from ldct.evaluation.results import FULL, Evaluation
+from ldct.evaluation.results import FULL, Evaluation, Result
 from ldct.metrics import registry
 from ldct.metrics.names import metric as name_under
 from ldct.reports.tables import Row
 
 VIEWED = 8
-"""Runs whose slices are on the page, the best first; a slice takes 0.3 MB."""
+"""Runs whose slices are on the page, the best first."""
+BUDGET = 9_000_000
+"""Bytes of packed slices on the page; a slice takes 0.2 to 0.3 MB for each method."""
 WINDOWS = [
     ("Abdomen", 50, 400),
     ("abd400", 40, 400),
@@ -23,36 +27,123 @@ WINDOWS = [
     ("Brain", 40, 80),
 ]
 """Display windows: name, centre and width in HU. abd400 is what that protocol sees."""
+BODY_HU = -500
+"""The body is what is denser than this in the full dose, and what that encloses."""
+
+
+@dataclass(frozen=True)
+class Extreme:
+    """A slice to look at before a method is believed."""
+
+    method: str
+    which: str
+    """median or worst."""
+    key: str
+    text: str
+    """Value of registry.JUDGED on it, with its unit."""
+
+
+def extremes(evaluation: Evaluation, rows: list[Row]) -> list[Extreme]:
+    """The median and the worst slice of every method by registry.JUDGED under the ranking protocol; nan is passed over.
+
+    The median is a slice that was measured: of an even number the better of the middle two.
+    """
+    name = name_under(evaluation.protocols[0], registry.JUDGED)
+    metric = registry.find(name)
+    found = []
+    for row in rows:
+        slices = [measured for measured in evaluation.get(row.name).slices if not np.isnan(measured.values[name])]
+        slices.sort(key=lambda measured: measured.values[name], reverse=bool(metric.higher_is_better))
+        if not slices:
+            continue
+        for which, measured in (("median", slices[(len(slices) - 1) // 2]), ("worst", slices[-1])):
+            text = f"{metric.text(measured.values[name])} {metric.unit}".strip()
+            found.append(Extreme(row.name, which, measured.key, text))
+    return found
 
 
 def content(evaluation: Evaluation, rows: list[Row]) -> dict[str, Any] | None:
-    """The slices, HU packed as by ``pack``, captions with the slice's own metrics; None if there are no pictures."""
-    if not evaluation.full:
-        return None
+    """Cases with their slices, HU packed as by ``pack``; None if there are no pictures."""
     best = [row for row in rows if row.is_run][:VIEWED]
-    others = [row for row in rows if not row.is_run and row.name != LOW]
-    results = [evaluation.get(LOW)] + [evaluation.get(row.name) for row in [*best, *others]]
-    labels = {row.name: row.label for row in rows}
-    names = [name_under(evaluation.protocols[0], key) for key in registry.BRIEF]
-    slices = []
-    for key in (key for key in evaluation.full if all(key in result.pictures for result in results)):
-        panels = [{"label": FULL, "note": "", "data": pack(evaluation.full[key])}]
-        for result in results:
-            values = next(measured.values for measured in result.slices if measured.key == key)
-            notes = [f"{registry.find(name).label} {registry.find(name).text(values[name])}" for name in names]
-            panels.append({"label": labels[result.name], "note": ", ".join(notes), "data": pack(result.pictures[key])})
-        height, width = evaluation.full[key].shape
-        view = around_body(evaluation.full[key])
-        slices.append({"key": key, "height": height, "width": width, "view": view, "panels": panels})
-    if not slices:
+    shown = [row for row in rows if row.name == LOW] + best
+    shown += [row for row in rows if not row.is_run and row.name != LOW]
+    results = [evaluation.get(row.name) for row in shown]
+    kept = [m.key for m in results[0].slices if m.key in evaluation.full and all(m.key in r.pictures for r in results)]
+    first = list(dict.fromkeys(extreme.key for extreme in extremes(evaluation, rows) if extreme.key in kept))
+    packed: dict[str, dict[str, Any]] = {}
+    spent = 0
+    for key in [*first, *spaced([key for key in kept if key not in first])]:
+        entry = packed_slice(evaluation, results, key)
+        spent += sum(map(len, entry["panels"]))
+        if packed and spent > BUDGET:
+            break
+        packed[key] = entry
+    if not packed:
         return None
-    hidden = sum(row.is_run for row in rows) - len(best)
-    return {"slices": slices, "windows": WINDOWS, "hidden": hidden}
+    cases: dict[str, list[dict[str, Any]]] = {}
+    for measured in results[0].slices:
+        if measured.key in packed:
+            cases.setdefault(measured.patient, []).append(packed[measured.key])
+    return {
+        "methods": [FULL, *(row.label for row in shown)],
+        "cases": [{"name": name, "slices": slices} for name, slices in cases.items()],
+        "windows": WINDOWS,
+        "hidden": sum(row.is_run for row in rows) - len(best),
+        "of": len(results[0].slices),
+    }
+
+
+def spaced(keys: list[str]) -> list[str]:
+    """``keys`` in an order whose every beginning is spread over all of them: halves, then quarters, and so on."""
+    order: dict[str, None] = {}
+    parts = 2
+    while len(order) < len(keys):
+        for part in range(1, parts):
+            order.setdefault(keys[min(len(keys) - 1, part * len(keys) // parts)])
+        parts *= 2
+        if parts > 4 * len(keys):
+            order |= dict.fromkeys(keys)
+    return list(order)
+
+
+def packed_slice(evaluation: Evaluation, results: list[Result], key: str) -> dict[str, Any]:
+    """One slice of the full dose and of every method, captions with the slice's own metrics."""
+    full = evaluation.full[key]
+    names = [name_under(evaluation.protocols[0], name) for name in registry.BRIEF]
+    panels, notes = [pack(full)], [""]
+    for result in results:
+        values = next(measured.values for measured in result.slices if measured.key == key)
+        panels.append(pack(result.pictures[key]))
+        notes.append(
+            ", ".join(f"{registry.find(name).label} {registry.find(name).text(values[name])}" for name in names)
+        )
+    every = [measured.key for measured in results[0].slices]
+    height, width = full.shape
+    return {
+        "key": key,
+        "number": every.index(key) + 1,
+        "height": height,
+        "width": width,
+        "view": around_body(full),
+        "body": pack_bits(body(full)),
+        "panels": panels,
+        "notes": notes,
+    }
+
+
+def body(full: np.ndarray) -> np.ndarray:
+    """The patient in a full-dose slice (HU, shape (H, W)), table and air left out: bool, the same shape."""
+    dense = ndimage.binary_opening(full > BODY_HU, iterations=2)
+    parts, count = ndimage.label(dense)
+    if not count:
+        return np.zeros(full.shape, bool)
+    largest = 1 + int(np.argmax(ndimage.sum_labels(dense, parts, range(1, count + 1))))
+    return ndimage.binary_fill_holes(parts == largest)
 
 
 def around_body(full: np.ndarray) -> dict[str, float]:
     """The view that just shows the body: its middle as shares of the sides, the zoom, and height over width."""
-    rows, columns = (np.flatnonzero((full > -500).mean(axis) > 0.05) for axis in (1, 0))
+    rows, columns = (np.flatnonzero((full > BODY_HU).mean(axis) > 0.05) for axis in (1, 0))
     if not len(rows) or not len(columns):
         return {"x": 0.5, "y": 0.5, "zoom": 1.0, "aspect": full.shape[0] / full.shape[1]}
     (top, bottom), (left, right) = ((int(line[0]), int(line[-1]) + 1) for line in (rows, columns))
@@ -74,3 +165,8 @@ def pack(hu: np.ndarray) -> str:
     steps: np.ndarray = np.diff(hu.astype(np.int16), axis=1, prepend=np.int16(0))
     unsigned = ((steps >> 15) ^ (steps << 1)).astype("<u2")
     return base64.b64encode(zlib.compress(unsigned.view(np.uint8).reshape(-1, 2).T.tobytes())).decode()
+
+
+def pack_bits(mask: np.ndarray) -> str:
+    """A mask as base64 of zlib of its bits, row by row, the first pixel in the highest bit."""
+    return base64.b64encode(zlib.compress(np.packbits(mask).tobytes())).decode()

@@ -1,5 +1,6 @@
 """launch/compare.py, and its page in a real browser without a network."""
 
+import html
 import json
 import os
 import re
@@ -66,30 +67,30 @@ PROBE = """
 <pre id="probe"></pre><script>
 // the browser's clock is virtual and runs ahead of the threads that unpack; the loop takes real time
 const wait = () => new Promise(done => setTimeout(() => { for (let i = 0; i < 1e7; i++); done(); }, 20));
-const state = () => document.getElementById("viewer").dataset.ready;
-const ready = async expected => { while (state() !== expected) await wait(); };
+const view = document.getElementById("viewer"), at = id => document.getElementById(id);
+const state = () => view.dataset.ready;
+const ready = async expected => { for (let i = 0; i < 200 && state() !== expected; i++) await wait(); return state(); };
 const mean = canvas => {
   const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
   return data.reduce((sum, grey, i) => i % 4 ? sum : sum + grey, 0) / canvas.width / canvas.height;
 };
-const pixels = () => [...document.querySelectorAll("#panels canvas")].map(mean);
+const canvases = () => [...document.querySelectorAll("#panels canvas")];
+const pixels = () => canvases().map(mean);
 const names = () => [...document.querySelectorAll("#ranking-table tbody tr")].map(row => row.cells[0].dataset.sort);
 const press = (set, n) => document.querySelectorAll(`#${set} button`)[n].click();
-(async () => {
-  const out = {};
+const key = name => view.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true, cancelable: true }));
+const drag = (movementX, movementY) =>
+  canvases()[0].dispatchEvent(new PointerEvent("pointermove", { buttons: 1, movementX, movementY }));
+const wheel = by => canvases()[0].dispatchEvent(new WheelEvent("wheel", { deltaY: by, cancelable: true }));
+const out = { states: [] };
+const expect = async expected => { out.states.push([await ready(expected), expected]); };
+const steps = async () => {
   while (!state()) await wait();
-  const input = document.getElementById("zoom");
-  out.order = names();
-  document.querySelectorAll("#ranking-table th")[2].click(); out.psnr = names();
-  document.querySelectorAll("#ranking-table th")[0].click(); out.down = names();
-  document.querySelectorAll("#ranking-table th")[0].click(); out.up = names();
-  out.labels = [...document.querySelectorAll("#panels b")].map(b => b.textContent);
-  input.value = 1; input.dispatchEvent(new Event("input")); press("slice-set", 0); press("window-set", 1);
-  await ready("0 1 image 1"); out.image = pixels();
-  press("window-set", 3); await ready("0 3 image 1"); out.lung = pixels();
-  press("window-set", 1); press("mode-set", 1); await ready("0 1 difference 1"); out.difference = pixels();
-  document.getElementById("probe").textContent = JSON.stringify(out);
-})();
+  STEPS
+};
+steps().catch(error => { out.error = String(error.stack); }).finally(() => {
+  at("probe").textContent = JSON.stringify(out);
+});
 </script></body>
 """
 
@@ -109,32 +110,133 @@ def browse(page, tmp_path, *flags):
     return done.stdout
 
 
-def test_the_page_works_in_a_browser(compared, tmp_path):
-    runs, page, _ = compared
+def drive(page, tmp_path, steps):
+    """What ``steps`` of JavaScript put into ``out`` on ``page``; all states that they expect were reached."""
     probe = tmp_path / "probe.html"
-    probe.write_text(page.read_text().replace("</body>", PROBE))
+    probe.write_text(page.read_text().replace("</body>", PROBE.replace("STEPS", steps)))
     text = re.search(r'<pre id="probe">(.*?)</pre>', browse(probe, tmp_path, "--dump-dom"), re.S)[1]
-    found = json.loads(text)
-    labels = ["RED-CNN", "RED-CNN + channel + spatial", "low dose", "Gaussian blur", "non-local means"]
-    assert sorted(found["order"]) == sorted(labels)
-    assert found["psnr"] == found["order"][::-1]  # it was sorted by PSNR already, so a click turns it over
-    assert found["up"] == sorted(labels, key=str.lower) and found["down"] == found["up"][::-1]
+    out = json.loads(html.unescape(text))
+    assert "error" not in out, out["error"]
+    assert all(found == expected for found, expected in out["states"]), out["states"]
+    return out
+
+
+START = 'at("slice").value = 0; at("slice").dispatchEvent(new Event("input"));'
+FIRST = START + 'at("zoom").value = 1; at("zoom").dispatchEvent(new Event("input")); press("window-set", 1);'
+FIRST += 'await expect("0 0 40 400 image 1.00 all 0 false");'
+LABELS = ["RED-CNN", "RED-CNN + channel + spatial", "low dose", "Gaussian blur", "non-local means"]
+
+
+def test_tables_sort_at_a_click(compared, tmp_path):
+    out = drive(
+        compared[1],
+        tmp_path,
+        """out.order = names(); const heads = document.querySelectorAll("#ranking-table th");
+        heads[2].click(); out.psnr = names(); heads[0].click(); out.down = names();
+        heads[0].dispatchEvent(new KeyboardEvent("keydown", { key: "Enter" })); out.up = names();""",
+    )
+    assert sorted(out["order"]) == sorted(LABELS)
+    assert out["psnr"] == out["order"][::-1]  # it was sorted by PSNR already, so a click turns it over
+    assert out["up"] == sorted(LABELS, key=str.lower) and out["down"] == out["up"][::-1]
+
+
+def test_pixels_are_those_of_the_evaluation(compared, tmp_path):
+    runs, page, _ = compared
+    out = drive(
+        page,
+        tmp_path,
+        FIRST
+        + """out.image = pixels(); out.labels = [...document.querySelectorAll("#panels b")].map(b => b.textContent);
+        press("window-set", 3); await expect("0 0 -600 1500 image 1.00 all 0 false"); out.lung = pixels();
+        press("window-set", 1); press("mode-set", 1);
+        await expect("0 0 40 400 difference 1.00 all 0 false"); out.difference = pixels();
+        press("mode-set", 2); await expect("0 0 40 400 removed 1.00 all 0 false"); out.removed = pixels();""",
+    )
     stored = results.load(runs / "1-both", "test")
-    key = next(iter(stored.full))
+    key = min(stored.full)
+    full = stored.full[key].astype(float)
+    both, low = (stored.get(name).pictures[key].astype(float) for name in ("1-both", "low dose"))
+    rows, number = shown_rows(page, full.shape), out["labels"].index("RED-CNN + channel + spatial")
 
     def grey(hu, centre, width):
-        return np.clip(np.rint(255 * (hu - (centre - width / 2)) / width), 0, 255).mean()
+        return np.clip(np.rint(255 * (hu[rows] - (centre - width / 2)) / width), 0, 255).mean()
 
-    full = stored.full[key].astype(float)
-    both = stored.get("1-both").pictures[key].astype(float)
-    number = found["labels"].index("RED-CNN + channel + spatial")
-    assert found["labels"][0] == "full dose"
-    rows = shown_rows(page, full.shape)
-    assert found["image"][0] == pytest.approx(grey(full[rows], 40, 400), abs=1.5)
-    assert found["lung"][0] == pytest.approx(grey(full[rows], -600, 1500), abs=1.5)
-    assert found["image"][number] == pytest.approx(grey(both[rows], 40, 400), abs=1.5)
-    assert found["difference"][number] == pytest.approx(grey((both - full)[rows], 0, 200), abs=1.5)
-    assert abs(found["difference"][number] - found["image"][number]) > 5  # the two can be told apart
+    assert out["labels"][:2] == ["full dose", "low dose"]
+    assert out["image"][0] == pytest.approx(grey(full, 40, 400), abs=1.5)
+    assert out["lung"][0] == pytest.approx(grey(full, -600, 1500), abs=1.5)
+    assert out["image"][number] == pytest.approx(grey(both, 40, 400), abs=1.5)
+    assert out["difference"][number] == pytest.approx(grey(both - full, 0, 200), abs=1.5)
+    assert out["removed"][number] == pytest.approx(grey(low - both, 0, 200), abs=1.5)
+    assert out["removed"][1] == pytest.approx(127.5, abs=1)  # nothing was removed from the low dose
+    assert abs(out["difference"][number] - out["image"][number]) > 5  # the two can be told apart
+
+
+def test_the_keyboard_alone_drives_the_viewer(compared, tmp_path):
+    out = drive(
+        compared[1],
+        tmp_path,
+        FIRST
+        + """const end = at("slice").max;
+        key("ArrowDown"); await expect("0 1 40 400 image 1.00 all 0 false");
+        key("End"); await expect(`0 ${end} 40 400 image 1.00 all 0 false`);
+        key("ArrowRight"); key("4"); await expect(`0 ${end} -600 1500 image 1.00 all 0 false`);
+        key("]"); await expect(`0 ${end} -600 1650 image 1.00 all 0 false`);
+        key("m"); key("m"); await expect(`0 ${end} -600 1650 removed 1.00 all 0 false`);
+        key("m"); key("b"); await expect(`0 ${end} -600 1650 image 1.00 all 0 true`);
+        out.caption = document.querySelectorAll("#panels span")[1].textContent;
+        key("b"); key("f"); await expect(`0 ${end} -600 1650 image 1.00 two 0 false`);
+        out.count = canvases().length; out.first = document.querySelector("#panels b").textContent;
+        key(" "); await expect(`0 ${end} -600 1650 image 1.00 two 1 false`);
+        out.second = document.querySelector("#panels b").textContent;
+        key("Enter"); await expect(`0 ${end} -600 1650 image 1.00 two 0 false`);  // by itself
+        key("Enter"); key("f"); key("+"); await expect(`0 ${end} -600 1650 image 1.25 all 0 false`);
+        out.labels = canvases().map(c => c.getAttribute("aria-label"));
+        out.said = at("shown").textContent; out.reachable = view.tabIndex;""",
+    )
+    assert (out["count"], out["first"].split()[0], out["second"], out["reachable"]) == (1, "RED-CNN", "full dose", 0)
+    assert re.fullmatch(r"RMSE in the body \d+\.\d\d HU", out["caption"])
+    assert len(out["labels"]) == 6 and all("window C-600 W1650" in label for label in out["labels"])
+    assert "window C-600 W1650" in out["said"]
+
+
+def test_the_pointer_and_numbers_drive_the_viewer(compared, tmp_path):
+    out = drive(
+        compared[1],
+        tmp_path,
+        FIRST
+        + """drag(20, -10); await expect("0 0 30 420 image 1.00 all 0 false");
+        wheel(1); await expect("0 1 30 420 image 1.00 all 0 false");
+        wheel(-1); wheel(-1); await expect("0 0 30 420 image 1.00 all 0 false");
+        at("centre").value = -500; at("width").value = 1200; at("width").dispatchEvent(new Event("change"));
+        await expect("0 0 -500 1200 image 1.00 all 0 false");
+        for (const button of document.querySelectorAll("#extremes-table tbody tr:first-child button:not([disabled])")) {
+          button.click(); for (let i = 0; i < 5; i++) await wait();
+          out.states.push([at("slice-name").textContent.split(" ")[0], button.dataset.slice]);
+        }
+        out.ground = getComputedStyle(document.body).backgroundColor;
+        at("theme").click(); out.other = getComputedStyle(document.body).backgroundColor;""",
+    )
+    assert {out["ground"], out["other"]} == {"rgb(255, 255, 255)", "rgb(18, 23, 29)"}
+
+
+NARROW = """
+<script>addEventListener("load", () => setTimeout(() => {
+  const wide = [...document.querySelectorAll("body *")].filter(
+    e => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest(".scroll") && !e.closest("[hidden]"));
+  const texts = wide.map(e => e.outerHTML.slice(0, 80));
+  parent.postMessage(JSON.stringify([innerWidth, document.documentElement.scrollWidth, texts]), "*");
+}, 1000));</script></body>
+"""
+
+
+def test_nothing_overflows_on_a_telephone(compared, tmp_path):
+    """A headless window is at least 500 pixels wide, a frame in it need not be."""
+    (tmp_path / "page.html").write_text(compared[1].read_text().replace("</body>", NARROW))
+    frame = '<iframe src="page.html" style="width: 400px; height: 900px; border: 0"></iframe><pre></pre>'
+    script = '<script>onmessage = e => { document.querySelector("pre").textContent = e.data; }</script>'
+    (tmp_path / "frame.html").write_text(frame + script)
+    text = re.search(r"<pre>(.*?)</pre>", browse(tmp_path / "frame.html", tmp_path, "--dump-dom"), re.S)[1]
+    assert json.loads(html.unescape(text)) == [400, 400, []]
 
 
 def shown_rows(page, shape):
