@@ -1,8 +1,12 @@
 """Denoise DICOM series: a folder tree in, the same tree of derived series out.
 
+python launch/denoise.py --model redcnn-general IN OUT
 python launch/denoise.py --run runs/demo/0-1a2b3c4d IN OUT
 python launch/denoise.py --run runs/demo/0-1a2b3c4d --export model.pt2
 python launch/denoise.py --run model.pt2 IN OUT
+
+A network that ships measures each series first and refuses what is far from what it was trained on. For research, not
+for diagnosis.
 """
 
 import argparse
@@ -14,9 +18,13 @@ from shards.common.command import InputError, command
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="run folder, or a file written by --export")
+    network = parser.add_mutually_exclusive_group(required=True)
+    network.add_argument("--model", metavar="NAME", help="a network that ships (a wrong name lists them)")
+    network.add_argument("--run", type=Path, help="run folder, or a file written by --export")
     parser.add_argument("source", nargs="?", type=Path, metavar="IN", help="folder with DICOM series, at any depth")
     parser.add_argument("out", nargs="?", type=Path, metavar="OUT", help="folder to write to; run again, it goes on")
+    parser.add_argument("--strength", type=float, default=1.0, help="0 = the input, 1 = fully denoised (%(default)s)")
+    parser.add_argument("--force", action="store_true", help="also what is far from what the network was trained on")
     parser.add_argument("--export", type=Path, metavar="FILE", help="write the network as one file (torch.export)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     return parser.parse_args()
@@ -28,19 +36,22 @@ def main() -> None:
     if not (options.export or (options.source and options.out)):
         raise InputError("expected IN and OUT, or --export FILE; --help shows examples")
     from ldct.device import device_name, keep_freed, pick_device
-    from ldct.inference.denoiser import Denoiser  # --help and a typo need no torch
+    from ldct.inference import pretrained  # --help and a typo need no torch
+    from ldct.inference.denoiser import Blended, Denoiser
     from ldct.inference.dicom import denoise_series
     from ldct.inference.export import export, open_model
+    from ldct.inference.guard import check
     from ldct.inference.series import find_series, first_few, uneven
 
     keep_freed()
     device = pick_device(options.device)
-    model = open_model(options.run, device)
+    path = pretrained.find(options.model) if options.model else options.run
+    network = open_model(path, device)
     if options.export:
-        if not isinstance(model, Denoiser):
-            raise InputError(f"--export needs a run folder, {options.run} is an exported model already")
-        export(model, options.export)
-        print(f"{options.export}: {model.about}")
+        if not isinstance(network, Denoiser):
+            raise InputError(f"--export needs a network or a run folder, {path} is an exported model already")
+        export(network, options.export)
+        print(f"{options.export}: {network.about}")
     if not (options.source and options.out):
         return
     series, passed_over = find_series(options.source, options.out)
@@ -49,6 +60,10 @@ def main() -> None:
     for each in series:
         for line in uneven(each.slices):
             print(f"{each.slices[0].path.parent}: {line}")
+    if options.model:
+        series, lines = check(series, pretrained.read_card(path), options.force)
+        print(*lines, sep="\n", flush=True)
+    model = network if options.strength == 1 else Blended(network, options.strength)
     try:
         count, seconds, left_out = denoise_series(series, model, model.about, model.name)
     except OSError as error:
@@ -58,8 +73,7 @@ def main() -> None:
     total = sum(len(each.slices) for each in series)
     print(f"{options.out}: {count} of {total} slices in {len(series)} series denoised by {model.about}{rate}")
     if left_out:
-        why = "; ".join(dict.fromkeys(left_out))
-        raise InputError(f"{len(left_out)} of {len(series)} series left out, for a file that cannot be used: {why}")
+        raise InputError(f"{len(left_out)} of {len(series)} series left out: {'; '.join(dict.fromkeys(left_out))}")
 
 
 if __name__ == "__main__":

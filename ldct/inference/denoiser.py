@@ -1,9 +1,10 @@
-"""A trained run as a function from HU to HU."""
+"""A trained network as a function from HU to HU."""
 
 import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from ldct import config as configuration
 from ldct import models
 from ldct.data.hu import denormalise, normalise, to_hu
 from ldct.device import full_precision
+from ldct.inference import pretrained
 from ldct.models.whole_slice import denoise
 from ldct.runs import checkpoint
 from shards.common.command import InputError
@@ -44,12 +46,17 @@ def finite_hu(output: Tensor, about: str) -> np.ndarray:
 
 
 class Denoiser:
-    """The best checkpoint of a run (its averaged weights, if the run averages).
+    """The best checkpoint of a run (its averaged weights, if the run averages), or a network that ships.
+
+    Parameters
+    ----------
+    source : Path
+        Run folder, or a weights' file of ldct/inference/pretrained/.
 
     Attributes
     ----------
     name : str
-        The run's.
+        The run's or the network's.
     about : str
         Network, run and checkpoint, in words.
     step : int
@@ -60,14 +67,20 @@ class Denoiser:
         What convolutions compute in: as the run was trained and validated. docs/speed.md has bf16's distance from fp32.
     """
 
-    def __init__(self, run: Path, device: torch.device) -> None:
+    def __init__(self, source: Path, device: torch.device) -> None:
         full_precision()
-        best = checkpoint.read_best(run)
+        ships = source.suffix == pretrained.SUFFIX
+        best = pretrained.read(source) if ships else checkpoint.read_best(source)
         self.config = configuration.from_dict(best["config"])
         self.step, self.patch, self.device = best["step"], best["patch"], device
-        self.name, self.precision = run.resolve().name, self.config.train.precision
-        digest = hashlib.sha256((run / "checkpoints" / checkpoint.BEST).read_bytes()).hexdigest()
-        self.about = f"{self.config.model.name} of run {self.name}, step {self.step}, checkpoint {digest[:8]}"
+        self.precision = self.config.train.precision
+        self.name = source.stem if ships else source.resolve().name
+        file = source if ships else source / "checkpoints" / checkpoint.BEST
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+        if ships:
+            self.about = f"{self.name}, {self.config.model.name}, weights {digest}"
+        else:
+            self.about = f"{self.config.model.name} of run {self.name}, step {self.step}, checkpoint {digest}"
         pooled = self.config.model.attention in ("channel", "both")
         self.mode = "whole slice at once" + f", channel attention over {self.patch}x{self.patch} windows" * pooled
         self.model = models.create(self.config.model)
@@ -80,6 +93,28 @@ class Denoiser:
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             output = through(partial(denoise, self.model, patch=self.patch), images, self.config.data.normalization)
         return finite_hu(output.reshape(low.shape), self.about)
+
+
+class Blended:
+    """Low dose and denoised, mixed: what a radiologist chooses who wants to keep some of the noise.
+
+    Parameters
+    ----------
+    model
+        Denoiser or Exported.
+    strength : float
+        0 = the low dose, 1 = what ``model`` gives.
+    """
+
+    def __init__(self, model: Any, strength: float) -> None:
+        if not 0 <= strength <= 1:
+            raise InputError(f"--strength: expected 0 (the input) to 1 (fully denoised), found {strength:g}")
+        self.model, self.strength = model, strength
+        self.name, self.about = f"{model.name} {strength:.0%}", f"{model.about}, strength {strength:g}"
+
+    def __call__(self, low: np.ndarray) -> np.ndarray:
+        """int16 HU, shape (H, W) or (B, H, W), in and out."""
+        return to_hu(low + self.strength * (self.model(low).astype(np.float32) - low))
 
 
 def through(network: Callable[[Tensor], Tensor], hu: Tensor, normalization: str) -> Tensor:

@@ -26,7 +26,7 @@ Model = Callable[[np.ndarray], np.ndarray]
 
 
 def denoise_series(series: list[Series], model: Model, about: str, name: str) -> tuple[int, float, list[str]]:
-    """Denoise all series; those that are there already are kept.
+    """Denoise all series that are not left out; those that are there already are kept.
 
     A series is written to a hidden folder and moved from there when it is whole, so nothing half-written is ever found.
 
@@ -48,12 +48,12 @@ def denoise_series(series: list[Series], model: Model, about: str, name: str) ->
         If an output is not finite, or OUT holds files that something else made.
     """
     made_by = f"denoised by {about}"
-    todo = [each for each in series if not each.damage and not is_done(each, made_by)]
-    count, left_out, began = 0, [each.damage for each in series if each.damage], time.monotonic()
+    todo = [each for each in series if not each.left_out and not is_done(each, made_by + each.note)]
+    count, left_out, began = 0, [each.left_out for each in series if each.left_out], time.monotonic()
     with Progress("denoise", sum(len(s.slices) for s in todo), "slices") as progress, ThreadPoolExecutor(BATCH) as pool:
         for each in todo:
             try:
-                for slices in _write_series(each, model, made_by, name, pool):
+                for slices in _write_series(each, model, made_by + each.note, name, pool):
                     progress.update(slices)
                 count += len(each.slices)
             except Unusable as reason:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ldct.device import full_precision
 from ldct.inference.denoiser import Denoiser, finite_hu, through
+from ldct.inference.pretrained import SUFFIX
 from ldct.models.cbam import ChannelGate
 from ldct.models.network import Network
 from shards.common.atomic import atomic
@@ -141,5 +142,5 @@ class Exported:
 
 
 def open_model(path: Path, device: torch.device) -> Denoiser | Exported:
-    """The run in the folder ``path``, or the exported model in the file ``path``."""
-    return Exported(path, device) if path.is_file() else Denoiser(path, device)
+    """The run in the folder ``path``, the network that ships or the exported model in the file ``path``."""
+    return Exported(path, device) if path.is_file() and path.suffix != SUFFIX else Denoiser(path, device)

@@ -27,8 +27,11 @@ class Series:
     """In order of z."""
     folder: Path
     """Folder to write to; no other series is written there."""
-    damage: str = ""
-    """A damaged file in its folder. Which series that belongs to cannot be known, and none may lose a slice unseen."""
+    left_out: str = ""
+    """Why it is not to be denoised, if it is not. A damaged file in its folder: which series that belongs to cannot be
+    known, and none may lose a slice unseen. Or the network was not trained on such."""
+    note: str = ""
+    """Said behind what denoised it, in DerivationDescription."""
     files: list[Path] = field(init=False)
     """File to write for each slice, no two alike."""
 

@@ -225,6 +225,13 @@ def write_provenance(folder: Path, manifest_sha256: str) -> None:
     write_text(path, json.dumps(attempts, indent=1) + "\n")
 
 
+def code_of(folder: Path) -> dict[str, str]:
+    """Commit and diff of the code that last trained the run in ``folder``; empty where nothing was written down."""
+    path = folder / "provenance.json"
+    attempts = json.loads(path.read_text()) if path.is_file() else []
+    return attempts[-1]["code"] if attempts else {}
+
+
 def _version(name: str) -> str:
     try:
         return importlib.metadata.version(name)

@@ -3,9 +3,10 @@ import pydicom
 import pytest
 from conftest import run_command
 from made import make_run
-from phantom import make_dataset
+from phantom import make_dataset, write_series
 
 from ldct.evaluation import datasets, results
+from ldct.inference import pretrained
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +56,69 @@ def test_export_and_use_without_the_run(run, tmp_path):
         assert np.abs(run_hu - file_hu).max() <= 1
 
 
+@pytest.fixture(scope="module")
+def weights(run, tiny_shards, tmp_path_factory):
+    """The run as a network that ships, made by its command."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    (folder / "about.yaml").write_text("".join(f"{key}: phantoms\n" for key in pretrained.TOLD))
+    argv = [run, "redcnn-tiny", "--shards", tiny_shards, "--about", folder / "about.yaml", "--folder", folder]
+    done = run_command("-m", "ldct.inference.pretrained", *argv)
+    assert done.stdout.startswith(f"{folder / 'redcnn-tiny.safetensors'}: ")
+    return folder / "redcnn-tiny.safetensors"
+
+
+def descriptions(folder):
+    """DerivationDescription of each series below ``folder``, each of one kind."""
+    found = {}
+    for path in sorted(folder.rglob("*.dcm")):
+        found.setdefault(path.parent.name, set()).add(str(pydicom.dcmread(path).DerivationDescription))
+    return {name: text for name, (text,) in found.items()}
+
+
+def test_a_network_that_ships_knows_what_it_was_trained_on(weights, tmp_path):
+    """The quarter dose is like its training, the full dose and pixels of 0.3 mm are not."""
+    make_dataset(tmp_path / "in", patients=("L143",), slices=2, size=128, seed=0)
+    write_series(tmp_path / "in" / "small", "L143", "quarter", 2, PixelSpacing=[0.3, 0.3])
+    argv = ["launch/denoise.py", "--model", weights, tmp_path / "in", tmp_path / "out"]
+    done = run_command(*argv, check=False)
+    assert done.returncode == 2
+    full, small = (tmp_path / "in" / name for name in ("L143/full_1mm", "small"))
+    assert f"error: 2 of 3 series left out: {full}: redcnn-tiny was not trained on such a series (noise " in done.stderr
+    assert f"{small}: redcnn-tiny was not trained on such a series (" in done.stderr
+    assert "pixels 0.30 mm, trained on 0.70 to 0.70: a small field of view?" in done.stderr
+    assert list(descriptions(tmp_path / "out")) == ["quarter_1mm"]
+    assert "; pixels 0.70 mm (0.70 to 0.70); body " in done.stdout and "; kernel B30f (B30f)" in done.stdout
+
+    run_command(*argv, "--force")
+    described = descriptions(tmp_path / "out")
+    assert described["quarter_1mm"].startswith("denoised by redcnn-tiny, redcnn, weights ")
+    assert ", not trained on such a series: noise " in described["full_1mm"]
+    assert "not trained on" not in described["quarter_1mm"]
+
+
+def test_strength_is_named_by_the_derived_series(weights, tmp_path):
+    make_dataset(tmp_path / "in", patients=("L143",), slices=1, size=128, seed=0)
+    (tmp_path / "in" / "L143" / "full_1mm").rename(tmp_path / "full")
+    for strength in ("0.5", "1"):
+        argv = ["--model", weights, "--strength", strength, tmp_path / "in", tmp_path / strength]
+        run_command("launch/denoise.py", *argv)
+    (half,), (whole,) = ([pydicom.dcmread(path) for path in (tmp_path / s).rglob("*.dcm")] for s in ("0.5", "1"))
+    (low,) = [pydicom.dcmread(path) for path in (tmp_path / "in").rglob("*.IMA")]
+    expected = (low.pixel_array.astype(float) + whole.pixel_array) / 2
+    assert np.abs(half.pixel_array - expected).max() <= 0.5
+    assert (
+        half.SeriesDescription == "CT denoised redcnn-tiny 50%" and whole.SeriesDescription == "CT denoised redcnn-tiny"
+    )
+    assert half.DerivationDescription == f"{whole.DerivationDescription}, strength 0.5"
+    assert half.SeriesInstanceUID != whole.SeriesInstanceUID
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["--run", "no/run", "in", "out"], "no/run has no checkpoint to use"),
         (["--run", "no/run"], "expected IN and OUT, or --export FILE"),
+        (["--model", "none-such", "in", "out"], "no network 'none-such'; those that ship: "),
     ],
 )
 def test_bad_input_is_one_line(argv, message):

@@ -1,0 +1,109 @@
+"""A run becomes a network that ships, and is the same network."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from made import make_run
+from phantom import images
+
+from ldct.inference import pretrained
+from ldct.inference.denoiser import Blended, Denoiser
+from shards.common.command import InputError
+
+CPU = torch.device("cpu")
+RANGES = {
+    "noise_hu": (14.0, 60.0),
+    "frequency_per_mm": (0.18, 0.35),
+    "spacing_mm": (0.6, 1.0),
+    "body_mm": (50.0, 420.0),
+}
+TOLD = {key: f"of {key}" for key in pretrained.TOLD}
+
+
+@pytest.fixture(scope="module")
+def run(tiny_shards, tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs") / "0-run", tiny_shards, scale=0.3, attention="channel")
+
+
+@pytest.fixture
+def weights(run, tmp_path):
+    pretrained.publish(run, "redcnn-tiny", RANGES, ["B30f"], TOLD, tmp_path)
+    return tmp_path / "redcnn-tiny.safetensors"
+
+
+def test_it_denoises_as_the_run_does(run, weights):
+    low = images("L001", "quarter", 2, size=96)
+    network, of_run = Denoiser(weights, CPU), Denoiser(run, CPU)
+    np.testing.assert_array_equal(network(low), of_run(low))
+    assert (network.name, network.mode) == ("redcnn-tiny", of_run.mode)
+    card = pretrained.read_card(weights)
+    assert network.about == f"redcnn-tiny, redcnn, weights {card.sha256[:8]}"
+    assert card.parameters == sum(p.numel() for p in of_run.model.parameters())
+    assert card.ranges == RANGES and card.config["model"]["attention"] == "channel"
+
+
+def test_nothing_of_this_machine_is_in_the_card(run, weights, tiny_shards):
+    for path in weights.parent.iterdir():
+        content = path.read_bytes()
+        assert str(run.parent).encode() not in content and str(tiny_shards).encode() not in content
+
+
+def test_the_page_says_what_people_must_know(weights):
+    page = weights.with_suffix(".md").read_text()
+    assert "For research, not for diagnosis." in page and "| noise | 14 to 60 HU |" in page
+    assert all(f"of {key}" in page for key in TOLD)
+
+
+def test_other_weights_than_the_cards_are_refused(weights):
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(InputError, match=r"its sha256 is .*, its card says .*; get the file again"):
+        Denoiser(weights, CPU)
+
+
+def test_a_card_that_is_missing_or_of_another_version_is_one_line(weights):
+    path = weights.with_suffix(".json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"colour": "blue"}))
+    with pytest.raises(InputError, match=r"expected the card of redcnn-tiny\.safetensors: .*colour"):
+        Denoiser(weights, CPU)
+    path.unlink()
+    with pytest.raises(InputError, match=r"expected the card of redcnn-tiny\.safetensors"):
+        Denoiser(weights, CPU)
+
+
+def test_a_wrong_name_lists_those_that_ship():
+    with pytest.raises(InputError, match="no network 'redcnn-generall'; those that ship: "):
+        pretrained.find("redcnn-generall")
+
+
+def test_a_card_needs_all_its_texts(run, tmp_path):
+    with pytest.raises(InputError, match=r"--about: expected data, simulation, .*, found data"):
+        pretrained.publish(run, "x", RANGES, [], {"data": "x"}, tmp_path)
+
+
+@pytest.mark.parametrize("name", pretrained.names())
+def test_what_ships_is_whole(name):
+    content = pretrained.read(pretrained.find(name))
+    assert all(torch.isfinite(value).all() for value in content["model"].values())
+
+
+def test_all_that_ships_is_small():
+    assert sum(path.stat().st_size for path in pretrained.FOLDER.glob("*")) < 4_000_000
+
+
+@pytest.mark.parametrize("strength", [0, 0.25, 1])
+def test_strength_blends(run, strength):
+    low, network = images("L001", "quarter", 1, size=96), Denoiser(run, CPU)
+    expected = (1 - strength) * low + strength * network(low)
+    blended = Blended(network, strength)
+    assert np.abs(blended(low) - expected).max() <= 0.5
+    assert blended.about == f"{network.about}, strength {strength:g}" and blended.name == f"0-run {strength:.0%}"
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.5, float("nan")])
+def test_no_strength_beyond_the_network(run, strength):
+    with pytest.raises(InputError, match=r"expected 0 .* to 1 .*, found"):
+        Blended(Denoiser(run, CPU), strength)
