@@ -30,12 +30,15 @@ def names(split):
 def test_lists():
     split = by_patient([patient(n) for n in TEN], ["l333"], ["L506"], None)
     assert names(split)["val"] == ["L333"] and names(split)["test"] == ["L506"] and len(names(split)["train"]) == 8
-    assert split.about["by"] == "patient" and len(split.pairs["train"]) == 24
+    assert split.about == {"by": "patient", "note": "by patient, named"} and len(split.pairs["train"]) == 24
+    assert split.left_out == []
 
 
 def test_fractions_of_the_challenge():
-    got = names(by_patient([patient(n) for n in TEN], None, None, None))
-    assert got["val"] == ["L067", "L506"] and got["test"] == ["L096", "L192"]
+    split = by_patient([patient(n) for n in TEN], None, None, None)
+    assert names(split)["val"] == ["L067", "L506"] and names(split)["test"] == ["L096", "L192"]
+    share = "0.15 of the patients by hash"
+    assert split.about == {"by": "patient", "note": f"by patient; val: {share}; test: {share}"}
 
 
 def test_fifteen_percent_each_are_val_and_test_unless_said():
@@ -45,6 +48,27 @@ def test_fifteen_percent_each_are_val_and_test_unless_said():
     got = names(by_patient([patient(n, 1) for n in many], None, None, None))
     assert got["val"] == [name for name in many if place[name] < 0.15]
     assert got["test"] == [name for name in many if place[name] >= 0.85]
+
+
+def test_shares_are_of_all_that_are_not_named_and_may_be_nobody():
+    place = {name: int(hashlib.sha256(name.encode()).hexdigest()[:16], 16) / 2**64 for name in TEN}
+    split = by_patient([patient(n) for n in TEN], ["0.5"], ["L310"], None)
+    assert names(split)["val"] == [name for name in TEN if place[name] < 0.5 and name != "L310"]
+    assert names(split)["test"] == ["L310"]
+    assert split.about["note"] == "by patient; val: 0.5 of the patients by hash"
+    assert names(by_patient([patient(n) for n in TEN], [".0"], [], None))["train"] == TEN
+
+
+def test_seven_patients_are_enough_for_shares():
+    split = by_patient([patient(n) for n in TEN[:7]], None, None, None)
+    assert split.about["note"].startswith("by patient; val: 0.15 of the patients by hash")
+
+
+def test_a_patient_without_pairs_is_in_no_split():
+    split = by_patient([patient(n, slices=n != "L096") for n in TEN[:4]], ["L067"], ["L109"], None)
+    assert names(split) == {"train": ["L143"], "val": ["L067"], "test": ["L109"]}
+    with pytest.raises(InputError, match="--val L096: no such patient"):
+        by_patient([patient(n, slices=n != "L096") for n in TEN[:4]], ["L096"], ["L109"], None)
 
 
 @pytest.mark.parametrize("count", [3, 4, 5, 6])
@@ -74,6 +98,8 @@ def test_with_few_patients_named_ones_stay_where_they_are_named():
 def test_all_for_test():
     split = all_test([patient(n) for n in TEN])
     assert names(split) == {"train": [], "val": [], "test": TEN}
+    assert split.about == {"by": "patient", "note": "all patients for test, an external test set"}
+    assert split.left_out == []
 
 
 def test_one_more_patient_moves_nobody():
@@ -99,28 +125,43 @@ def test_folds_leave_each_patient_out_once():
     assert sorted(tested) == TEN and sorted(validated) == TEN
 
 
+def test_a_fold_takes_every_nth_by_name_for_test_and_the_next_for_val():
+    patients = [patient(n) for n in reversed(TEN)]
+    split = by_patient(patients, None, None, "2/5")
+    assert names(split)["test"] == [TEN[1], TEN[6]] and names(split)["val"] == [TEN[2], TEN[7]]
+    assert split.about == {"by": "patient", "note": "by patient, fold 2 of 5"}
+    last = names(by_patient(patients, None, None, "3/3"))  # the group after the last is the first
+    assert last == {"train": TEN[1::3], "val": TEN[0::3], "test": TEN[2::3]}
+
+
 @pytest.mark.parametrize(
     "val, test, fold, message",
     [
-        (["L999"], [], None, "--val L999: no such patient; there are L067, L096"),
-        (["L067"], ["L067"], None, "L067 is in --val and in --test"),
-        (["L067"], ["L096", "L109"], None, "no patient is left to train on"),
-        (None, None, "0/3", "expected K/N"),
-        (None, None, "4/3", "expected K/N"),
-        (None, None, "1/10", "N from 3 to 3"),
-        (None, None, "x", "expected K/N"),
-        (["L067"], None, "1/3", "leave out --val and --test"),
-        ([".01"], [], None, "no patient of L067, L096, L109 falls into val"),
+        (["L999"], [], None, "--val L999: no such patient; there are L067, L096, L109"),
+        (["L067"], ["L067"], None, "L067 is in --val and in --test; a patient belongs to one split"),
+        (["L067"], ["L096", "L109"], None,
+         "no patient is left to train on, of L067, L096, L109; name fewer in --val and --test"),
+        (None, None, "0/3", "--fold 0/3: expected K/N with K from 1 to N and N from 3 to 3 (the patients)"),
+        (None, None, "4/3", "--fold 4/3: expected K/N with K from 1 to N and N from 3 to 3 (the patients)"),
+        (None, None, "1/2", "--fold 1/2: expected K/N with K from 1 to N and N from 3 to 3 (the patients)"),
+        (None, None, "1/4", "--fold 1/4: expected K/N with K from 1 to N and N from 3 to 3 (the patients)"),
+        (None, None, "x", "--fold x: expected K/N with K from 1 to N and N from 3 to 3 (the patients)"),
+        (["L067"], None, "1/3", "--fold chooses val and test by itself; leave out --val and --test"),
+        (None, ["L067"], "1/3", "--fold chooses val and test by itself; leave out --val and --test"),
+        ([".01"], [], None, "by a hash of its name no patient of L067, L096, L109 falls into val; name one: --val ID, "
+         "or none: --val with nothing behind it"),
     ],
-)
+)  # fmt: skip
 def test_bad_splits(val, test, fold, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError) as error:
         by_patient([patient(n) for n in TEN[:3]], val, test, fold)
+    assert str(error.value) == message
 
 
 def test_one_patient_needs_slabs():
-    with pytest.raises(InputError, match=r"L067 is the only patient.*--split slabs"):
+    with pytest.raises(InputError) as error:
         by_patient([patient("L067")], None, None, None)
+    assert str(error.value) == "L067 is the only patient, so no split by patient is possible; use --split slabs"
 
 
 def test_slabs_have_gaps_that_no_slice_bridges():
@@ -128,13 +169,36 @@ def test_slabs_have_gaps_that_no_slice_bridges():
     numbers = {k: [int(pair.key[-4:]) for pair in pairs] for k, pairs in split.pairs.items()}
     assert numbers == {"train": list(range(13)), "val": [14, 15], "test": [17, 18, 19]}
     assert [out["what"] for out in split.left_out] == ["sample_0013", "sample_0016"]
-    assert split.about["by"] == "slab" and split.about["note"].startswith("not by patient")
+    assert {out["why"] for out in split.left_out} == {"gap between the slabs of two splits"}
+    assert split.about == {
+        "by": "slab",
+        "note": "not by patient: slabs of one patient, sample, 1 slice apart; "
+        "figures from such a split say nothing about other patients",
+    }
 
 
-def test_thick_overlapping_slices_need_a_wider_gap():
-    split = by_slab([patient("sample", 40, step=1.0, thickness=3.0)])
-    z = {k: [pair.full.z for pair in pairs] for k, pairs in split.pairs.items()}
-    assert z["val"][0] - z["train"][-1] >= 3 and z["test"][0] - z["val"][-1] >= 3
+@pytest.mark.parametrize(
+    ("slices", "thickness", "train", "val", "test"),
+    [
+        (8, 1.0, (0, 3), (5, 5), (7, 7)),  # one slice is the least gap
+        (8, None, (0, 3), (5, 5), (7, 7)),
+        (40, 3.0, (0, 25), (28, 31), (34, 39)),  # slices 1 mm apart: two lie between, and the third touches nothing
+        (40, 2.5, (0, 25), (28, 31), (34, 39)),
+        (40, 2.0, (0, 27), (29, 32), (34, 39)),
+        (9, 4.0, (0, 0), (4, 4), (8, 8)),  # one is enough to train on
+    ],
+)
+def test_thick_overlapping_slices_need_a_wider_gap(slices, thickness, train, val, test):
+    split = by_slab([patient("sample", slices, step=1.0, thickness=thickness)])
+    ends = {k: (pairs[0].full.z, pairs[-1].full.z) for k, pairs in split.pairs.items()}
+    assert ends == {"train": train, "val": val, "test": test}
+    assert ("2 slices apart" in split.about["note"]) == (thickness in (2.5, 3.0))
+
+
+def test_slices_too_thick_to_split_are_said():
+    with pytest.raises(InputError) as error:
+        by_slab([patient("sample", 8, step=0.5, thickness=2.0)])
+    assert str(error.value) == "--split slabs: 8 slices 0.5 mm apart leave none to train on between gaps of 3"
 
 
 def test_copies_of_a_series_have_the_same_slabs():
@@ -146,7 +210,12 @@ def test_copies_of_a_series_have_the_same_slabs():
 
 
 def test_slabs_are_for_one_patient_with_enough_slices():
-    with pytest.raises(InputError, match="for one patient, found 2"):
-        by_slab([patient("a"), patient("b")])
-    with pytest.raises(InputError, match="at least 8 slices"):
+    with pytest.raises(InputError) as error:
+        by_slab([patient("a"), patient("b"), patient("empty", 0)])
+    assert str(error.value) == "--split slabs is for one patient, found 2; use --split patient"
+    with pytest.raises(InputError) as error:
         by_slab([patient("a", 7)])
+    assert str(error.value) == "--split slabs needs at least 8 slices of a, found 7"
+    with pytest.raises(InputError, match="found 2; use --split patient"):
+        by_slab([patient("a-v00", 20), patient("b", 20)])  # only one of them is a copy
+    assert len(by_slab([patient("a", 8), patient("empty", 0)]).pairs["train"]) == 4
