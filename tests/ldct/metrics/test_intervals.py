@@ -70,12 +70,14 @@ def test_slices_of_too_few_patients_are_not_tested_however_many_they_are(patient
 def test_two_equal_methods_are_not_tested():
     side = measured({"A": [1], "B": [2], "C": [3]})
     assert math.isnan(paired(side, side, "x").p)
+    above = measured({"A": [2], "B": [3], "C": [4]})
+    assert math.isnan(paired(above, side, "x").p)  # differences without spread: t would be infinite
 
 
 def test_holm_on_a_known_example():
     """Holm's steps by hand: 4 x 0.005, 3 x 0.01, then 2 x 0.03 and 1 x 0.04, which may not fall below it."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
 
 
 def test_holm_does_not_count_what_was_not_tested():

@@ -1,0 +1,72 @@
+"""Both directions of the linogram method against their sums, written out."""
+
+import numpy as np
+import pytest
+
+from shards.projection import Fan, back_project, project
+
+FAN = Fan((7, 4), 1.5, 6)
+
+
+def shifted(spectrum, samples, columns):
+    """A view or a row of ``samples``, given as its rfft, read ``columns`` further to the right."""
+    turns = np.arange(len(spectrum)) / samples * columns
+    return np.fft.irfft(spectrum * np.exp(2j * np.pi * turns), samples)
+
+
+def middle(count):
+    return np.arange(count) - (count - 1) / 2
+
+
+def test_the_views_are_at_equal_tangents_and_make_a_quarter_turn():
+    assert FAN.samples == 12
+    assert FAN.tangents == pytest.approx([-5 / 6, -1 / 2, -1 / 6, 1 / 6, 1 / 2, 5 / 6])
+    assert FAN.cosines == pytest.approx(np.cos(np.arctan(FAN.tangents)))
+    assert FAN.steps.sum() == pytest.approx(np.pi / 2) and FAN.steps[0] == pytest.approx(
+        np.arctan(1) - np.arctan(2 / 3)
+    )
+    assert FAN.positions.shape == (6, 12)
+    assert FAN.positions[3, :6] / FAN.cosines[3] == pytest.approx([-2.25, -0.75, 0.75, 2.25, 3.75, 5.25])
+    assert FAN.positions[3, -1] / FAN.cosines[3] == pytest.approx(
+        -3.75
+    )  # what lies left of the slice stands at the end
+    assert FAN.frequencies() == pytest.approx(np.arange(7) / (12 * 1.5))
+    assert FAN.frequencies(2) == pytest.approx(np.arange(13) / (12 * 1.5))
+
+
+def test_a_projection_is_the_sum_of_shifted_rows():
+    image = np.random.default_rng(0).random(FAN.shape)
+    rows = np.fft.rfft(image, FAN.samples, axis=1)
+    expected = [
+        sum(shifted(row, FAN.samples, tangent * y) for row, y in zip(rows, middle(7), strict=True)) * 1.5 / cosine
+        for tangent, cosine in zip(FAN.tangents, FAN.cosines, strict=True)
+    ]
+    sums = project(image, FAN)
+    assert sums.dtype == np.float32
+    np.testing.assert_allclose(sums, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("fine", [1, 3])
+@pytest.mark.parametrize("left_out", [0, 2])
+def test_a_back_projection_is_the_sum_of_the_views_at_the_pixels_ray(fine, left_out):
+    samples = FAN.samples * fine
+    spectra = np.fft.rfft(np.random.default_rng(1).standard_normal((FAN.views, samples)), axis=1)
+    spectra[:, spectra.shape[1] - left_out :] = 0
+    expected = [
+        sum(shifted(view, samples, -tangent * y * fine) for view, tangent in zip(spectra, FAN.tangents, strict=True))
+        for y in middle(7)
+    ]
+    given = spectra[:, : spectra.shape[1] - left_out].astype(np.complex64)
+    image = back_project(given, FAN, fine)
+    assert image.shape == FAN.shape and image.dtype == np.float32
+    np.testing.assert_allclose(image, np.array(expected)[:, : 4 * fine : fine], atol=1e-4)
+
+
+def test_a_point_is_projected_to_its_distance_from_the_middle():
+    """x cos - y sin, where x counts to the right and y downwards."""
+    fan = Fan((41, 31), 2.0, 40)
+    image = np.zeros(fan.shape)
+    image[30, 20] = 1
+    peaks = fan.positions[np.arange(40), project(image, fan).argmax(axis=1)]
+    angles = np.arctan(fan.tangents)
+    np.testing.assert_allclose(peaks, (20 - 15) * 2 * np.cos(angles) - (30 - 20) * 2 * np.sin(angles), atol=1.0)
