@@ -1,4 +1,4 @@
-"""Measure speed on this machine, beside the reference implementations, in one run.
+"""Measure speed on this machine, beside the baselines, in one run.
 
 python launch/bench.py shard
 python launch/bench.py load --shards data/shards --json load.json
@@ -14,8 +14,8 @@ from shards.common.command import command
 BENCHES = {
     "shard": ("ldct.benchmarks.shard", "the sharder, beside the bare decode and the common preparation script"),
     "load": ("ldct.benchmarks.load", "batches and checkpoints, beside plain webdataset and a copy in memory"),
-    "train": ("ldct.benchmarks.train", "training steps, beside the reference and a matrix product"),
-    "infer": ("ldct.benchmarks.infer", "whole slices, beside the reference and a matrix product"),
+    "train": ("ldct.benchmarks.train", "training steps, beside the baseline and a matrix product"),
+    "infer": ("ldct.benchmarks.infer", "whole slices, beside the baseline and a matrix product"),
 }
 """Name -> module and what it measures. Each module has add_arguments(parser) and run(options) -> dict."""
 

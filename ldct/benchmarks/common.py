@@ -1,4 +1,4 @@
-"""What the benches share: the machine, ways that take turns, the matrix product as the limit, tables."""
+"""What the benches share: the machine, variants that are measured alternating, the matrix product as the limit."""
 
 import contextlib
 import multiprocessing
@@ -74,10 +74,10 @@ def wait_for(device: torch.device) -> None:
 
 
 @contextlib.contextmanager
-def apart(way: Callable[..., Generator[T]], *arguments: object) -> Iterator[Callable[[], T]]:
-    """A function whose calls give what ``way(*arguments)`` yields, one value a call, in a process of its own.
+def apart(variant: Callable[..., Generator[T]], *arguments: object) -> Iterator[Callable[[], T]]:
+    """A function whose calls give what ``variant(*arguments)`` yields, one value a call, in a process of its own.
 
-    As a user would run it: what the other ways set for their process (threads, precision, memory) or left in its
+    As a user would run it: what the other variants set for their process (threads, precision, memory) or left in its
     allocator does not reach it.
 
     Raises
@@ -86,29 +86,29 @@ def apart(way: Callable[..., Generator[T]], *arguments: object) -> Iterator[Call
         From a call, if the process ended.
     """
     spawn = multiprocessing.get_context("spawn")
-    mine, theirs = spawn.Pipe()
-    process = spawn.Process(target=_answer, args=(theirs, way, *arguments))
+    here, there = spawn.Pipe()
+    process = spawn.Process(target=_answer, args=(there, variant, *arguments))
     process.start()
-    theirs.close()
+    there.close()
 
     def ask() -> T:
         try:
-            mine.send(None)
-            answer: T = mine.recv()
+            here.send(None)
+            answer: T = here.recv()
         except (EOFError, OSError):
-            raise InputError(f"{way.__name__} ended while it was measured; its error stands above") from None
+            raise InputError(f"{variant.__name__} ended while it was measured; its error stands above") from None
         return answer
 
     try:
         yield ask
     finally:
-        mine.close()
+        here.close()
         process.join()
 
 
-def _answer(pipe: Connection, way: Callable[..., Generator[T]], *arguments: object) -> None:
+def _answer(pipe: Connection, variant: Callable[..., Generator[T]], *arguments: object) -> None:
     """The other end of ``apart``, until that closes the pipe."""
-    with contextlib.closing(way(*arguments)) as values:
+    with contextlib.closing(variant(*arguments)) as values:
         while True:
             try:
                 pipe.recv()
@@ -119,16 +119,16 @@ def _answer(pipe: Connection, way: Callable[..., Generator[T]], *arguments: obje
                 pipe.send(value)
 
 
-def take_turns(ways: Mapping[str, Callable[[], T]], repeats: int, warmup: int = 1) -> dict[str, list[T]]:
-    """What each way says in ``repeats`` rounds, one way after the other, after ``warmup`` that are not counted.
+def alternate(variants: Mapping[str, Callable[[], T]], repeats: int, warmup: int = 1) -> dict[str, list[T]]:
+    """What each variant says in ``repeats`` rounds, one variant after the other, after ``warmup`` that are not counted.
 
-    In turns, so that a machine that becomes slower for a while does so for all of them.
+    Alternating, so that a machine that becomes slower for a while does so for all of them.
     """
-    values: dict[str, list[T]] = {name: [] for name in ways}
-    for turn in range(warmup + repeats):
-        for name, way in ways.items():
-            value = way()
-            if turn >= warmup:
+    values: dict[str, list[T]] = {name: [] for name in variants}
+    for repeat in range(warmup + repeats):
+        for name, variant in variants.items():
+            value = variant()
+            if repeat >= warmup:
                 values[name].append(value)
     return values
 
@@ -138,9 +138,9 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
-def ratio(values: Sequence[float], reference: Sequence[float]) -> float:
-    """Median over the rounds of ``values`` over ``reference``."""
-    return statistics.median(a / b for a, b in zip(values, reference, strict=True))
+def ratio(values: Sequence[float], baseline: Sequence[float]) -> float:
+    """Median over the rounds of ``values`` over ``baseline``."""
+    return statistics.median(a / b for a, b in zip(values, baseline, strict=True))
 
 
 def matrix_products(device: torch.device, size: int | None = None) -> dict[str, Callable[[], float]]:
@@ -150,12 +150,12 @@ def matrix_products(device: torch.device, size: int | None = None) -> dict[str, 
 
 def _product(dtype: torch.dtype, device: torch.device, size: int) -> Callable[[], float]:
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    ways: list[Callable[[], object]] = [lambda: a @ b]
+    products: list[Callable[[], object]] = [lambda: a @ b]
     if device.type == "cpu" and dtype is torch.float32 and torch.backends.mkldnn.is_available():
         # what torch's fp32 convolutions use; MKL, behind matmul, is 2.5 times slower on an AMD EPYC
         x, weight = a.to_mkldnn(), b.to_mkldnn()
-        ways.append(lambda: F.linear(x, weight))
-    return lambda: 2 * size**3 / min(seconds(way, device) for way in ways for _ in range(3))
+        products.append(lambda: F.linear(x, weight))
+    return lambda: 2 * size**3 / min(seconds(product, device) for product in products for _ in range(3))
 
 
 def generate(folder: Path, pairs: int) -> Path:

@@ -1,4 +1,4 @@
-"""How fast slices are denoised, beside the reference and a matrix product; how far from fp32, in how much memory."""
+"""How fast slices are denoised, beside the baseline and a matrix product; how far from fp32, in how much memory."""
 
 import argparse
 import dataclasses
@@ -32,7 +32,7 @@ STEPS = 40
 PARTS = 6
 """Of a series, after which its memory is looked at."""
 
-REFERENCE, FP32 = "reference", "ours, fp32"
+BASELINE, FP32 = "baseline", "ours, fp32"
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
@@ -45,94 +45,98 @@ def trained(shards: Path, network: str, folder: Path) -> Path:
     return folder
 
 
-def measure(run: Path, low: np.ndarray, repeats: int, device: torch.device) -> dict[str, Any]:
-    """Slices per second of a run's network, both precisions and the reference in turns, each in a process of its own.
+def measure_run(run: Path, low: np.ndarray, repeats: int, device: torch.device) -> dict[str, Any]:
+    """Slices per second of a run's network, both precisions and the baseline alternating, each in a process of its own.
 
     Parameters
     ----------
     low : ndarray
-        Slices, int16 HU, (n, H, W); a turn takes all of them.
+        Slices, int16 HU, (n, H, W); a repeat takes all of them.
 
     Returns
     -------
     dict
-        ``about`` the run, ``network``, ``matrix_product`` (the best among the turns), ``base`` (the way that ratios are
-        to) and the ``rows`` of ``describe``.
+        ``about`` the run, ``network``, ``matrix_product`` (the best among the repeats), ``base`` (what ratios are to)
+        and the ``rows``.
     """
     denoiser = Denoiser(run, device)
     model = denoiser.config.model
     with ExitStack() as processes:
         asks: dict[str, Callable[[], Any]] = {}
         for precision in PRECISIONS:
-            way = common.apart(our_turns, run, low, precision, device)
-            asks[f"ours, {precision}"] = processes.enter_context(way)
+            variant = common.apart(denoiser_repeats, run, low, precision, device)
+            asks[f"ours, {precision}"] = processes.enter_context(variant)
         if model.attention == "none" and model.residual:
-            asks[REFERENCE] = processes.enter_context(common.apart(their_turns, run, low, device))
-        turns = common.take_turns(asks | common.matrix_products(device), repeats, warmup=1)
-    best: dict[str, float] = {name: max(turns.pop(name)) for name in PRECISIONS}
-    base = REFERENCE if REFERENCE in turns else FP32
+            asks[BASELINE] = processes.enter_context(common.apart(baseline_repeats, run, low, device))
+        measured = common.alternate(asks | common.matrix_products(device), repeats, warmup=1)
+    best: dict[str, float] = {name: max(measured.pop(name)) for name in PRECISIONS}
+    base = BASELINE if BASELINE in measured else FP32
     about = {"about": denoiser.about, "network": model.name, "matrix_product": best, "base": base}
-    return about | {"rows": describe(denoiser.config, low, turns, base, best)}
+    return about | {"rows": rows(denoiser.config, low, measured, base, best)}
 
 
-def our_turns(
+def denoiser_repeats(
     run: Path, low: np.ndarray, precision: Precision, device: torch.device
 ) -> Generator[tuple[float, np.ndarray]]:
-    """Turns of what launch/denoise.py calls: slices per second, and the slices in HU."""
+    """What launch/denoise.py calls, repeated: slices per second, and the slices in HU."""
     keep_freed()
     denoiser = Denoiser(run, device)
     denoiser.precision = precision
     yield from timed(denoiser, low, device)
 
 
-def their_turns(run: Path, low: np.ndarray, device: torch.device) -> Generator[tuple[float, np.ndarray]]:
-    """Turns of the reference with the run's weights: slice by slice, float64 out, rounded to compare."""
+def baseline_repeats(run: Path, low: np.ndarray, device: torch.device) -> Generator[tuple[float, np.ndarray]]:
+    """The baseline with the run's weights, repeated: slice by slice, float64 out, rounded to compare."""
     full_precision()
     denoiser = Denoiser(run, device)
     weights = {name: value.contiguous() for name, value in denoiser.model.state_dict().items()}
     network = baseline.create(denoiser.config.model, weights).to(device)
     normalization = denoiser.config.data.normalization
 
-    def way(low: np.ndarray) -> np.ndarray:
+    def variant(low: np.ndarray) -> np.ndarray:
         return np.rint([baseline.denoise(network, slice_, normalization, device) for slice_ in low])
 
-    yield from timed(way, low, device)
+    yield from timed(variant, low, device)
 
 
 def timed(
-    way: Callable[[np.ndarray], np.ndarray], low: np.ndarray, device: torch.device
+    variant: Callable[[np.ndarray], np.ndarray], low: np.ndarray, device: torch.device
 ) -> Generator[tuple[float, np.ndarray]]:
-    """Slices per second of ``way`` of ``low``, and what it gave, again and again."""
-    found: list[np.ndarray] = []
+    """Slices per second of ``variant`` of ``low``, and what it gave, again and again."""
+    outputs: list[np.ndarray] = []
     while True:
-        took = common.seconds(lambda: found.append(way(low)), device)
-        yield len(low) / took, found.pop()
+        took = common.seconds(lambda: outputs.append(variant(low)), device)
+        yield len(low) / took, outputs.pop()
 
 
-def describe(
-    config: Config, low: np.ndarray, turns: dict[str, list[tuple[float, np.ndarray]]], base: str, best: dict[str, float]
+def rows(
+    config: Config,
+    low: np.ndarray,
+    measured: dict[str, list[tuple[float, np.ndarray]]],
+    base: str,
+    best: dict[str, float],
 ) -> list[dict[str, Any]]:
-    """A row for each way.
+    """A row for each variant.
 
     Returns
     -------
     list of dict
-        way, precision, slices_per_s (median, lowest, highest), ratio to ``base``, flop_per_s, share of the matrix
+        variant, precision, slices_per_s (median, lowest, highest), ratio to ``base``, flop_per_s, share of the matrix
         product's, and rmse_hu, the distance of its output in whole HU from ours in fp32, over pixels that are
-        not clipped: what normalization clips, the reference does not put back.
+        not clipped: what normalization clips, the baseline does not put back.
     """
     work = forward_flops(config.model, low.shape[1:])
     tensor, normalization = torch.from_numpy(low), config.data.normalization
     inside = (denormalise(normalise(tensor, normalization), normalization).round() == tensor).numpy()
-    rates = {name: [rate for rate, _ in found] for name, found in turns.items()}
-    outputs = {name: found[-1][1].astype(float) for name, found in turns.items()}
-    rows = []
+    rates = {name: [speed for speed, _ in repeats] for name, repeats in measured.items()}
+    outputs = {name: repeats[-1][1].astype(float) for name, repeats in measured.items()}
+    table = []
     for name, values in rates.items():
         precision: Precision = "bf16" if name == "ours, bf16" else "fp32"
         speed = work * common.spread(values)["median"]
-        rows.append(
+        table.append(
             {
-                "way": name,
+                "variant": name,
                 "precision": precision,
                 "slices_per_s": common.spread(values),
                 "flop_per_s": speed,
@@ -141,7 +145,7 @@ def describe(
                 "rmse_hu": float(np.sqrt(np.mean((outputs[name] - outputs[FP32])[inside] ** 2))),
             }
         )
-    return rows
+    return table
 
 
 def forward_flops(model: ModelConfig, shape: tuple[int, int]) -> int:
@@ -180,22 +184,22 @@ def peaks(run: Path, low: np.ndarray, device: torch.device) -> Generator[float]:
 def text(result: dict[str, Any]) -> str:
     """The result for people."""
     parts = [common.heading(result)]
-    for found in result["networks"]:
-        limits = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in found["matrix_product"].items())
+    for network in result["networks"]:
+        limits = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in network["matrix_product"].items())
         parts.append(f"slices of {' x '.join(map(str, result['shape']))}; large matrix product: {limits}")
         rows = [
             [
-                f"{found['network']}, {row['way']}",
+                f"{network['network']}, {row['variant']}",
                 f"{row['slices_per_s']['median']:.2f}",
                 f"{row['slices_per_s']['low']:.2f} to {row['slices_per_s']['high']:.2f}",
                 f"{row['ratio']:.2f}",
                 f"{100 * row['share']:.0f} %",
                 f"{row['rmse_hu']:.3f}",
             ]
-            for row in found["rows"]
+            for row in network["rows"]
         ]
-        head = ["way", "slices/s", "spread", f"/ {found['base']}", "of the product", "HU from fp32"]
-        peaks = ", ".join(f"{peak:,.0f}" for peak in found["peak_mb"])
+        head = ["variant", "slices/s", "spread", f"/ {network['base']}", "of the product", "HU from fp32"]
+        peaks = ", ".join(f"{peak:,.0f}" for peak in network["peak_mb"])
         parts += [text_table(head, rows), f"peak memory after each {BATCH} slices of a series: {peaks} MB"]
     return "\n".join(parts)
 
@@ -204,7 +208,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``launch/bench.py infer``."""
     parser.add_argument("--shards", type=Path, help="shards whose val slices to take (default: of a water phantom)")
     parser.add_argument("--run", type=Path, help="run folder (default: both networks, trained for a few steps first)")
-    parser.add_argument("--slices", type=int, default=1, help="slices of a turn (%(default)s)")
+    parser.add_argument("--slices", type=int, default=1, help="slices of a repeat (%(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds that count, after one to warm up (%(default)s)")
 
 
@@ -221,9 +225,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         result["shape"] = list(low.shape[1:])
         folders = [options.run] if options.run else [trained(shards, n, Path(scratch) / n) for n in models.names()]
         for folder in folders:
-            found = measure(folder, low, options.repeats, device)
+            network = measure_run(folder, low, options.repeats, device)
             with common.apart(peaks, folder, low, device) as peak:
-                found["peak_mb"] = [peak() for _ in range(PARTS)]
-            result["networks"].append(found)
+                network["peak_mb"] = [peak() for _ in range(PARTS)]
+            result["networks"].append(network)
     print(text(result))
     return result

@@ -36,19 +36,19 @@ BATCH = 512
 
 def ours(folder: Path) -> Iterator[int]:
     """Pairs per batch of the training loader, over two epochs, air included."""
-    tiles = Patches(folder, configuration.DataConfig(min_body=0))
-    order = Sampler(tiles.shard, 0, configuration.DataConfig().window_shards, BATCH)
+    patches = Patches(folder, configuration.DataConfig(min_body=0))
+    sampler = Sampler(patches.shard, 0, configuration.DataConfig().window_shards, BATCH)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with Loader(open_store(tiles, "mmap", device), order, 0, 1, 0, 2 * len(tiles) // BATCH) as batches:
+    with Loader(open_store(patches, "mmap", device), sampler, 0, 1, 0, 2 * len(patches) // BATCH) as batches:
         for batch in batches:
             yield len(batch.to(device, non_blocking=True))
 
 
 def one_pair_per_member(source: Path, folder: Path) -> int:
-    """Rewrite the training pairs the way webdataset is commonly fed: one member per pair; returns their number."""
-    store = MappedStore(tiles := Patches(source, configuration.DataConfig(min_body=0)), torch.device("cpu"))
+    """Rewrite the training pairs as webdataset is commonly fed: one member per pair; returns their number."""
+    store = MappedStore(patches := Patches(source, configuration.DataConfig(min_body=0)), torch.device("cpu"))
     folder.mkdir()
-    for number, part in enumerate(np.array_split(np.arange(len(tiles)), 4)):
+    for number, part in enumerate(np.array_split(np.arange(len(patches)), 4)):
         with tarfile.open(folder / f"pairs-{number}.tar", "w") as tar:
             for index, pair in zip(part, store.fetch(part).numpy(), strict=True):
                 buffer = io.BytesIO()
@@ -57,7 +57,7 @@ def one_pair_per_member(source: Path, folder: Path) -> int:
                 info.size = len(buffer.getvalue())
                 buffer.seek(0)
                 tar.addfile(info, buffer)
-    return len(tiles)
+    return len(patches)
 
 
 def plain_webdataset(folder: Path) -> Iterator[int]:
@@ -75,10 +75,10 @@ def memory_copy() -> Iterator[int]:
         yield len(source[number % 64].clone())
 
 
-def rate(way: Callable[[], Iterator[int]]) -> float:
+def rate(variant: Callable[[], Iterator[int]]) -> float:
     """Pairs per second, from the first batch asked for to the last one there."""
     began = time.perf_counter()
-    pairs = sum(way())
+    pairs = sum(variant())
     return pairs / (time.perf_counter() - began)
 
 
@@ -134,16 +134,16 @@ def resumed(shards: Path) -> dict[str, float]:
 
 
 def measure(pairs: int, repeats: int, shards: Path | None) -> dict[str, Any]:
-    """All figures; the ways to load take turns, ``repeats`` times after one round that is not counted."""
+    """All figures; the loaders alternate, ``repeats`` times after one round that is not counted."""
     with tempfile.TemporaryDirectory() as scratch:
         source = shards or common.generate(Path(scratch), pairs)
         count = one_pair_per_member(source, members := Path(scratch) / "members")
-        ways = {
+        variants = {
             "ours": lambda: ours(source),
             "webdataset, one pair per member": lambda: plain_webdataset(members),
             "limit: memory copy": memory_copy,
         }
-        rates = common.take_turns({name: partial(rate, way) for name, way in ways.items()}, repeats)
+        rates = common.alternate({name: partial(rate, variant) for name, variant in variants.items()}, repeats)
         seconds = checkpoint_seconds(repeats)
         return {
             **common.machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")),

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from ldct.benchmarks import common
-from ldct.benchmarks.steps import configure, our_turns
+from ldct.benchmarks.steps import configure, trainer_repeats
 from ldct.config import Config, TrainConfig
 from shards.common.table import text_table
 
@@ -17,11 +17,11 @@ ENOUGH = 0.95
 
 
 def rate(config: Config, steps: int) -> float:
-    """Patches per second, after a turn to warm up; 0 where the device's memory does not suffice."""
+    """Patches per second, after a repeat to warm up; 0 where the device's memory does not suffice."""
     try:
-        turns = our_turns(config, "", steps, 2)
-        next(turns)
-        return next(turns)[0]
+        repeats = trainer_repeats(config, "", steps, 2)
+        next(repeats)
+        return next(repeats)[0]
     except torch.OutOfMemoryError:
         return 0.0
 

@@ -23,7 +23,7 @@ from shards.common.command import InputError
 from shards.common.table import text_table
 
 PATIENCE = 5
-"""How many times as long as ours the document's recipe may take: at most a fifth is what is claimed."""
+"""How many times as long as ours the study's recipe may take: at most a fifth is what is claimed."""
 
 
 def epoch(shards: Path, batch: int, settings: Sequence[str]) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def scaling(shards: Path, ranks: int, batch: int, steps: int, repeats: int, sett
             torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
             return last_rate(config, torchrun, OMP_NUM_THREADS="1")
 
-    values = common.take_turns({str(count): partial(rate, count) for count in (1, ranks)}, repeats, warmup=0)
+    values = common.alternate({str(count): partial(rate, count) for count in (1, ranks)}, repeats, warmup=0)
     device = Ranks(60).device
     return common.machine(device) | {
         "ranks": ranks,
@@ -134,20 +134,20 @@ def scaling_text(result: dict[str, Any]) -> str:
 
 def quality(shards: Path, psnr: float, settings: Sequence[str]) -> dict[str, Any]:
     """Seconds of training until a validation reaches ``psnr`` (dB, by val.protocol): the default recipe and the
-    document's, each a run of its own; ``settings`` hold for both. The document's is given PATIENCE times as long."""
+    study's, each a run of its own; ``settings`` hold for both. The study's is given PATIENCE times as long."""
     recipes = common.ROOT / "configs" / "train"
     fixed = [f"data.shards={shards}", "track.wandb=disabled", *settings]
-    ours, best = until(psnr, [f"config={recipes / 'default.yaml'}", *fixed], float("inf"))
-    if ours is None:
+    ours_s, best = until(psnr, [f"config={recipes / 'default.yaml'}", *fixed], float("inf"))
+    if ours_s is None:
         raise InputError(f"the default recipe ended at {best:.2f} dB, below {psnr}; ask for less")
-    theirs, found = until(psnr, [f"config={recipes / 'document.yaml'}", *fixed], PATIENCE * ours)
+    study_s, study_best = until(psnr, [f"config={recipes / 'document.yaml'}", *fixed], PATIENCE * ours_s)
     return common.machine(Ranks(60).device) | {
         "psnr": psnr,
         "settings": list(settings),
-        "ours_s": ours,
-        "document_s": theirs,
-        "document_best": found,
-        "share": ours / theirs if theirs else None,
+        "ours_s": ours_s,
+        "study_s": study_s,
+        "study_best": study_best,
+        "share": ours_s / study_s if study_s else None,
     }
 
 
@@ -162,20 +162,20 @@ def until(psnr: float, settings: Sequence[str], limit_s: float) -> tuple[float |
             try:
                 while True:
                     ended = process.poll() is not None
-                    found = validations(Path(folder))
-                    reached = [seconds for seconds, value in found if value >= psnr and seconds <= limit_s]
-                    over = bool(found) and found[-1][0] > limit_s
+                    curve = validations(Path(folder))
+                    reached = [seconds for seconds, value in curve if value >= psnr and seconds <= limit_s]
+                    over = bool(curve) and curve[-1][0] > limit_s
                     if reached or ended or over:
                         break
                     time.sleep(0.2)
             finally:
                 process.terminate()
                 process.wait()
-            if not found:
+            if not curve:
                 log.seek(0)
                 raise InputError(f"the training failed: {(log.read().strip().splitlines() or ['no message'])[-1]}")
-    within = [value for seconds, value in found if seconds <= limit_s]
-    return (reached[0] if reached else None), max(within, default=found[0][1])
+    within = [value for seconds, value in curve if seconds <= limit_s]
+    return (reached[0] if reached else None), max(within, default=curve[0][1])
 
 
 def validations(folder: Path) -> list[tuple[float, float]]:
@@ -187,11 +187,11 @@ def validations(folder: Path) -> list[tuple[float, float]]:
 
 def quality_text(result: dict[str, Any]) -> str:
     """The result of ``quality`` for people."""
-    ours, theirs = result["ours_s"], result["document_s"]
-    if theirs:
-        other = f"the document's {theirs:.1f} s: a share of {result['share']:.3f}"
+    ours_s, study_s = result["ours_s"], result["study_s"]
+    if study_s:
+        other = f"the study's {study_s:.1f} s: a share of {result['share']:.3f}"
     else:
-        limit = PATIENCE * ours
-        other = f"the document's not in {limit:.0f} s ({result['document_best']:.2f} dB): less than 1/{PATIENCE}"
+        limit = PATIENCE * ours_s
+        other = f"the study's not in {limit:.0f} s ({result['study_best']:.2f} dB): less than 1/{PATIENCE}"
     what = " ".join(result["settings"])
-    return f"{common.heading(result)}\nto {result['psnr']} dB, {what}: default recipe {ours:.1f} s, {other}"
+    return f"{common.heading(result)}\nto {result['psnr']} dB, {what}: default recipe {ours_s:.1f} s, {other}"

@@ -1,4 +1,4 @@
-"""How fast the sharder is, beside the bare decode and beside the common way of preparing such data."""
+"""How fast the sharder is, beside the bare decode and beside the common way to prepare such data."""
 
 import argparse
 import collections
@@ -85,20 +85,22 @@ def common_script(source: Path, out: Path) -> None:
             np.save(out / f"{series.parent.name}_{index}_{series.name}.npy", image)
 
 
-def alone(*ways: Callable[[Path, Path], None]) -> Callable[[Path, Path], None]:
-    """``ways`` at once, each in an interpreter of its own, as a script would run: what one way leaves behind in the
+def alone(*variants: Callable[[Path, Path], None]) -> Callable[[Path, Path], None]:
+    """``variants`` at once, each in an interpreter of its own, as a script would run: what one leaves behind in the
     allocator makes the next one up to three times as fast. With several, each gets the files of one patient."""
 
     def run(source: Path, out: Path) -> None:
-        sources = [source] if len(ways) == 1 else [source / patient for patient in PATIENTS]
+        sources = [source] if len(variants) == 1 else [source / patient for patient in PATIENTS]
         spawn = multiprocessing.get_context("spawn")
-        processes = [spawn.Process(target=way, args=(part, out)) for way, part in zip(ways, sources, strict=True)]
+        processes = [
+            spawn.Process(target=variant, args=(part, out)) for variant, part in zip(variants, sources, strict=True)
+        ]
         for process in processes:
             process.start()
         for process in processes:
             process.join()
             if process.exitcode:
-                raise InputError(f"a reference ended with status {process.exitcode}; its error stands above")
+                raise InputError(f"a baseline ended with status {process.exitcode}; its error stands above")
 
     return run
 
@@ -139,41 +141,41 @@ def build_with(workers: int, peak: list[float]) -> Callable[[Path, Path], None]:
 
 
 def measure(pairs: int, repeats: int, scratch: Path | None) -> dict[str, Any]:
-    """Run all ways in turn, ``repeats`` times after one round that is not counted.
+    """Run all variants alternating, ``repeats`` times after one round that is not counted.
 
     Returns
     -------
     dict
-        Machine, versions, shapes, the seconds of every round, and for each way the slices per second (files, two a
+        Machine, versions, shapes, the seconds of every round, and for each variant the slices per second (files, two a
         pair): median, lowest, highest; ratios, the median over the rounds; peak memory of all processes together in MB.
     """
     peaks: list[list[float]] = [[0.0], [0.0]]
-    ways = {
+    variants = {
         "bare decode": alone(bare_decode),
         "bare decode x 2": alone(bare_decode, bare_decode),
         "common script": alone(common_script),
         "shards": build_with(1, peaks[0]),
         "shards x 2": build_with(2, peaks[1]),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         source, out = Path(folder) / "in", Path(folder) / "out"
         generate(source, pairs)
-        for turn in range(repeats + 1):
-            for name, way in ways.items():
-                for path in source.rglob("*.IMA"):  # the way before may have pushed it out of the page cache
+        for repeat in range(repeats + 1):
+            for name, variant in variants.items():
+                for path in source.rglob("*.IMA"):  # the variant before may have pushed it out of the page cache
                     path.read_bytes()
                 began = time.perf_counter()
-                way(source, out)
-                if turn:
+                variant(source, out)
+                if repeat:
                     seconds[name].append(time.perf_counter() - began)
                 with contextlib.suppress(FileNotFoundError):
                     shutil.rmtree(out)
     files = 2 * pairs
     rates = {name: sorted(files / value for value in values) for name, values in seconds.items()}
 
-    def ratio(name: str, reference: str) -> float:
-        return statistics.median(b / a for a, b in zip(seconds[name], seconds[reference], strict=True))
+    def ratio(name: str, baseline: str) -> float:
+        return statistics.median(b / a for a, b in zip(seconds[name], seconds[baseline], strict=True))
 
     return {
         "machine": platform.processor() or platform.machine(),

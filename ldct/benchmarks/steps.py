@@ -1,4 +1,4 @@
-"""Steps of the trainer without a run around them, and those of the reference on the same batches."""
+"""Steps of the trainer without a run around them, and those of the baseline on the same batches."""
 
 import dataclasses
 import os
@@ -25,11 +25,11 @@ from ldct.training.trainer import set_numerics
 from shards.common.command import InputError
 
 LR = 1e-4
-"""Learning rate of all ways."""
+"""Learning rate of all variants."""
 
 
 def configure(shards: Path, network: str, batch: int, settings: Sequence[str] = ()) -> Config:
-    """The default recipe with ``settings`` (section.field=value), but for what the reference does: MSE, Adam at a
+    """The default recipe with ``settings`` (section.field=value), but for what the baseline does: MSE, Adam at a
     constant rate, no augmentation.
 
     Raises
@@ -51,42 +51,44 @@ def start(config: Config) -> Training:
     return Training(config, Ranks(config.train.timeout_s))
 
 
-def our_turns(config: Config, compiled: str, steps: int, turns: int) -> Generator[tuple[float, float]]:
+def trainer_repeats(config: Config, compiled: str, steps: int, repeats: int) -> Generator[tuple[float, float]]:
     """Turns of the trainer, through torch.compile in the mode ``compiled`` if that is not empty.
 
-    Sets this process up as launch/train.py does, and yields for each turn patches per second and mean loss.
+    Sets this process up as launch/train.py does, and yields for each repeat patches per second and mean loss.
     """
     keep_freed()
     set_numerics(config)
     training = start(config)
     if compiled:
         training.parallel = cast(torch.nn.Module, torch.compile(training.parallel, mode=compiled))
-    yield from timed(ours(training, (1 + steps) * turns), config.train.global_batch, steps, training.ranks.device)
+    yield from timed(
+        trainer_losses(training, (1 + steps) * repeats), config.train.global_batch, steps, training.ranks.device
+    )
 
 
-def their_turns(config: Config, steps: int, turns: int) -> Generator[tuple[float, float]]:
-    """Turns of the reference, as ``our_turns``. Its process computes fp32 in fp32, with the fastest kernels that cuDNN
+def baseline_repeats(config: Config, steps: int, repeats: int) -> Generator[tuple[float, float]]:
+    """The baseline, as ``trainer_repeats``. Its process computes fp32 in fp32, with the fastest kernels that cuDNN
     finds; threads and allocator are as torch leaves them."""
     full_precision()
     torch.backends.cudnn.benchmark = True
     with tempfile.TemporaryDirectory() as folder:
         training = start(config)
-        losses = theirs(training, (1 + steps) * turns, Path(folder))
+        losses = baseline_losses(training, (1 + steps) * repeats, Path(folder))
         yield from timed(losses, config.train.global_batch, steps, training.ranks.device)
 
 
 def timed(losses: Iterator[Tensor], batch: int, steps: int, device: torch.device) -> Generator[tuple[float, float]]:
-    """Patches per second and mean loss of every ``steps`` steps, after one that does not count: between turns a GPU's
+    """Patches per second and mean loss of every ``steps`` steps, after one that does not count: between repeats a GPU's
     memory is left to the other processes, and has to be had again."""
     for _ in losses:
-        found: list[Tensor] = []
-        took = common.seconds(lambda: found.extend(islice(losses, steps)), device)  # noqa: B023 (called at once)
+        repeat: list[Tensor] = []
+        took = common.seconds(lambda: repeat.extend(islice(losses, steps)), device)  # noqa: B023 (called at once)
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        yield len(found) * batch / took, torch.stack(found).mean().item()
+        yield len(repeat) * batch / took, torch.stack(repeat).mean().item()
 
 
-def ours(training: Training, steps: int) -> Iterator[Tensor]:
+def trainer_losses(training: Training, steps: int) -> Iterator[Tensor]:
     """Make ``steps`` steps as the loop does, without what stands between them; gives their losses."""
     store = open_store(training.patches, training.config.data.store, training.ranks.device)
     with Loader(store, training.sampler, 0, 1, 0, steps) as batches:
@@ -94,8 +96,8 @@ def ours(training: Training, steps: int) -> Iterator[Tensor]:
             yield training.train_step(batch).loss
 
 
-def theirs(training: Training, steps: int, folder: Path) -> Iterator[Tensor]:
-    """The reference from the same weights on the same batches, from files written into ``folder``."""
+def baseline_losses(training: Training, steps: int, folder: Path) -> Iterator[Tensor]:
+    """The baseline from the same weights on the same batches, from files written into ``folder``."""
     normalization = training.config.data.normalization
     batches = [training.sampler[step].tolist() for step in range(steps)]
     needed = sorted({number for batch in batches for number in batch})

@@ -1,4 +1,4 @@
-"""How fast the trainer's steps are, beside the reference and beside a matrix product of the same precision."""
+"""How fast the trainer's steps are, beside the baseline and beside a matrix product of the same precision."""
 
 import argparse
 import tempfile
@@ -11,8 +11,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from ldct import models
-from ldct.benchmarks import common, recommend, runs
-from ldct.benchmarks.steps import LR, configure, flops, our_turns, ours, start, their_turns
+from ldct.benchmarks import baseline, common, recommend, runs
+from ldct.benchmarks.steps import LR, baseline_repeats, configure, flops, start, trainer_losses, trainer_repeats
 from ldct.config import Config
 from ldct.device import keep_freed
 from ldct.training.ranks import Ranks
@@ -20,7 +20,7 @@ from ldct.training.trainer import set_numerics
 from shards.common.command import InputError
 from shards.common.table import text_table
 
-OURS, BOTH, THEIRS = "ours", "ours, attention both", "reference"
+OURS, BOTH, BASELINE = "ours", "ours, attention both", "baseline"
 
 SETTINGS = {
     OURS: [],
@@ -30,9 +30,9 @@ SETTINGS = {
     "ours, torch.compile": [],
     "ours, CUDA graphs": [],
     "ours, 128 filters for 96": ["model.channels=128"],
-    THEIRS: [],
+    BASELINE: [],
 }
-"""The ways, by the fields they change."""
+"""The variants, by the fields they change."""
 
 COMPILED = {"ours, torch.compile": "default", "ours, CUDA graphs": "reduce-overhead"}
 """Modes of torch.compile."""
@@ -40,7 +40,7 @@ COMPILED = {"ours, torch.compile": "default", "ours, CUDA graphs": "reduce-overh
 ON_GPU_ONLY = ("ours, CUDA graphs", "ours, 128 filters for 96")
 
 PATCH = 55
-"""Side in pixels of the tiles that FLOP are counted for."""
+"""Side in pixels of the patches that FLOP are counted for."""
 
 SLICES = 16
 """Of the water phantom, two patients together."""
@@ -49,27 +49,28 @@ LONGEST = 20
 """Rows of a profile that are printed; the JSON has all."""
 
 
-def ways(network: str, every: bool) -> list[str]:
-    """Names of the ways to train ``network``: ours without and with attention, and the reference; with ``every`` also
-    what else was tried."""
+def variants(network: str, every: bool) -> list[str]:
+    """Names of the variants to train ``network``: ours without and with attention, and the baseline; with ``every``
+    also what else was tried."""
     cuda = torch.cuda.is_available()
-    names = [name for name in SETTINGS if every or name in (OURS, BOTH, THEIRS)]
+    names = [name for name in SETTINGS if every or name in (OURS, BOTH, BASELINE)]
     names = [name for name in names if cuda or name not in ON_GPU_ONLY]
+    names = [name for name in names if network in baseline.BASELINES or name != BASELINE]
     return [name for name in names if network == "redcnn" or "filters" not in name]
 
 
 def sweep(
     shards: Path, networks: Sequence[str], batches: Sequence[int], steps: int, repeats: int, settings: Sequence[str]
 ) -> dict[str, Any]:
-    """All rows of the table. Within a network and a batch size all ways take turns, ``steps`` steps each behind one
+    """All rows of the table. Within a network and a batch size all variants alternate, ``steps`` steps each behind one
     that does not count.
 
     Returns
     -------
     dict
-        The machine; ``matrix_product``, the highest FLOP per second by precision; ``rows``: network, way, batch,
-        patches_per_s (median, lowest, highest), ratio to the reference, flop_per_s, share of the matrix product's, loss
-        (mean of the last round), loss_ratio to the reference.
+        The machine; ``matrix_product``, the highest FLOP per second by precision; ``rows``: network, variant, batch,
+        patches_per_s (median, lowest, highest), ratio to the baseline, flop_per_s, share of the matrix product's, loss
+        (mean of the last round), loss_ratio to the baseline.
     """
     device = Ranks(60).device
     rows, limits = [], {name: 0.0 for name, _ in common.DTYPES}
@@ -77,10 +78,10 @@ def sweep(
         for batch in batches:
             configs = {
                 name: configure(shards, network, batch, [*settings, *SETTINGS[name]])
-                for name in ways(network, every=batch == batches[-1])
+                for name in variants(network, every=batch == batches[-1])
             }
-            turns, best = group(configs, steps, repeats, device)
-            rows += describe(configs, turns)
+            measured, best = group(configs, steps, repeats, device)
+            rows += compare(configs, measured)
             limits = {name: max(limit, best[name]) for name, limit in limits.items()}
     for row in rows:
         row["share"] = row["flop_per_s"] / limits[row["precision"]]
@@ -91,36 +92,37 @@ def sweep(
 def group(
     configs: dict[str, Config], steps: int, repeats: int, device: torch.device
 ) -> tuple[dict[str, list[tuple[float, float]]], dict[str, float]]:
-    """Patches per second and loss of each turn of each way, all in turns, each way in a process of its own; and the
-    best matrix products among their turns."""
+    """Patches per second and loss of each repeat of each variant, all alternating, each in a process of its own; and
+    the best matrix products among their repeats."""
     rounds = 1 + repeats
     asks: dict[str, Callable[[], Any]] = {}
     with ExitStack() as processes:
         for name, config in configs.items():
-            if name == THEIRS:
-                way = common.apart(their_turns, config, steps, rounds)
+            if name == BASELINE:
+                variant = common.apart(baseline_repeats, config, steps, rounds)
             else:
-                way = common.apart(our_turns, config, COMPILED.get(name, ""), steps, rounds)
-            asks[name] = processes.enter_context(way)
-        turns = common.take_turns(asks | common.matrix_products(device), repeats, warmup=1)
-    return turns, {name: max(turns.pop(name)) for name, _ in common.DTYPES}
+                variant = common.apart(trainer_repeats, config, COMPILED.get(name, ""), steps, rounds)
+            asks[name] = processes.enter_context(variant)
+        measured = common.alternate(asks | common.matrix_products(device), repeats, warmup=1)
+    return measured, {name: max(measured.pop(name)) for name, _ in common.DTYPES}
 
 
-def describe(configs: dict[str, Config], turns: dict[str, list[tuple[float, float]]]) -> list[dict[str, Any]]:
+def compare(configs: dict[str, Config], measured: dict[str, list[tuple[float, float]]]) -> list[dict[str, Any]]:
     """The rows of one network at one batch size, but for the share."""
-    rates = {name: [rate for rate, _ in found] for name, found in turns.items()}
-    losses = {name: found[-1][1] for name, found in turns.items()}
+    rates = {name: [rate for rate, _ in repeats] for name, repeats in measured.items()}
+    losses = {name: repeats[-1][1] for name, repeats in measured.items()}
+    base = BASELINE if BASELINE in measured else OURS
     return [
         {
             "network": config.model.name,
-            "way": name,
+            "variant": name,
             "batch": config.train.global_batch,
-            "precision": "fp32" if name == THEIRS else config.train.precision,
+            "precision": "fp32" if name == BASELINE else config.train.precision,
             "patches_per_s": common.spread(rates[name]),
-            "ratio": common.ratio(rates[name], rates[THEIRS]),
+            "ratio": common.ratio(rates[name], rates[base]),
             "flop_per_s": common.spread(rates[name])["median"] * flops(config.model, PATCH),
             "loss": losses[name],
-            "loss_ratio": losses[name] / losses[THEIRS],
+            "loss_ratio": losses[name] / losses[base],
         }
         for name, config in configs.items()
     ]
@@ -134,7 +136,7 @@ def text(result: dict[str, Any]) -> str:
         rate = row["patches_per_s"]
         rows.append(
             [
-                f"{row['network']}, {row['way']}",
+                f"{row['network']}, {row['variant']}",
                 f"{row['batch']}",
                 f"{rate['median']:,.1f}",
                 f"{rate['low']:,.1f} to {rate['high']:,.1f}",
@@ -144,7 +146,7 @@ def text(result: dict[str, Any]) -> str:
                 f"{row['loss_ratio']:.4f}",
             ]
         )
-    head = ["way", "batch", "patches/s", "spread", "/ reference", "GFLOP/s", "of the product", "loss / reference"]
+    head = ["variant", "batch", "patches/s", "spread", "/ baseline", "GFLOP/s", "of the product", "loss / baseline"]
     return f"{common.heading(result)}\nlarge matrix product: {limits}\n{text_table(head, rows)}"
 
 
@@ -154,21 +156,21 @@ def layers(config: Config, steps: int = 3) -> dict[str, Any]:
     set_numerics(config)
     training = start(config)
     cuda = training.ranks.device.type == "cuda"
-    losses = ours(training, steps + 1)
+    losses = trainer_losses(training, steps + 1)
     next(losses)
     kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
     with profile(activities=kinds, record_shapes=True) as profiled:
         list(losses)
         common.wait_for(training.ranks.device)
-    found: dict[tuple[str, str], float] = {}
+    spent: dict[tuple[str, str], float] = {}
     for event in profiled.key_averages(group_by_input_shape=True):
         took = event.self_device_time_total if cuda else event.self_cpu_time_total
         shape = event.input_shapes[0] if event.input_shapes else []
-        place = event.key, " x ".join(map(str, shape)) if shape and isinstance(shape[0], int) else ""
-        found[place] = found.get(place, 0) + took / 1000 / steps
-    longest = sorted(found.items(), key=lambda item: -item[1])
+        layer = event.key, " x ".join(map(str, shape)) if shape and isinstance(shape[0], int) else ""
+        spent[layer] = spent.get(layer, 0) + took / 1000 / steps
+    longest = sorted(spent.items(), key=lambda item: -item[1])
     rows = [
-        {"operation": key, "shape": shape, "ms": ms, "share": ms / sum(found.values())} for (key, shape), ms in longest
+        {"operation": key, "shape": shape, "ms": ms, "share": ms / sum(spent.values())} for (key, shape), ms in longest
     ]
     return common.machine(training.ranks.device) | {
         "network": config.model.name,
@@ -196,7 +198,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batches", type=int, nargs="+", default=[64, 128, 256, 512, 1024] if cuda else [8, 16, 32], metavar="N"
     )
-    parser.add_argument("--steps", type=int, default=20 if cuda else 2, help="steps of a turn that count (%(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=20 if cuda else 2, help="steps of a repeat that count (%(default)s)"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="rounds that count, after one to warm up (%(default)s)")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--profile", action="store_true", help="time by layer instead, at the last batch size")

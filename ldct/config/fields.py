@@ -24,14 +24,14 @@ class DataConfig:
     """How HU become network values: hu1000 = clip [-1000, 2000] / 1000; hu500 = (HU + 500) / 500;
     redcnn = (HU + 1024) / 4096."""
     min_body: float = 0.3
-    """Smallest share of a tile's pixels above -500 HU for the tile to be trained on; 0 keeps air."""
+    """Smallest share of a patch's pixels above -500 HU for the patch to be trained on; 0 keeps air."""
     window_shards: int = 32
     """Shards shuffled together; bounds the memory that a shuffled read touches. 0 = all shards at once."""
     store: Literal["auto", "mmap", "device"] = "auto"
-    """Where the training pairs are read from: the mapped tars, or a copy on the device. auto = device on a GPU where
+    """Where the training patches are read from: the mapped tars, or a copy on the device. auto = device on a GPU where
     they take at most half of its free memory."""
     augment: bool = True
-    """Flips and quarter turns, drawn for each pair from (seed, step)."""
+    """Flips and quarter turns, drawn for each patch from (seed, step)."""
 
     def __post_init__(self) -> None:
         require(0 <= self.min_body <= 1, "data.min_body", "a share between 0 and 1", self.min_body)
@@ -128,7 +128,7 @@ class TrainConfig:
     steps: int = 20_000
     """Optimizer steps in all."""
     global_batch: int = 128
-    """Patch pairs per optimizer step, over all ranks and accumulated parts."""
+    """Patches per optimizer step, over all ranks and accumulated parts."""
     accumulate: int = 1
     """Parts a rank's share of the batch is computed in, one after the other, to save memory."""
     precision: Literal["fp32", "bf16"] = "bf16"

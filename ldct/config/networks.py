@@ -37,9 +37,9 @@ def networks() -> dict[str, Published]:
     The files are parsed, not imported: that takes seconds with torch, and neither --help nor the plan of a sweep nor a
     report needs a network.
     """
-    found = {}
+    declared = {}
     for path in sorted((Path(__file__).parents[1] / "models").glob("*.py")):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [NAME]:
-                found[path.stem] = Published(**ast.literal_eval(node.value))
-    return found
+                declared[path.stem] = Published(**ast.literal_eval(node.value))
+    return declared

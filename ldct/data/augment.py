@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def augment(pairs: Tensor, codes: Tensor) -> Tensor:
-    """Flip and turn square tiles.
+    """Flip and turn square patches.
 
     Parameters
     ----------

@@ -23,10 +23,10 @@ class Loader:
     AHEAD = 4
 
     def __init__(
-        self, store: MappedStore | DeviceStore, order: Sampler, rank: int, world_size: int, start: int, stop: int
+        self, store: MappedStore | DeviceStore, sampler: Sampler, rank: int, world_size: int, start: int, stop: int
     ) -> None:
-        self.store, self.order, self.steps = store, order, range(start, stop)
-        share = order.batch // world_size
+        self.store, self.sampler, self.steps = store, sampler, range(start, stop)
+        share = sampler.batch // world_size
         self.share = slice(rank * share, (rank + 1) * share)
         self.ready: queue.Queue[Tensor | BaseException | None] = queue.Queue(self.AHEAD)
         self.waited_s = 0.0
@@ -39,7 +39,7 @@ class Loader:
         item: Tensor | BaseException | None
         try:
             for step in self.steps:
-                if not self._put(self.store.fetch(self.order[step][self.share])):
+                if not self._put(self.store.fetch(self.sampler[step][self.share])):
                     return
             item = None
         except BaseException as error:  # shown by the loop, which is the one that waits

@@ -10,19 +10,19 @@ import numpy as np
 
 
 class Sampler:
-    """Which tiles make up which global batch.
+    """Which patches make up which global batch.
 
-    An epoch is a permutation of all tiles: the shards are permuted and dealt into windows of at most ``window`` shards,
-    equal but for one, and the tiles of each window are permuted. The epochs follow each other without a gap and
-    batches are cut from that endless sequence. So every tile comes once per epoch; a batch at an epoch's end is filled
-    from the next epoch's start, and none is short or dropped.
+    An epoch is a permutation of all patches: the shards are permuted and dealt into windows of at most ``window``
+    shards, equal but for one, and the patches of each window are permuted. The epochs follow each other without a gap
+    and batches are cut from that endless sequence. So every patch comes once per epoch; a batch at an epoch's end is
+    filled from the next epoch's start, and none is short or dropped.
     """
 
-    def __init__(self, shard_of_tile: np.ndarray, seed: int, window: int, global_batch: int) -> None:
+    def __init__(self, shard_of_patch: np.ndarray, seed: int, window: int, global_batch: int) -> None:
         self.seed, self.batch = seed, global_batch
-        self.count = len(shard_of_tile)
-        groups = np.argsort(shard_of_tile, kind="stable")
-        borders = np.flatnonzero(np.diff(shard_of_tile[groups])) + 1
+        self.count = len(shard_of_patch)
+        groups = np.argsort(shard_of_patch, kind="stable")
+        borders = np.flatnonzero(np.diff(shard_of_patch[groups])) + 1
         self.of_shard = np.split(groups, borders)
         self.window = window or len(self.of_shard)
         self.epoch = lru_cache(maxsize=2)(self._epoch)  # a batch mostly touches one epoch or two neighbours
@@ -34,7 +34,7 @@ class Sampler:
         return np.concatenate([draw.permutation(np.concatenate([self.of_shard[s] for s in w])) for w in windows])
 
     def __getitem__(self, step: int) -> np.ndarray:
-        """Tile indices of the global batch at ``step`` (from 0), shape (global_batch,)."""
+        """Patch indices of the global batch at ``step`` (from 0), shape (global_batch,)."""
         position, parts = step * self.batch, []
         end = position + self.batch
         while position < end:

@@ -30,12 +30,12 @@ class Slices:
         chosen = (
             np.linspace(0, len(every) - 1, limit).round().astype(int) if 0 < limit < len(every) else range(len(every))
         )
-        self.found = [every[i] for i in chosen]
+        self.chosen = [every[i] for i in chosen]
 
     def __len__(self) -> int:
-        return len(self.found)
+        return len(self.chosen)
 
     def __getitem__(self, number: int) -> tuple[Record, np.ndarray]:
-        path, record = self.found[number]
+        path, record = self.chosen[number]
         pixels = np.fromfile(path, dtype="<i2", count=int(np.prod(record.shape)), offset=record.offset)
         return record, pixels.reshape(record.shape)

@@ -31,7 +31,7 @@ class LearningRate:
         self.factor, self.best, self.stalls = 1.0, -math.inf, 0
 
     def at(self, step: int) -> float:
-        """Rate of the update number ``step``, from 0."""
+        """Learning rate of the update number ``step``, from 0."""
         config = self.config
         if step < config.warmup:
             return config.lr * (step + 1) / config.warmup
@@ -41,7 +41,7 @@ class LearningRate:
         return config.lr * self.factor
 
     def validated(self, value: float) -> None:
-        """Hear of a validation (larger is better); plateau lowers the rate after plateau_patience stalls."""
+        """Hear of a validation (larger is better); plateau lowers the learning rate after plateau_patience stalls."""
         if value > self.best:
             self.best, self.stalls = value, 0
             return
@@ -73,11 +73,11 @@ class Average:
     def update(self, step: int) -> None:
         """Move the average after update number ``step``, from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        mine, theirs = list(self.copy.state_dict().values()), list(self.model.state_dict().values())
-        floats = [i for i, tensor in enumerate(mine) if tensor.is_floating_point()]
-        torch._foreach_lerp_([mine[i] for i in floats], [theirs[i] for i in floats], 1 - decay)
-        for i in set(range(len(mine))) - set(floats):  # batch norm's count of batches
-            mine[i].copy_(theirs[i])
+        average, weights = list(self.copy.state_dict().values()), list(self.model.state_dict().values())
+        floats = [i for i, tensor in enumerate(average) if tensor.is_floating_point()]
+        torch._foreach_lerp_([average[i] for i in floats], [weights[i] for i in floats], 1 - decay)
+        for i in set(range(len(average))) - set(floats):  # batch norm's count of batches
+            average[i].copy_(weights[i])
 
 
 class FiniteGuard:
@@ -93,6 +93,6 @@ class FiniteGuard:
         self.first_loss = torch.where(loss.isfinite(), self.first_loss, self.first_loss.minimum(now))
         self.first_gradient = torch.where(norm.isfinite(), self.first_gradient, self.first_gradient.minimum(now))
 
-    def found(self) -> tuple[int, int]:
+    def firsts(self) -> tuple[int, int]:
         """First step with a loss, and with a gradient, that was not finite; NEVER if there was none."""
         return int(self.first_loss), int(self.first_gradient)

@@ -18,10 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 from shards.common.command import InputError
 
 PULSE_S = 2.0
-"""Seconds between two pulse of a rank."""
+"""Seconds between two pulses of a rank."""
 
 PATIENCE = timedelta(minutes=30)
-"""What ranks wait for each other where one may be slow for good reasons: imports, tiles copied to a GPU, a save."""
+"""What ranks wait for each other where one may be slow for good reasons: imports, patches copied to a GPU, a save."""
 
 
 class RankLost(RuntimeError):
@@ -62,21 +62,21 @@ class Ranks:
         return self.rank == 0
 
     def parallel(self, model: nn.Module, patch: int) -> nn.Module:
-        """``model`` with its gradients averaged over the ranks; it is given tiles with a side of ``patch`` pixels.
+        """``model`` with its gradients averaged over the ranks; it is given patches with a side of ``patch`` pixels.
 
         RED-CNN's gradients are 7.4 MB: the default bucket of 25 MB would send them all at the end; 2 MB overlap.
         """
         if self.world_size == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
-        made = DistributedDataParallel(model, device_ids=ids, bucket_cap_mb=2, gradient_as_bucket_view=True)
+        wrapped = DistributedDataParallel(model, device_ids=ids, bucket_cap_mb=2, gradient_as_bucket_view=True)
         # DDP lays its buckets out anew after its first backward, and the layout decides in which order gradients of
         # more than two ranks are added. Without a throw-away one, a resumed run would differ in its first step
         before = copy.deepcopy(model.state_dict())
-        made(torch.zeros(2, 1, patch, patch, device=self.device)).sum().backward()
+        wrapped(torch.zeros(2, 1, patch, patch, device=self.device)).sum().backward()
         model.load_state_dict(before)
         model.zero_grad()
-        return made
+        return wrapped
 
     @staticmethod
     def averaging(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:

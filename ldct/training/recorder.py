@@ -106,7 +106,7 @@ class Recorder:
             self.tracker.look()
 
     def pace(self, waited_s: float) -> None:
-        """Take the rate since the last line or validation; ``waited_s`` of it went by waiting for data."""
+        """Take the steps per second since the last line or validation; ``waited_s`` of it went by waiting for data."""
         (step, then), now, status = self.paced, time.monotonic(), self.status
         status.rate = (status.step - step) / max(now - then, 1e-9)
         status.data_wait = waited_s / max(now - then, 1e-9)
@@ -115,7 +115,7 @@ class Recorder:
         self.pause()
 
     def pause(self) -> None:
-        """Leave the time since the last step out of the rate."""
+        """Leave the time since the last step out of them."""
         self.paced = (self.status.step, time.monotonic())
 
     def line(self, line: dict[str, Any], note: str = "") -> None:

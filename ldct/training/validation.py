@@ -75,7 +75,7 @@ class Validation:
             return denormalise(output, normalization)[0, 0]
 
     def _average(self, values: list[dict[str, float]]) -> dict[str, float]:
-        patients = [record.patient for _, record in self.slices.found]
+        patients = [record.patient for _, record in self.slices.chosen]
         means = [
             {
                 key: float(np.mean([v[key] for v, p in zip(values, patients, strict=True) if p == patient]))

@@ -63,9 +63,9 @@ def test_what_cannot_be_is_one_line(values, says):
 
 
 def test_the_hash_names_what_is_trained():
-    one = from_dict({})
-    assert hash8(one) == hash8(from_dict({"run_dir": "elsewhere", "track": {"wandb": "disabled"}}))
-    assert hash8(one) != hash8(from_dict({"train": {"seed": 1}}))
+    default = from_dict({})
+    assert hash8(default) == hash8(from_dict({"run_dir": "elsewhere", "track": {"wandb": "disabled"}}))
+    assert hash8(default) != hash8(from_dict({"train": {"seed": 1}}))
 
 
 def test_differences_leave_out_what_may_change():
@@ -99,8 +99,8 @@ def test_every_field_is_documented_in_help():
             continue
         for field in dataclasses.fields(section.default_factory):
             assert f"--{section.name}.{field.name}" in words
-    assert "Smallest share of a tile's pixels above -500 HU" in words
-    assert "Patch pairs per optimizer step" in words
+    assert "Smallest share of a patch's pixels above -500 HU" in words
+    assert "Patches per optimizer step" in words
 
 
 @pytest.mark.parametrize(

@@ -9,43 +9,47 @@ from ldct.training.optim import NEVER, Average, FiniteGuard, LearningRate, creat
 
 
 def test_cosine_rises_over_the_warm_up_and_falls_to_zero():
-    rate = LearningRate(OptimConfig(lr=1.0, warmup=4, schedule="cosine"), steps=12)
-    assert [rate.at(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
-    assert rate.at(4) == 1.0 and rate.at(8) == pytest.approx(0.5) and rate.at(12) == pytest.approx(0.0)
-    assert rate.at(20) == pytest.approx(0.0)  # and stays there
+    learning_rate = LearningRate(OptimConfig(lr=1.0, warmup=4, schedule="cosine"), steps=12)
+    assert [learning_rate.at(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert (
+        learning_rate.at(4) == 1.0
+        and learning_rate.at(8) == pytest.approx(0.5)
+        and learning_rate.at(12) == pytest.approx(0.0)
+    )
+    assert learning_rate.at(20) == pytest.approx(0.0)  # and stays there
 
 
 def test_a_run_that_is_all_warm_up_rises_to_its_end():
-    rate = LearningRate(OptimConfig(lr=1.0, warmup=4, schedule="cosine"), steps=4)
-    assert (rate.at(3), rate.at(4), rate.at(5)) == (1.0, 1.0, pytest.approx(0.0))
+    learning_rate = LearningRate(OptimConfig(lr=1.0, warmup=4, schedule="cosine"), steps=4)
+    assert (learning_rate.at(3), learning_rate.at(4), learning_rate.at(5)) == (1.0, 1.0, pytest.approx(0.0))
 
 
 def test_plateau_warms_up_too_and_its_factor_is_the_one_asked_for():
     config = OptimConfig(lr=0.5, warmup=2, schedule="plateau", plateau_patience=1, plateau_factor=0.1)
-    rate = LearningRate(config, steps=10)
-    assert rate.state() == {"factor": 1.0, "best": -math.inf, "stalls": 0}
-    rate.validated(-5.0)
-    rate.validated(-6.0)
-    assert [rate.at(step) for step in (0, 1, 2)] == pytest.approx([0.25, 0.5, 0.05])
-    assert rate.state() == {"factor": pytest.approx(0.1), "best": -5.0, "stalls": 0}
+    learning_rate = LearningRate(config, steps=10)
+    assert learning_rate.state() == {"factor": 1.0, "best": -math.inf, "stalls": 0}
+    learning_rate.validated(-5.0)
+    learning_rate.validated(-6.0)
+    assert [learning_rate.at(step) for step in (0, 1, 2)] == pytest.approx([0.25, 0.5, 0.05])
+    assert learning_rate.state() == {"factor": pytest.approx(0.1), "best": -5.0, "stalls": 0}
 
 
 def test_plateau_halves_after_the_patience_and_counts_anew():
-    rate = LearningRate(OptimConfig(lr=1.0, warmup=0, schedule="plateau", plateau_patience=2), steps=10)
+    learning_rate = LearningRate(OptimConfig(lr=1.0, warmup=0, schedule="plateau", plateau_patience=2), steps=10)
     for value, expected in [(30, 1.0), (29, 1.0), (30, 0.5), (30, 0.5), (30, 0.25), (31, 0.25), (31, 0.25)]:
-        rate.validated(value)
-        assert rate.at(5) == expected
+        learning_rate.validated(value)
+        assert learning_rate.at(5) == expected
     other = LearningRate(OptimConfig(lr=1.0, warmup=0, schedule="plateau", plateau_patience=2), steps=10)
-    other.restore(rate.state())
+    other.restore(learning_rate.state())
     other.validated(31)
     assert other.at(5) == 0.125
 
 
 def test_other_schedules_do_not_hear_of_stalls():
-    rate = LearningRate(OptimConfig(lr=1.0, warmup=0, schedule="constant", plateau_patience=1), steps=10)
+    learning_rate = LearningRate(OptimConfig(lr=1.0, warmup=0, schedule="constant", plateau_patience=1), steps=10)
     for _ in range(5):
-        rate.validated(1.0)
-    assert rate.at(9) == 1.0
+        learning_rate.validated(1.0)
+    assert learning_rate.at(9) == 1.0
 
 
 def test_average_follows_the_formula_and_copies_counts():
@@ -83,19 +87,19 @@ def test_the_average_forgets_the_random_start_early():
 
 @pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
 def test_optimizers_by_name(name, kind):
-    made = create([nn.Parameter(torch.ones(2))], OptimConfig(name=name, lr=0.1, weight_decay=0.3))
-    assert type(made) is kind and made.param_groups[0]["lr"] == 0.1
-    assert made.param_groups[0]["weight_decay"] == (0.3 if name == "adamw" else 0)
-    assert made.param_groups[0]["fused"] is True
+    optimizer = create([nn.Parameter(torch.ones(2))], OptimConfig(name=name, lr=0.1, weight_decay=0.3))
+    assert type(optimizer) is kind and optimizer.param_groups[0]["lr"] == 0.1
+    assert optimizer.param_groups[0]["weight_decay"] == (0.3 if name == "adamw" else 0)
+    assert optimizer.param_groups[0]["fused"] is True
 
 
 def test_the_guard_keeps_the_first_step_that_was_not_finite():
     guard, fine = FiniteGuard(torch.device("cpu")), torch.tensor(1.0)
     guard.note(3, fine, fine)
-    assert guard.found() == (NEVER, NEVER)
+    assert guard.firsts() == (NEVER, NEVER)
     guard.note(4, fine, torch.tensor(math.inf))
     guard.note(5, torch.tensor(math.nan), torch.tensor(math.nan))
     guard.note(6, torch.tensor(math.nan), fine)
-    assert guard.found() == (5, 4)
+    assert guard.firsts() == (5, 4)
     guard.note(2, torch.tensor(math.inf), torch.tensor(-math.inf))  # a run that goes back to a checkpoint
-    assert guard.found() == (2, 2)
+    assert guard.firsts() == (2, 2)
