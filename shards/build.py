@@ -29,6 +29,7 @@ from shards.common.pool import Workers
 from shards.files import printable
 from shards.manifest import SHARDER, SPLITS, Manifest, as_json
 from shards.pairing import Pairing, find_pairs
+from shards.pseudonyms import Pseudonyms
 from shards.series import SeveralSeries
 from shards.split import Split, all_test, by_patient, by_slab
 from shards.writer import Finished, ShardPlan, Sums, write_shard
@@ -54,6 +55,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the order of the training slices")
     parser.add_argument("--workers", type=int, default=1, help="processes (%(default)s); the bytes do not depend on it")
     parser.add_argument("--allow", nargs="+", default=[], metavar="ID", help="patients to build in spite of the report")
+    parser.add_argument("--pseudonyms", type=Path, metavar="FILE", help="keep names out of OUT; FILE is their table")
     parser.add_argument("--report-only", action="store_true", help="stop after the pairing report")
     return parser
 
@@ -72,6 +74,8 @@ def check(options: argparse.Namespace) -> None:
         raise InputError(
             f"--stride {options.stride} leaves gaps between patches of {options.patch}; --tiling cover has none"
         )
+    if options.pseudonyms and options.pseudonyms.resolve().is_relative_to(options.out.resolve()):
+        raise InputError(f"--pseudonyms {options.pseudonyms} lies inside OUT, which it is to be kept from")
     if (options.full is None) != (options.quarter is None):
         raise InputError("--full and --quarter go together")
     if options.split != "patient" and (options.val is not None or options.test is not None or options.fold):
@@ -81,7 +85,8 @@ def check(options: argparse.Namespace) -> None:
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """What decides the bytes of the shards, apart from the input."""
     names = "full quarter series split val test fold patch stride tiling shard_slices seed"
-    return {name: getattr(options, name) for name in names.split()}
+    settings = {name: getattr(options, name) for name in names.split()}
+    return settings | ({"pseudonyms": True} if options.pseudonyms else {})
 
 
 def plan_shards(split: Split, source: Path, out: Path, options: argparse.Namespace) -> list[ShardPlan]:
@@ -99,9 +104,8 @@ def plan_shards(split: Split, source: Path, out: Path, options: argparse.Namespa
         count = math.ceil(len(pairs) / options.shard_slices)
         for i in range(count):
             part = pairs[i * len(pairs) // count : (i + 1) * len(pairs) // count]
-            plans.append(
-                ShardPlan(f"{name}-{i:05d}.tar", name, part, out, source, options.patch, options.stride, options.tiling)
-            )
+            cut = (options.patch, options.stride, options.tiling, options.pseudonyms is not None)
+            plans.append(ShardPlan(f"{name}-{i:05d}.tar", name, part, out, source, *cut))
     return plans
 
 
@@ -191,8 +195,10 @@ def pair(options: argparse.Namespace, workers: Workers, state: Path) -> Pairing:
         If nothing pairs, or there are several series; then the commands that take each are printed.
     """
     globs = (options.full, options.quarter) if options.full else None
+    table = Pseudonyms(options.pseudonyms) if options.pseudonyms else None
+    memory = None if table else state / "headers.json"  # it holds names
     try:
-        pairing = find_pairs(options.source, workers, globs, options.series, state / "headers.json")
+        pairing = find_pairs(options.source, workers, globs, options.series, memory, table.names if table else None)
     except SeveralSeries as error:
         for name in error.names:
             print(shlex.join(["python", *sys.argv, "--series", name]))
@@ -200,6 +206,8 @@ def pair(options: argparse.Namespace, workers: Workers, state: Path) -> Pairing:
     small = [pair for patient in pairing.patients for pair in patient.pairs if min(pair.full.shape) < options.patch]
     for patient in pairing.patients:
         patient.pairs = [pair for pair in patient.pairs if min(pair.full.shape) >= options.patch]
+    if table:
+        print(f"{table.path} has the names, {table.hide(pairing)} the files that were left out; neither goes into OUT")
     pairing.left_out += [{"what": pair.key, "why": f"smaller than a patch of {options.patch} pixels"} for pair in small]
     return pairing
 
@@ -218,7 +226,8 @@ def report(pairing: Pairing, workers: Workers) -> list[dict[str, Any]]:
 
 def write_report(options: argparse.Namespace, rows: list[dict[str, Any]], pairing: Pairing) -> None:
     """OUT/pairing.json."""
-    content = pairing_report.as_json(printable(options.source), rows, pairing.left_out, pairing.problems)
+    source = "" if options.pseudonyms else printable(options.source)
+    content = pairing_report.as_json(source, rows, pairing.left_out, pairing.problems)
     write_text(options.out / REPORT, json.dumps(content, indent=1) + "\n")
 
 
@@ -254,9 +263,9 @@ def build(options: argparse.Namespace) -> None:
         finished = write_all(plans, state, workers)
         if paths := changed(pairing):
             forget(options.out, state, plans)
-            example = printable(paths[0].relative_to(options.source))
+            example = "" if options.pseudonyms else f", e.g. {printable(paths[0].relative_to(options.source))}"
             raise InputError(
-                f"{len(paths)} of the files changed during the build, e.g. {example}; its shards are deleted: "
+                f"{len(paths)} of the files changed during the build{example}; its shards are deleted: "
                 "run again when nothing writes to IN any more"
             )
         content = make_manifest(settings, pairing, split, finished)

@@ -29,6 +29,8 @@ REPORT = "pairing.json"
 def fingerprint(source: Path, settings: dict[str, Any], pairing: Pairing) -> str:
     """Names settings and input: sha256 over name, size and time of change of every file that is used, and no other."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for patient in pairing.patients:
+        digest.update(f"{patient.name}\0{len(patient.pairs)}\n".encode())
     for piece in used(pairing):
         inside = os.fsencode(piece.path.relative_to(source))
         digest.update(inside + f"\0{piece.frame}\0{piece.size}\0{piece.mtime_ns}\n".encode())
@@ -111,7 +113,9 @@ def begin(out: Path, state: Path, settings: dict[str, Any], input_state: str) ->
     before = json.loads((state / PLAN).read_text())
     was = before["settings"]
     differences = [
-        f"{name} was {was.get(name)!r}, is {new!r}" for name, new in settings.items() if was.get(name) != new
+        f"{name} was {was.get(name)!r}, is {settings.get(name)!r}"
+        for name in was | settings
+        if was.get(name) != settings.get(name)
     ]
     if differences:
         raise InputError(

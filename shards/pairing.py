@@ -2,6 +2,7 @@
 
 import collections
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def find_pairs(
     globs: tuple[str, str] | None = None,
     variant: str | None = None,
     memory: Path | None = None,
+    rename: Callable[[Iterable[str]], dict[str, str]] | None = None,
 ) -> Pairing:
     """Read every header below ``folder`` and pair the slices of each patient by z.
 
@@ -52,6 +54,8 @@ def find_pairs(
         Which thickness and kernel to take where there are several, e.g. "1mm_sharp".
     memory : Path, optional
         File that remembers the headers for the next time.
+    rename : callable, optional
+        What patients are called from here on, by what their folders call them.
 
     Raises
     ------
@@ -67,12 +71,14 @@ def find_pairs(
     reader = Headers(workers or Workers(1), memory)
     patients, slices = _read_headers(folder, placed, reader, left_out, problems)
     choose_by_header(folder, slices, by_header, variant)
-    keys = key_names(patients)
-    for name, patient in sorted(patients.items()):
-        full, low = slices[name, True], slices[name, False]
-        patient.full, patient.low = len(full), len(low)
-        match(patient, keys[name], full, low, left_out, folder)
-    pairing = Pairing([patients[name] for name in sorted(patients)], left_out, problems, keys)
+    names = rename(sorted(patients)) if rename else {name: name for name in patients}
+    problems = {names.get(name, name): why for name, why in problems.items()}
+    keys = key_names(names.values())
+    for name in sorted(patients, key=names.__getitem__):
+        patient, full, low = patients[name], slices[name, True], slices[name, False]
+        patient.name, patient.full, patient.low = names[name], len(full), len(low)
+        match(patient, keys[patient.name], full, low, left_out, folder)
+    pairing = Pairing(sorted(patients.values(), key=lambda patient: patient.name), left_out, problems, keys)
     if not any(patient.pairs for patient in pairing.patients):
         reasons = collections.Counter(out["why"] for out in left_out).most_common(3)
         raise InputError(
@@ -112,7 +118,7 @@ def _place_files(folder: Path, globs: tuple[str, str] | None) -> tuple[Placed, l
     for path, why in passed_over.items():
         inside = path.relative_to(folder)
         if path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve()):  # a loop: nothing is lost
-            left_out.append({"what": printable(inside), "why": why})
+            left_out.append({"what": printable(inside), "why": "a link to a folder above"})
             continue
         where = None if patterns else layouts.place(inside / "x", root)
         problems[_patient_name(where) if where else printable(inside)] = f"{printable(inside)}: {why}"

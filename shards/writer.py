@@ -14,6 +14,7 @@ import numpy as np
 from shards import patching
 from shards.common.atomic import atomic
 from shards.dicom import Slice, Unusable
+from shards.files import printable
 from shards.manifest import Record, Shard
 from shards.matching import Pair
 from shards.pixels import read_hu
@@ -33,6 +34,8 @@ class ShardPlan:
     patch: int
     stride: int
     tiling: str
+    anonymous: bool
+    """Nothing that names the input: neither source files nor SeriesInstanceUIDs."""
 
 
 @dataclass
@@ -120,8 +123,8 @@ def write_shard(plan: ShardPlan) -> Finished:
             try:
                 (low, low_clipped), (full, full_clipped) = read_hu(pair.low), read_hu(pair.full)
             except Unusable as reason:
-                what = f"{pair.key} ({_inside(pair.full, plan)}, {_inside(pair.low, plan)})"
-                left_out.append({"what": what, "why": str(reason)})
+                sources = "" if plan.anonymous else f" ({_inside(pair.full, plan)}, {_inside(pair.low, plan)})"
+                left_out.append({"what": f"{pair.key}{sources}", "why": str(reason)})
                 continue
             sums.clipped += low_clipped + full_clipped
             records.append(_add_record(tar, plan, pair, (low, full), sums))
@@ -134,7 +137,7 @@ def write_shard(plan: ShardPlan) -> Finished:
 
 
 def _inside(piece: Slice, plan: ShardPlan) -> str:
-    return piece.path.relative_to(plan.source).as_posix()
+    return printable(piece.path.relative_to(plan.source))
 
 
 def _add_record(tar: _Tar, plan: ShardPlan, pair: Pair, slices: tuple[np.ndarray, np.ndarray], sums: Sums) -> Record:
@@ -150,6 +153,8 @@ def _add_record(tar: _Tar, plan: ShardPlan, pair: Pair, slices: tuple[np.ndarray
         "dose": pair.dose,
         "sources": {"full": _inside(pair.full, plan), "low": _inside(pair.low, plan)},
     }
+    if plan.anonymous:
+        about["series"] = about["sources"] = {"full": "", "low": ""}
     body: list[float] = []
     if plan.split == "train":
         corners = patching.origins(pair.full.shape, plan.patch, plan.stride, plan.tiling)
