@@ -125,21 +125,6 @@ def write_all(plans: list[ShardPlan], state: Path, workers: Workers) -> list[Fin
     return [finished[plan.name] for plan in plans]
 
 
-def statistics(sums: Sums) -> dict[str, Any]:
-    """Mean and SD of both doses and the RMSE between them, in HU, over all training patches."""
-    n = max(sums.pixels, 1)
-    mean_low, mean_full = sums.low / n, sums.full / n
-    return {
-        "pixels": sums.pixels,
-        "mean_low": round(mean_low, 4),
-        "sd_low": round(math.sqrt(max(sums.low_squares / n - mean_low**2, 0)), 4),
-        "mean_full": round(mean_full, 4),
-        "sd_full": round(math.sqrt(max(sums.full_squares / n - mean_full**2, 0)), 4),
-        "rmse": round(math.sqrt(sums.error_squares / n), 4),
-        "clipped": sums.clipped,
-    }
-
-
 def make_manifest(settings: dict[str, Any], pairing: Pairing, split: Split, finished: list[Finished]) -> Manifest:
     """Gather what the shards hold."""
     sums = Sums()
@@ -166,7 +151,7 @@ def make_manifest(settings: dict[str, Any], pairing: Pairing, split: Split, fini
         shards=[done.shard for done in finished],
         split={**split.about, **members},
         counts=counts,
-        statistics=statistics(sums),
+        statistics=sums.statistics(),
         left_out=pairing.left_out + split.left_out + [out for done in finished for out in done.left_out],
         sharder={"version": SHARDER} | {name: importlib.metadata.version(name) for name in packages},
     )

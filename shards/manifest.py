@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import math
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,8 @@ VERSION = 1
 SHARDER = "2"
 """Version of the sharder: raised when the same input may give other shards, or another split."""
 SPLITS = ("train", "val", "test")
+_SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,9}}\.tar")
+_KEY = re.compile("[A-Za-z0-9_-]{1,90}")
 
 
 @dataclass
@@ -110,17 +115,77 @@ def load(folder: Path) -> Manifest:
         If there is none, it is no manifest, or it was written by another version of the format.
     """
     path = folder / NAME
+    content = _read(path)
     try:
-        fields = json.loads(_read(path))
+        fields = json.loads(content)
         identity = (fields["format"], fields["version"])
         if identity != (FORMAT, VERSION):
             raise InputError(
                 f"{path} is of format {identity}, this code reads {(FORMAT, VERSION)}; build the shards again"
             )
         shards = [Shard(**{**s, "records": [Record(**r) for r in s["records"]]}) for s in fields["shards"]]
-        return Manifest(**{**fields, "shards": shards})
-    except (ValueError, KeyError, TypeError):
+        manifest = Manifest(**{**fields, "shards": shards})
+        wrong = next(_wrong(manifest), None) or next(_outside(manifest, folder), None)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{path} is not a shard manifest; build the shards again with shards/build.py") from None
+    if wrong:
+        raise InputError(f"{path}: {wrong}; build the shards again with shards/build.py")
+    return manifest
+
+
+def _wrong(manifest: Manifest) -> Iterator[str]:
+    """What no manifest of ours says: it may be anybody's, and it decides which files are read, and where."""
+    if not manifest.shards:
+        yield "it names no shards"
+    for name, value in manifest.settings.items():
+        if name in ("patch", "stride", "shard_slices") and (type(value) is not int or value < 1):
+            yield f"its setting {name} is {value!r}, expected 1 or more"
+    for name in ("settings", "split", "counts", "statistics", "sharder"):
+        if not isinstance(getattr(manifest, name), dict):
+            yield f"its {name} are no table"
+    for split in SPLITS:
+        members = manifest.split.get(split, {})
+        if not isinstance(members, dict) or not all(isinstance(keys, list) for keys in members.values()):
+            yield f"its split {split} is no table of patients and keys"
+    if not isinstance(manifest.left_out, list) or not all(isinstance(out, dict) for out in manifest.left_out):
+        yield "its left_out is no list of tables"
+    for shard in manifest.shards:
+        if not isinstance(shard.name, str) or not _SHARD_NAME.fullmatch(shard.name):
+            yield f"a shard is called {shard.name!r}, expected e.g. train-00000.tar"
+        elif shard.split != shard.name.split("-")[0]:
+            yield f"{shard.name} belongs to the split {shard.split!r}"
+        elif type(shard.bytes) is not int or not isinstance(shard.sha256, str):
+            yield f"{shard.name}: its size or sha256 has another type"
+        else:
+            yield from (
+                f"{shard.name}: {reason}" for record in shard.records if (reason := _wrong_record(record, shard))
+            )
+
+
+def _wrong_record(record: Record, shard: Shard) -> str | None:
+    """What no record of ours says, if anything."""
+    if not isinstance(record.key, str) or not _KEY.fullmatch(record.key):
+        return f"a record is called {record.key!r}, expected letters, digits, - and _"
+    if not isinstance(record.patient, str) or type(record.z) not in (int, float) or not math.isfinite(record.z):
+        return f"{record.key}: patient or z has another type"
+    whole = type(record.offset) is int and all(type(side) is int and side > 0 for side in record.shape)
+    if not whole or len(record.shape) != (4 if shard.split == "train" else 3):
+        return f"{record.key}: offset or shape cannot be right"
+    if record.offset < 0 or record.offset + 2 * math.prod(record.shape) > shard.bytes:
+        return f"{record.key}: its pixels would lie outside of the shard"
+    patches = record.shape[0] if shard.split == "train" else 0
+    if len(record.body) != patches or any(type(share) not in (int, float) for share in record.body):
+        return f"{record.key}: expected {patches} body fractions, found {len(record.body)}"
+    return None
+
+
+def _outside(manifest: Manifest, folder: Path) -> Iterator[str]:
+    """Shards that are links to files elsewhere."""
+    home = folder.resolve()
+    for shard in manifest.shards:
+        path = folder / shard.name
+        if path.is_symlink() and path.resolve().parent != home:
+            yield f"{shard.name} is a link out of the folder; move the file into it"
 
 
 def digest(folder: Path) -> str:

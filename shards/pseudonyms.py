@@ -1,7 +1,7 @@
 """Names for patients that say nothing of them: the table stays with the user, and only the pseudonyms go into shards.
 
 Opt-in, because the public data sets (L067, C121) carry pseudonyms already, which papers cite and splits are named by. A
-table and not a keyed hash, because whoever has patients of their own needs the way back, for a withdrawal of consent too.
+table and not a keyed hash, because whoever has patients of their own needs the way back, as for a withdrawn consent.
 """
 
 import collections

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,20 @@ class Sums:
         for field in dataclasses.fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
         return self
+
+    def statistics(self) -> dict[str, Any]:
+        """Mean and SD of both doses and the RMSE between them, in HU, to 4 decimals."""
+        n = max(self.pixels, 1)
+        mean_low, mean_full = self.low / n, self.full / n
+        return {
+            "pixels": self.pixels,
+            "mean_low": round(mean_low, 4),
+            "sd_low": round(math.sqrt(max(self.low_squares / n - mean_low**2, 0)), 4),
+            "mean_full": round(mean_full, 4),
+            "sd_full": round(math.sqrt(max(self.full_squares / n - mean_full**2, 0)), 4),
+            "rmse": round(math.sqrt(self.error_squares / n), 4),
+            "clipped": self.clipped,
+        }
 
 
 @dataclass
