@@ -7,6 +7,7 @@ noise before and after, and writes a derived DICOM series that shards/simulate.p
 """
 
 import argparse
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,8 +70,8 @@ def check(pieces: list[Slice], count: int) -> float:
     return float(count * steps.mean())
 
 
-def soften(name: str, pieces: list[Slice], out: Path, count: int) -> None:
-    """Write the soft series of one patient, and print what it gained."""
+def soften(name: str, pieces: list[Slice], out: Path, count: int) -> str:
+    """Write the soft series of one patient; return what it gained."""
     thickness, old = check(pieces, count), pick_kernel(pieces, "auto")
     about = f"softened: {count} slices averaged, {old.name} kernel filtered to soft"
     before, after = [], []
@@ -86,8 +87,8 @@ def soften(name: str, pieces: list[Slice], out: Path, count: int) -> None:
             before.append(noise_sd(read_hu(piece)[0], mask))
             after.append(noise_sd(hu, mask))
             progress.update()
-    print(
-        f"{out}: {len(after)} slices of {thickness:g} mm; noise in soft tissue {np.nanmedian(before):.3g} HU before, "
+    return (
+        f"{len(after)} slices of {thickness:g} mm; noise in soft tissue {np.nanmedian(before):.3g} HU before, "
         f"{np.nanmedian(after):.3g} HU now"
     )
 
@@ -95,7 +96,7 @@ def soften(name: str, pieces: list[Slice], out: Path, count: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="IN", help="folder with one series")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to, empty or not there yet")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to, not there yet")
     parser.add_argument("--slices", type=int, default=3, help="slices to average (%(default)s)")
     options = parser.parse_args()
     if options.slices < 1:
@@ -103,12 +104,16 @@ def main() -> None:
     series, _ = find_series(options.source)
     if len(series) != 1:
         raise InputError(f"{options.source} holds {len(series)} series, {', '.join(series)}; give the folder of one")
-    if options.out.exists() and any(options.out.iterdir()):
-        raise InputError(f"{options.out} is not empty; choose another folder")
+    if options.out.exists():
+        raise InputError(f"{options.out} is there already; choose another folder")
+    unfinished = options.out.with_name(options.out.name + ".unfinished")  # what is under OUT's name is whole
     try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        for name, pieces in series.items():
-            soften(name, pieces, options.out, options.slices)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        ((name, pieces),) = series.items()
+        report = soften(name, pieces, unfinished, options.slices)
+        unfinished.rename(options.out)
+        print(f"{options.out}: {report}")
     except Unusable as reason:
         raise InputError(f"{options.source}: a slice cannot be read: {reason}") from None
     except OSError as error:

@@ -67,7 +67,7 @@ def test_series_on_disk(thin, tmp_path, monkeypatch, capsys):
         mask = soft_tissue(after)
         assert noise_sd(after, mask) < noise_sd(before, mask) / np.sqrt(3)
     status, _, err = run(monkeypatch, capsys, thin, tmp_path / "out")
-    assert status == 2 and "not empty" in err and err.count("\n") == 1
+    assert status == 2 and "is there already" in err and err.count("\n") == 1
 
 
 def test_a_gap_is_refused(thin, tmp_path, monkeypatch, capsys):
