@@ -1,0 +1,48 @@
+"""Numbers that the noise model must go on giving; what it means stands in test_simulate.py."""
+
+import numpy as np
+import pytest
+
+from shards.noise_model import SHARP, SOFT, Scan, mu_water, noise
+
+
+def body():
+    """A slice of 24 x 40 pixels: tissue with bone in air."""
+    hu = np.full((24, 40), -1000, np.int16)
+    hu[6:20, 8:30] = 40
+    hu[10:14, 12:16] = 900
+    return hu
+
+
+@pytest.mark.parametrize(
+    ("spacing", "sd", "target", "low"),
+    [
+        (2.0, [1.8104, 4.7408], [-1.6411, 1.8241, 0.24498], [4.1692, -3.1126, -0.64082]),
+        (0.6, [1.5030, 3.8166], [1.6510, 0.73678, -0.026490], [7.1541, 2.2442, -5.6807]),
+    ],
+)
+def test_a_seed_gives_the_same_noise_in_every_version(spacing, sd, target, low):
+    """So that shards can be made again: a soft slice as a sharp pair, with bowtie and modulated current."""
+    pair = noise(body(), spacing, 100, Scan(SOFT, SHARP, 2e5), full=0.5, dose=0.25, seed=[3, 1])
+    assert pair.shape == (2, 24, 40) and pair.dtype == np.float32
+    assert pair.std((1, 2)) == pytest.approx(sd, rel=1e-3)
+    rows, columns = [7, 12, 23], [9, 31, 0]
+    assert pair[0, rows, columns] == pytest.approx(target, rel=1e-3)
+    assert pair[1, rows, columns] == pytest.approx(low, rel=1e-3)
+
+
+def test_noise_is_inserted_in_the_target_where_it_lacks_some():
+    scans = [(SOFT, 1.0), (SOFT, 0.999), (SHARP, 1.0)]
+    targets = [noise(body(), 1.0, 120, Scan(SOFT, kernel, 2e5), full, 0.25, [0])[0] for kernel, full in scans]
+    assert [target.any() for target in targets] == [False, True, True]
+    assert targets[0].dtype == np.float32
+
+
+def test_the_full_dose_as_low_dose_adds_nothing():
+    pair = noise(body(), 1.0, 120, Scan(SOFT, SOFT, 2e5), full=0.5, dose=1.0, seed=[0])
+    np.testing.assert_array_equal(pair[0], pair[1])
+
+
+def test_water_attenuates_less_at_a_higher_voltage_and_120_kv_is_meant_where_none_is_said():
+    voltages = [None, 80, 100, 110, 120, 140]
+    assert [mu_water(kvp) for kvp in voltages] == pytest.approx([0.0192, 0.0206, 0.0206, 0.0199, 0.0192, 0.0192])
