@@ -66,6 +66,7 @@ def test_the_hash_names_what_is_trained():
     default = from_dict({})
     assert hash8(default) == hash8(from_dict({"run_dir": "elsewhere", "track": {"wandb": "disabled"}}))
     assert hash8(default) != hash8(from_dict({"train": {"seed": 1}}))
+    assert hash8(default) == "e90496b3"  # in version 0.1 and ever since
 
 
 def test_differences_leave_out_what_may_change():
