@@ -3,9 +3,12 @@
 Noise power spectra in flat soft tissue (Siewerdsen 2002, Med Phys 29:2655), in cycles per pixel.
 """
 
+import math
+
 import numpy as np
 from scipy import ndimage
 
+from ldct.metrics.slice_pair import SlicePair
 from shards.noise_level import soft_tissue
 
 BLOCK = 32
@@ -14,6 +17,8 @@ FLAT_HU = 12.0
 """A block is flat where the smoothed (SD 3 pixels) full dose has at most this SD."""
 BLOCKS = 32
 """At most so many blocks of a slice, the flattest."""
+FREQUENCY = np.arange(BLOCK // 2 + 1) / BLOCK
+"""Frequencies of ``spectrum``, in cycles per pixel."""
 HIGH = 0.25
 """The high band: above this many cycles per pixel, half of what the pixels can show."""
 
@@ -22,13 +27,13 @@ def flat_blocks(full: np.ndarray) -> list[tuple[slice, slice]]:
     """The flattest blocks of soft tissue in a full-dose slice (HU, shape (H, W)), half overlapping; may be none."""
     tissue = soft_tissue(full)
     smooth = ndimage.gaussian_filter(full.astype(np.float32), 3)
-    found = []
+    flat = []
     for row in range(0, full.shape[0] - BLOCK + 1, BLOCK // 2):
         for column in range(0, full.shape[1] - BLOCK + 1, BLOCK // 2):
             block = (slice(row, row + BLOCK), slice(column, column + BLOCK))
             if tissue[block].mean() > 0.95 and (sd := float(smooth[block].std())) <= FLAT_HU:
-                found.append((sd, block))
-    return [block for _, block in sorted(found, key=lambda pair: pair[0])[:BLOCKS]]
+                flat.append((sd, block))
+    return [block for _, block in sorted(flat, key=lambda entry: entry[0])[:BLOCKS]]
 
 
 def spectrum(image: np.ndarray, blocks: list[tuple[slice, slice]]) -> np.ndarray:
@@ -50,24 +55,24 @@ def spectrum(image: np.ndarray, blocks: list[tuple[slice, slice]]) -> np.ndarray
     return np.bincount(ring[inside], power[inside], count) / np.bincount(ring[inside], minlength=count)
 
 
-def texture(output: np.ndarray, full: np.ndarray) -> dict[str, float]:
-    """How the noise of ``output`` looks beside the full dose's; both HU, shape (H, W).
+def blocks_of(pair: SlicePair) -> list[tuple[slice, slice]]:
+    """The flat blocks of the pair's full dose."""
+    return flat_blocks(pair.full)
 
-    Returns
-    -------
-    dict
-        ``texture/frequency``: mean frequency, in cycles per pixel, of the spectrum of output minus full dose.
-        ``texture/high_band``: power of the output above HIGH over the full dose's: 1 = as in the full dose, below =
-        smoother, above = noisier. Both nan where the slice has no flat block (or, the first, no difference).
-    """
-    blocks = flat_blocks(full)
+
+def mean_frequency(pair: SlicePair) -> float:
+    """Mean frequency, in cycles per pixel, of the spectrum of output minus full dose; nan without flat blocks."""
+    blocks = pair.once(blocks_of)
     if not blocks:
-        return {"texture/frequency": float("nan"), "texture/high_band": float("nan")}
-    frequency = np.arange(BLOCK // 2 + 1) / BLOCK
-    error = spectrum(output.astype(np.float64) - full, blocks)
-    high = frequency > HIGH
-    mean = float((frequency * error).sum() / error.sum()) if error.sum() > 0 else float("nan")
-    return {
-        "texture/frequency": mean,
-        "texture/high_band": float(spectrum(output, blocks)[high].sum() / spectrum(full, blocks)[high].sum()),
-    }
+        return math.nan
+    power = spectrum(pair.output - pair.full, blocks)
+    return float((FREQUENCY * power).sum() / power.sum()) if power.sum() > 0 else math.nan
+
+
+def high_band(pair: SlicePair) -> float:
+    """Noise power of the output above HIGH over the full dose's; nan without flat blocks."""
+    blocks = pair.once(blocks_of)
+    if not blocks:
+        return math.nan
+    output, full = (float(spectrum(image, blocks)[FREQUENCY > HIGH].sum()) for image in (pair.output, pair.full))
+    return output / full if full > 0 else math.nan

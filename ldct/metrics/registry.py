@@ -4,10 +4,14 @@ A result's name is a protocol and a metric, ``abd400/psnr``, or, where no protoc
 ``texture/high_band``. A new metric is one entry here and one function.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from ldct.metrics import fidelity, noise_texture
 from ldct.metrics.names import metric as name_under
+from ldct.metrics.protocols import Protocol
+from ldct.metrics.slice_pair import Clipped, SlicePair
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Metric:
     """None where neither is: then ``expected`` says what is good."""
     definition: str
     """What is computed, and after whom; one line."""
+    function: Callable[[Any], float]
+    """Of a Clipped where ``per_protocol``, of a SlicePair else; nan where a slice has no value, e.g. no flat tissue."""
     per_protocol: bool = True
     """Whether each protocol has its own value of it."""
     expected: tuple[float, float] | None = None
@@ -46,9 +52,26 @@ class Metric:
 
 
 METRICS = (
-    Metric("rmse", "RMSE", "HU", 2, False, "root of the mean squared difference to the full dose"),
-    Metric("psnr", "PSNR", "dB", 2, True, "20 log10(data range / RMSE)"),
-    Metric("ssim", "SSIM", "", 4, True, "structural similarity (Wang 2004, IEEE TIP 13:600), K1 = 0.01, K2 = 0.03"),
+    Metric("rmse", "RMSE", "HU", 2, False, "root of the mean squared difference to the full dose", fidelity.rmse),
+    Metric("psnr", "PSNR", "dB", 2, True, "20 log10(data range / RMSE)", fidelity.psnr),
+    Metric(
+        "ssim",
+        "SSIM",
+        "",
+        4,
+        True,
+        "structural similarity (Wang 2004, IEEE TIP 13:600), K1 = 0.01, K2 = 0.03",
+        fidelity.ssim,
+    ),
+    Metric(
+        "gmsd",
+        "GMSD",
+        "",
+        4,
+        False,
+        "gradient magnitude similarity deviation (Xue 2014, IEEE TIP 23:684); 0 = no difference",
+        fidelity.gmsd,
+    ),
     Metric(
         "texture/frequency",
         "noise frequency",
@@ -56,6 +79,7 @@ METRICS = (
         3,
         None,
         "mean frequency of the noise power spectrum of output minus full dose in flat soft tissue, cycles per pixel",
+        noise_texture.mean_frequency,
         per_protocol=False,
     ),
     Metric(
@@ -66,6 +90,7 @@ METRICS = (
         None,
         "noise power above 0.25 cycles per pixel in flat soft tissue, over the full dose's: 1 = its texture, below = "
         "smoothed, above = noisier; the best estimate of a full dose from a fraction r of it keeps r",
+        noise_texture.high_band,
         per_protocol=False,
         expected=(0.2, 2.0),
         below="smoothed",
@@ -89,10 +114,30 @@ def per_protocol() -> list[Metric]:
     return [metric for metric in METRICS if metric.per_protocol]
 
 
+def names_under(protocol: str | None) -> list[str]:
+    """Names of a slice's results under ``protocol``; without one, of those that no protocol changes."""
+    if protocol is None:
+        return [metric.key for metric in METRICS if not metric.per_protocol]
+    return [name_under(protocol, metric.key) for metric in per_protocol()]
+
+
 def names(protocols: Iterable[str]) -> list[str]:
     """Names of all results of a slice measured under ``protocols``, in the order of columns."""
-    inside = [name_under(protocol, metric.key) for protocol in protocols for metric in per_protocol()]
-    return inside + [metric.key for metric in METRICS if not metric.per_protocol]
+    return [name for protocol in (*protocols, None) for name in names_under(protocol)]
+
+
+def measure(pair: SlicePair, protocol: Protocol | None) -> dict[str, float]:
+    """Results of one slice by name: of every protocol's metrics under ``protocol``, or without one of all others.
+
+    Raises
+    ------
+    ValueError
+        If ``protocol`` does not fit the slice's size.
+    """
+    if protocol is None:
+        return {metric.key: metric.function(pair) for metric in METRICS if not metric.per_protocol}
+    seen: Clipped = pair.under(protocol)
+    return {name_under(protocol.name, metric.key): metric.function(seen) for metric in per_protocol()}
 
 
 def main_names(protocol: str) -> list[str]:
