@@ -82,7 +82,7 @@ class SliceMetrics(PatientMean):
     """
 
     def __init__(self, protocol: Protocol | None, patients: Sequence[str] = ("",), **kwargs: Any) -> None:
-        super().__init__(registry.names_under(protocol and protocol.name), patients, **kwargs)
+        super().__init__(registry.names_under(protocol.name if protocol else None), patients, **kwargs)
         self.protocol = protocol
 
     def update(self, pair: SlicePair, number: int = 0) -> None:  # type: ignore[override]

@@ -1,9 +1,9 @@
 """How far an output is from the full dose under a protocol: RMSE, PSNR, SSIM, GMSD; float64.
 
 torchmetrics has no metric that could stand here. Its PSNR takes logarithms in float32 (2e-6 dB off). Its SSIM averages
-also over a border that it fills by reflection (1.9; 1.4, scikit-image and Wang 2004 leave the border out), has no sample
-covariance (scikit-image's default) and no zero padding (the RED-CNN repository). It has no GMSD. What it is used for are
-the means over slices and ranks: ldct/metrics/averages.py.
+also over a border that it fills by reflection (1.9; 1.4, scikit-image and Wang 2004 leave the border out), has no
+sample covariance (scikit-image's default) and no zero padding (the RED-CNN repository). It has no GMSD. It takes the
+means over slices and ranks: ldct/metrics/averages.py.
 """
 
 import numpy as np

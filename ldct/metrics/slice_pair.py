@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Clipped:
-    """What a protocol sees of a slice: clipped HU, n images of shape (n, H, W), one unless the protocol cuts patches."""
+    """What a protocol sees of a slice: clipped HU, shape (n, H, W); n is 1 unless the protocol cuts patches."""
 
     output: np.ndarray
     full: np.ndarray
