@@ -7,9 +7,11 @@ measures only what is new.
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from shards.common.command import InputError, command
+from shards.common.pool import Workers
 
 
 def arguments() -> argparse.Namespace:
@@ -25,6 +27,8 @@ def arguments() -> argparse.Namespace:
         "--protocol", nargs="+", metavar="P", help="metric protocols, the first ranks (a wrong one lists all)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)),
+                        help="processes that take metrics and run the baselines (%(default)s, one a core)")  # fmt: skip
     return parser.parse_args()
 
 
@@ -47,7 +51,8 @@ def main() -> None:
     else:
         data = datasets.open_pairs(options.pairs, options.series)
     try:
-        found = evaluate.evaluate(runs, data, chosen, device)
+        with Workers(options.workers) as workers:
+            found = evaluate.evaluate(runs, data, chosen, device, workers)
     except OSError as error:
         raise InputError(f"cannot write the results: {error}; give a folder of runs that is yours") from None
     rows = tables.rows(found, {run.name: read_config(run) for run in runs})

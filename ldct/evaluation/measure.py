@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import numpy as np
@@ -12,33 +12,60 @@ from torchmetrics import MetricCollection
 from ldct.evaluation.baselines import LOW, Method
 from ldct.evaluation.datasets import Cases
 from ldct.evaluation.results import Result
-from ldct.metrics import averages, protocols
+from ldct.inference.denoiser import NotFinite
+from ldct.metrics import averages, protocols, registry
 from ldct.metrics.intervals import Measured
 from ldct.metrics.slice_pair import SlicePair
-from shards.common.command import Progress
+from shards.common.command import InputError, Progress
 from shards.common.pool import Workers
+from shards.manifest import Record
 
 PICTURES = 3
 """Slices kept for people to look at, evenly spaced over the split."""
 
 
 @dataclass(frozen=True)
-class Slice:
-    """A slice on its way through a method; int16 HU, shape (H, W)."""
+class Task:
+    """A slice on its way through a method and its metrics; int16 HU, shape (H, W)."""
 
+    record: Record
     low: np.ndarray
     full: np.ndarray
+    keep: bool
+    """Whether its output is for people to look at."""
     output: np.ndarray | None = None
     """None until the method has been at it."""
     seconds: float = 0.0
     """What the method took."""
 
 
-def denoised(method: Method, entry: Slice) -> Slice:
-    """``entry`` with the method's output."""
+@dataclass(frozen=True)
+class Outcome:
+    """What is left of a slice."""
+
+    measured: Measured
+    seconds: float
+    output: np.ndarray | None
+    """Of slices to be kept."""
+
+
+def apply(method: Method, task: Task) -> Task:
+    """``task`` with the method's output.
+
+    Raises
+    ------
+    InputError
+        If the output is not finite; the message names run, checkpoint and slice.
+    """
     began = time.perf_counter()
-    output = method(entry.low)
-    return Slice(entry.low, entry.full, output, time.perf_counter() - began)
+    try:
+        output = method(task.low)
+    except NotFinite as error:
+        raise InputError(
+            f"{error.about}: its output for slice {task.record.key} is not finite (NaN or infinite); nothing of this "
+            "run is written; train it again, or leave it out"
+        ) from None
+    return replace(task, output=output, seconds=time.perf_counter() - began)
 
 
 @lru_cache(maxsize=1)
@@ -56,16 +83,19 @@ def values_of(output: np.ndarray, full: np.ndarray, chosen: list[str]) -> dict[s
         If a protocol does not fit its size.
     """
     metrics = _metrics(tuple(chosen))
-    values = {name: value.item() for name, value in metrics(SlicePair(output, full)).items()}
+    values = metrics(SlicePair(output, full))  # in the order of the protocols' names
     metrics.reset()
-    return values
+    return {name: values[name].item() for name in registry.names(chosen)}
 
 
-def _with_values(entry: Slice, chosen: list[str], method: Method | None) -> tuple[Slice, dict[str, float]]:
-    """In a worker: a slice with its metrics; put through ``method`` first, where that is for the workers."""
-    entry = denoised(method, entry) if method else entry
-    assert entry.output is not None
-    return entry, values_of(entry.output, entry.full, chosen)
+def _outcome(task: Task, chosen: list[str], method: Method | None) -> Outcome:
+    """The metrics of a slice; put through ``method`` first where one is given."""
+    task = apply(method, task) if method else task
+    assert task.output is not None
+    values = values_of(task.output, task.full, chosen)
+    return Outcome(
+        Measured(task.record.patient, task.record.key, values), task.seconds, task.output if task.keep else None
+    )
 
 
 def run_method(
@@ -82,6 +112,11 @@ def run_method(
 
     It is run once before the clock starts: a first call chooses kernels and fills caches.
 
+    Raises
+    ------
+    InputError
+        If an output is not finite, or a protocol does not fit the slices.
+
     Parameters
     ----------
     workers : Workers
@@ -89,28 +124,29 @@ def run_method(
     in_workers : bool
         Whether they run the method as well.
     """
-    method(cases[0][1][0])
+    record, (low, full) = cases[0]
+    apply(method, Task(record, low, full, keep=False))
     result, seconds = Result(name, detail, [], math.inf, device), 0.0
     here, there = (None, method) if in_workers else (method, None)
-    function = partial(_with_values, chosen=chosen, method=there)
     with Progress(name, len(cases), "slices") as progress:
-        for number, (entry, values) in enumerate(workers.each(function, _entries(cases, here))):
-            record = cases[number][0]
-            result.slices.append(Measured(record.patient, record.key, values))
-            if number in shown(len(cases)) and entry.output is not None:
-                result.pictures[record.key] = entry.output
-            seconds += entry.seconds
+        for outcome in workers.each(partial(_outcome, chosen=chosen, method=there), _tasks(cases, here)):
+            result.slices.append(outcome.measured)
+            if outcome.output is not None:
+                result.pictures[outcome.measured.key] = outcome.output
+            seconds += outcome.seconds
             progress.update()
     if name != LOW:  # doing nothing has no speed
         result.rate = len(cases) / seconds
     return result
 
 
-def _entries(cases: Cases, method: Method | None) -> Iterator[Slice]:
+def _tasks(cases: Cases, method: Method | None) -> Iterator[Task]:
     """Every slice, put through ``method`` where one is given."""
+    kept = shown(len(cases))
     for number in range(len(cases)):
-        entry = Slice(*cases[number][1])
-        yield denoised(method, entry) if method else entry
+        record, (low, full) = cases[number]
+        task = Task(record, low, full, number in kept)
+        yield apply(method, task) if method else task
 
 
 def shown(count: int) -> list[int]:

@@ -12,6 +12,7 @@ from torchmetrics import Metric, MetricCollection
 from ldct.metrics import registry
 from ldct.metrics.protocols import Protocol
 from ldct.metrics.slice_pair import SlicePair
+from shards.common.command import InputError
 
 
 class PatientMean(Metric):
@@ -86,8 +87,12 @@ class SliceMetrics(PatientMean):
         self.protocol = protocol
 
     def update(self, pair: SlicePair, number: int = 0) -> None:  # type: ignore[override]
-        """Measure slice ``number``; ValueError where the protocol does not fit its size."""
-        values = registry.measure(pair, self.protocol)
+        """Measure slice ``number``; an InputError where the protocol does not fit its size."""
+        try:
+            values = registry.measure(pair, self.protocol)
+        except ValueError as error:
+            name = self.protocol.name if self.protocol else "-"
+            raise InputError(f"protocol {name} does not fit these slices: {error}") from None
         broken = not np.isfinite(pair.output).all()  # else nan says that this slice has no such value
         super().update({name: v if broken or not math.isnan(v) else None for name, v in values.items()}, number)
 

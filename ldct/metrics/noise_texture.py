@@ -75,4 +75,4 @@ def high_band(pair: SlicePair) -> float:
     if not blocks:
         return math.nan
     output, full = (float(spectrum(image, blocks)[FREQUENCY > HIGH].sum()) for image in (pair.output, pair.full))
-    return output / full if full > 0 else math.nan
+    return output / full if full > 1e-9 else math.nan  # a constant leaves rounding

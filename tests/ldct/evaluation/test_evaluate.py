@@ -1,17 +1,20 @@
 import csv
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from made import make_run
-from phantom import make_dataset
-from scipy import ndimage
+from phantom import body, make_dataset
 
 from ldct.evaluation import baselines, datasets, evaluate, results
+from ldct.evaluation.measure import run_method, shown
 from ldct.inference.denoiser import Denoiser
-from ldct.metrics import protocols
+from ldct.metrics import protocols, registry
+from ldct.metrics.slice_pair import SlicePair
 from shards.common.command import InputError
+from shards.common.pool import Workers
 from shards.manifest import Record
 
 CPU = torch.device("cpu")
@@ -27,15 +30,19 @@ def measured(tiny_shards, tmp_path_factory):
     return runs, data, evaluate.evaluate(runs, data, CHOSEN, CPU)
 
 
+def psnr_of(output, full):
+    return registry.measure(SlicePair(output, full), protocols.get("abd400"))["abd400/psnr"]
+
+
 def test_numbers_are_those_of_the_pixels(measured):
     runs, data, found = measured
     (low, full), denoiser = data.cases[1][1], Denoiser(runs[0], CPU)
-    expected = protocols.get("abd400").measure(torch.from_numpy(denoiser(low)), torch.from_numpy(full))
+    expected = registry.measure(SlicePair(denoiser(low), full), protocols.get("abd400"))
     result = found.get("0-aaaa")
-    assert [one.key for one in result.slices] == [data.cases[i][0].key for i in range(4)]
-    assert {k: result.slices[1].values[f"abd400/{k}"] for k in expected} == expected
-    psnr = [one.values["abd400/psnr"] for one in found.get("low dose").slices]
-    low_dose = [protocols.get("abd400").measure(*torch.from_numpy(data.cases[i][1]))["psnr"] for i in range(4)]
+    assert [measured.key for measured in result.slices] == [data.cases[i][0].key for i in range(4)]
+    assert {name: result.slices[1].values[name] for name in expected} == expected
+    psnr = [measured.values["abd400/psnr"] for measured in found.get("low dose").slices]
+    low_dose = [psnr_of(*data.cases[i][1]) for i in range(4)]
     assert psnr == low_dose
     assert found.get("low dose").means["abd400/psnr"].mean == pytest.approx(np.mean(low_dose))
 
@@ -46,12 +53,46 @@ def test_the_blur_is_the_best_one_on_val(measured):
     images = [data.tuning[i][1] for i in (0, 2, 3)]
 
     def psnr(sigma):
-        blurred = [np.rint(ndimage.gaussian_filter(low.astype(np.float32), sigma)) for low, _ in images]
-        full = torch.from_numpy(np.stack([full for _, full in images]))
-        return protocols.get("abd400").measure(torch.from_numpy(np.stack(blurred)), full)["psnr"]
+        return np.mean([psnr_of(baselines.blur(low, sigma), full) for low, full in images])
 
-    assert chosen == max(baselines.SIGMAS, key=psnr)
+    assert psnr(chosen) >= max(psnr(sigma) for sigma in np.arange(0.2, 3, 0.05)) - 0.001
     assert found.get("Gaussian blur").means["abd400/psnr"].mean > found.get("low dose").means["abd400/psnr"].mean
+
+
+class Noisy:
+    """Cases of one body and its noise of SD ``sd``."""
+
+    def __init__(self, sd):
+        full = body("P", 0).astype(np.int16)
+        noise = np.random.default_rng(0).normal(0, sd, full.shape)
+        self.pixels = np.stack([np.rint(full + noise).astype(np.int16), full])
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, number):
+        return Record("k0", "P", 0.0, 0, list(self.pixels.shape)), self.pixels
+
+
+@pytest.mark.parametrize("sd", [2.0, 60.0, 250.0])
+def test_non_local_means_is_at_its_best(sd):
+    """Strengths too weak to change anything tie with each other; the best for much noise lies beyond the first ones."""
+    cases, protocol = Noisy(sd), protocols.get("full4096")
+    method, detail = baselines.create(baselines.MEANS, cases, protocol, "val", Workers(1))
+    low, full = cases[0][1]
+
+    def psnr(output):
+        return registry.measure(SlicePair(output, full), protocol)["full4096/psnr"]
+
+    best = max(psnr(baselines.non_local_means(low, strength)) for strength in sd * np.geomspace(0.25, 4, 33))
+    assert psnr(method(low)) >= best - 0.02
+    assert f"h {float(detail.split()[1]):g} HU" in detail and "limit" not in detail
+
+
+def test_a_search_that_ends_at_its_limit_says_so():
+    """Of an input without noise the weakest blur is the best."""
+    _, detail = baselines.create(baselines.BLUR, Noisy(0.0), protocols.get("abd400"), "val", Workers(1))
+    assert detail.endswith("on val, the limit of the search")
 
 
 def test_non_local_means_keeps_edges_better_than_the_blur(measured):
@@ -90,8 +131,10 @@ def test_the_json_and_the_csv_hold_the_means(measured):
 def test_only_what_is_new_is_measured_again(measured, tiny_shards, monkeypatch):
     runs, data, found = measured
     asked = []
-    measure = evaluate.measure
-    monkeypatch.setattr(evaluate, "measure", lambda name, *rest: (asked.append(name), measure(name, *rest))[1])
+    run_method = evaluate.run_method
+    monkeypatch.setattr(
+        evaluate, "run_method", lambda name, *rest, **kw: (asked.append(name), run_method(name, *rest, **kw))[1]
+    )
     again = evaluate.evaluate(runs, data, CHOSEN, CPU)
     assert asked == []
     assert again.get("1-bbbb").means == found.get("1-bbbb").means
@@ -102,6 +145,10 @@ def test_only_what_is_new_is_measured_again(measured, tiny_shards, monkeypatch):
     (other / "checkpoints" / "best.pt").replace(new / "checkpoints" / "best.pt")
     evaluate.evaluate([*runs, new], data, CHOSEN, CPU)
     assert asked == ["2-cccc", "2-cccc"]
+    slices = new / "eval" / "test-slices.csv"  # as if the last metric were a new one
+    slices.write_text("".join(line.rpartition(",")[0] + "\n" for line in slices.read_text().splitlines()))
+    evaluate.evaluate([new], data, CHOSEN, CPU)
+    assert asked[2:] == [*baselines.NAMES, "2-cccc"]
 
 
 def test_a_torn_file_is_measured_again(measured):
@@ -135,7 +182,38 @@ class TwoSlices:
 
 def test_a_protocol_that_does_not_fit_is_one_line():
     with pytest.raises(InputError, match=r"document55 does not fit.*at least 55 x 55"):
-        evaluate.measure("x", lambda low: low, "", "CPU", TwoSlices(), ["document55"])
+        run_method("x", baselines.unchanged, "", "CPU", TwoSlices(), ["document55"], Workers(1))
+
+
+@pytest.mark.parametrize("in_workers", [False, True])
+def test_workers_measure_what_one_process_measures(tiny_shards, in_workers):
+    cases = datasets.open_shards(tiny_shards, "test").cases
+    results = []
+    for count in (1, 2):
+        with Workers(count) as workers:
+            method = partial(baselines.blur, sigma=1.0)
+            results.append(run_method("x", method, "", "CPU", cases, CHOSEN, workers, in_workers))
+    alone, shared = results
+    for first, second in zip(alone.slices, shared.slices, strict=True):
+        assert (first.patient, first.key) == (second.patient, second.key)
+        np.testing.assert_equal(first.values, second.values)
+    assert alone.pictures.keys() == {cases[number][0].key for number in shown(len(cases))}
+    np.testing.assert_equal(alone.pictures, shared.pictures)
+
+
+def test_an_output_that_is_not_finite_is_an_error_and_writes_nothing(tiny_shards, tmp_path):
+    broken = make_run(tmp_path / "1-broken", tiny_shards)
+    path = broken / "checkpoints" / "best.pt"
+    content = torch.load(path, weights_only=True)
+    content["model"]["output.weight"].fill_(float("nan"))
+    torch.save(content, path)
+    good = make_run(tmp_path / "0-good", tiny_shards)
+    data = datasets.open_shards(tiny_shards, "test")
+    key = data.cases[0][0].key
+    with pytest.raises(InputError, match=rf"run 1-broken, step 20, checkpoint \w+: its output for slice {key} is not"):
+        evaluate.evaluate([good, broken], data, CHOSEN, CPU)
+    assert list((broken / "eval").iterdir()) == []
+    assert results.load(good, "test") is not None
 
 
 def test_runs_without_a_checkpoint_are_named_and_left_out(measured, tiny_shards, tmp_path, capsys):
