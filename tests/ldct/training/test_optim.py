@@ -103,3 +103,10 @@ def test_the_guard_keeps_the_first_step_that_was_not_finite():
     assert guard.firsts() == (5, 4)
     guard.note(2, torch.tensor(math.inf), torch.tensor(-math.inf))  # a run that goes back to a checkpoint
     assert guard.firsts() == (2, 2)
+
+
+def test_the_guard_keeps_its_notes_on_the_device():
+    """So that no step waits for them: torch's device without data stands for a GPU."""
+    guard = FiniteGuard(torch.device("meta"))
+    guard.note(3, torch.tensor(1.0, device="meta"), torch.tensor(1.0, device="meta"))
+    assert {guard.first_loss.device.type, guard.first_gradient.device.type} == {"meta"}
