@@ -7,7 +7,7 @@ import pytest
 from phantom import images, make_dataset, write_series, write_slice
 
 from shards.common.command import InputError
-from shards.layouts import by_globs, compile_glob, is_projection, place
+from shards.layouts import KNOWN, by_globs, compile_glob, is_projection, place
 from shards.pairing import find_pairs
 
 LAYOUTS = {
@@ -176,20 +176,54 @@ def test_any_other_layout_by_globs(tmp_path):
         find_pairs(tmp_path, globs=("x/{patient}/*", "y/{patient}/*"))
 
 
-def test_nothing_found_lists_what_was_tried(tmp_path):
-    (tmp_path / "readme.txt").write_text("")
+def said(*arguments, **options):
     with pytest.raises(InputError) as error:
-        find_pairs(tmp_path)
-    for part in ("readme.txt", "L067/full_1mm", "Full Dose Images", "L067_FD_1_1.CT", "--full and --quarter"):
-        assert part in str(error.value)
-    with pytest.raises(InputError, match="found no folder"):
-        find_pairs(tmp_path / "nothing")
+        find_pairs(*arguments, **options)
+    return str(error.value)
+
+
+def test_nothing_found_lists_what_was_tried(tmp_path):
+    tried = f"tried: {'; '.join(KNOWN.values())}; for another give --full and --quarter globs"
+    assert said(tmp_path) == f"no layout recognised in {tmp_path} (no files); {tried}"
+    (tmp_path / "readme.txt").write_text("")
+    (tmp_path / "zz").write_text("")
+    assert said(tmp_path) == f"no layout recognised in {tmp_path} (2 files, e.g. readme.txt); {tried}"
+    for part in ("L067/full_1mm", "Full Dose Images", "L067_FD_1_1.CT"):
+        assert part in tried
+    own = "tried: --full 'x/{patient}/*' and --quarter 'y/{patient}/*'; for another give --full and --quarter globs"
+    globs = ("x/{patient}/*", "y/{patient}/*")
+    assert said(tmp_path, globs=globs) == f"no layout recognised in {tmp_path} (2 files, e.g. readme.txt); {own}"
+    assert said(tmp_path / "no") == f"expected a folder with DICOM series, found no folder {tmp_path / 'no'}"
 
 
 def test_one_dose_alone_is_an_error_that_counts(tmp_path):
     write_series(tmp_path / "L067/full_1mm", "L067", "full", 3)
-    with pytest.raises(InputError, match="L067: 3 full, 0 reduced"):
-        find_pairs(tmp_path)
+    assert said(tmp_path) == (
+        f"no slice of {tmp_path} is there at both doses (L067: 3 full, 0 reduced); "
+        "left out: 3 x no reduced-dose slice at its z"
+    )
+    for patient, dose in (("L096", "quarter"), ("L109", "full"), ("L143", "full")):
+        write_series(tmp_path / patient / f"{dose}_1mm", patient, dose, 1, first_z=9.0)
+    (tmp_path / "L067/full_1mm/notes").write_text("hello")
+    (tmp_path / "L067/readme").write_text("hello")
+    assert said(tmp_path) == (  # the first three patients, and the three most frequent reasons
+        f"no slice of {tmp_path} is there at both doses (L067: 3 full, 0 reduced; L096: 0 full, 1 reduced; "
+        "L109: 1 full, 0 reduced); left out: 5 x no reduced-dose slice at its z; 1 x the path names no dose; "
+        "1 x not DICOM"
+    )
+
+
+def test_files_that_no_glob_fits_and_projections_are_left_out_with_their_reason(tmp_path):
+    for folder, dose in (("nd/anna", "full"), ("ld/anna", "quarter"), ("nd/DICOM-CT-PD_FD", "full")):
+        write_series(tmp_path / folder, "L067", dose, 1)
+    (tmp_path / "readme").write_text("")
+    pairing = find_pairs(tmp_path, globs=("nd/{patient}/*", "ld/{patient}/*"))
+    assert [(p.name, p.full, p.low, len(p.pairs)) for p in pairing.patients] == [
+        ("DICOM-CT-PD_FD", 1, 0, 0),  # who names the folders means what they say
+        ("anna", 1, 1, 1),
+    ]
+    assert why(pairing)["readme"] == "neither --full nor --quarter fits"
+    assert (pairing.problems, pairing.keys) == ({}, {"DICOM-CT-PD_FD": "DICOM-CT-PD_FD", "anna": "anna"})
 
 
 def test_two_names_that_look_the_same_in_keys_stay_apart(tmp_path):
