@@ -1,6 +1,10 @@
 """The slices that methods are measured on: of a split of the shards, or of a folder of DICOM pairs."""
 
+import dataclasses
 import hashlib
+import json
+import math
+import tarfile
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +15,7 @@ from ldct.data.slices import Slices
 from shards import manifest
 from shards.common.command import InputError
 from shards.common.pool import Workers
-from shards.dicom import Unusable
+from shards.dicom import Slice, Unusable, read_file
 from shards.manifest import Record
 from shards.pairing import find_pairs
 from shards.pixels import read_hu
@@ -23,6 +27,9 @@ class Cases(typing.Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, number: int, /) -> tuple[Record, np.ndarray]: ...
+
+    def spacing(self, number: int, /) -> float | None:
+        """Side of a pixel in mm; None if it is not known."""
 
 
 @dataclass
@@ -42,6 +49,24 @@ class Data:
     """How the split was made."""
 
 
+class ShardSlices(Slices):
+    """Whole slices of a split, with the size of their pixels."""
+
+    def spacing(self, number: int) -> float | None:
+        """Side of a pixel in mm, from the record's KEY.json, which lies behind its pixels; None if it does not say."""
+        path, record = self.chosen[number]
+        end = record.offset + 2 * math.prod(record.shape)
+        with open(path, "rb") as file:
+            file.seek(-(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
+            try:
+                with tarfile.open(fileobj=file) as rest:
+                    member = rest.next()
+                    content = rest.extractfile(member) if member and member.name == f"{record.key}.json" else None
+                    return json.load(content)["spacing"][0] if content else None
+            except (tarfile.TarError, KeyError, ValueError, IndexError):
+                return None
+
+
 def open_shards(folder: Path, split: str) -> Data:
     """A split of the shards in ``folder``; baselines are tuned on val.
 
@@ -52,7 +77,7 @@ def open_shards(folder: Path, split: str) -> Data:
     """
     about = manifest.load(folder).split
     note = f"split by {about['by']}, {about['note']}"
-    return Data(split, Slices(folder, split), Slices(folder, "val"), "val", manifest.digest(folder), note)
+    return Data(split, ShardSlices(folder, split), ShardSlices(folder, "val"), "val", manifest.digest(folder), note)
 
 
 class DicomPairs:
@@ -65,9 +90,9 @@ class DicomPairs:
     """
 
     def __init__(self, folder: Path, series: str | None) -> None:
-        found = find_pairs(folder, Workers(1), variant=series)
-        self.pairs = [pair for patient in found.patients for pair in patient.pairs]
-        self.left_out = found.left_out
+        pairing = find_pairs(folder, Workers(1), variant=series)
+        self.pairs = [pair for patient in pairing.patients for pair in patient.pairs]
+        self.left_out = pairing.left_out
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -82,6 +107,32 @@ class DicomPairs:
                 raise InputError(f"{piece.path}: {reason}; take this pair out of the folder") from None
         pixels = np.stack(images)
         return Record(pair.key, pair.patient, pair.full.z, 0, list(pixels.shape)), pixels
+
+    def spacing(self, number: int) -> float:
+        """Distance of two rows in mm."""
+        return self.pairs[number].full.spacing[0]
+
+    def digest(self) -> str:
+        """sha256 of what decides the numbers: pixels, their coding and rescale, geometry, which patient they belong to.
+
+        Raises
+        ------
+        InputError
+            If a file cannot be read.
+        """
+        total = hashlib.sha256()
+        for pair in self.pairs:
+            for piece in (pair.low, pair.full):
+                coding = dataclasses.replace(
+                    piece.coding, start=None
+                )  # where the pixels lie in the file decides nothing
+                about = (pair.key, pair.patient, piece.frame, piece.position, piece.orientation, piece.shape)
+                total.update(repr((about, piece.spacing, coding)).encode())
+                try:
+                    total.update(hashlib.sha256(_pixel_bytes(piece)).digest())
+                except (Unusable, OSError, AttributeError) as reason:
+                    raise InputError(f"{piece.path}: {reason}; take this pair out of the folder") from None
+        return total.hexdigest()
 
 
 def open_pairs(folder: Path, series: str | None = None) -> Data:
@@ -99,8 +150,15 @@ def open_pairs(folder: Path, series: str | None = None) -> Data:
         If there is no pair.
     """
     cases = DicomPairs(folder, series)
-    sizes = [(p.key, p.low.path.name, p.low.path.stat().st_size, p.full.path.stat().st_size) for p in cases.pairs]
-    digest = hashlib.sha256(repr(sizes).encode()).hexdigest()
     left_out = f", left out {len(cases.left_out)} of its files and slices" if cases.left_out else ""
     note = f"all pairs of {folder.resolve().name}{left_out}"
-    return Data("pairs", cases, cases, "the slices measured", digest, note)
+    return Data("pairs", cases, cases, "the slices measured", cases.digest(), note)
+
+
+def _pixel_bytes(piece: Slice) -> bytes:
+    """The pixels of a slice as its file holds them: compressed ones are not decoded, which takes long."""
+    if piece.coding.start is None:
+        return bytes(read_file(piece.path).PixelData)  # all frames of a file with several
+    with open(piece.path, "rb") as file:
+        file.seek(piece.coding.start)
+        return file.read(2 * piece.shape[0] * piece.shape[1])

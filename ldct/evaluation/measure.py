@@ -31,6 +31,8 @@ class Task:
     record: Record
     low: np.ndarray
     full: np.ndarray
+    spacing: float | None
+    """Side of a pixel in mm, where it is known."""
     keep: bool
     """Whether its output is for people to look at."""
     output: np.ndarray | None = None
@@ -74,8 +76,8 @@ def _metrics(chosen: tuple[str, ...]) -> MetricCollection:
     return averages.collection([*map(protocols.get, chosen), None])
 
 
-def values_of(output: np.ndarray, full: np.ndarray, chosen: list[str]) -> dict[str, float]:
-    """Metrics of one slice (int16 HU, shape (H, W)) by name.
+def values_of(task: Task, chosen: list[str]) -> dict[str, float]:
+    """Metrics of one slice by name, under the protocols ``chosen``.
 
     Raises
     ------
@@ -83,7 +85,8 @@ def values_of(output: np.ndarray, full: np.ndarray, chosen: list[str]) -> dict[s
         If a protocol does not fit its size.
     """
     metrics = _metrics(tuple(chosen))
-    values = metrics(SlicePair(output, full))  # in the order of the protocols' names
+    assert task.output is not None
+    values = metrics(SlicePair(task.output, task.full, task.spacing))  # in the order of the protocols' names
     metrics.reset()
     return {name: values[name].item() for name in registry.names(chosen)}
 
@@ -91,11 +94,8 @@ def values_of(output: np.ndarray, full: np.ndarray, chosen: list[str]) -> dict[s
 def _outcome(task: Task, chosen: list[str], method: Method | None) -> Outcome:
     """The metrics of a slice; put through ``method`` first where one is given."""
     task = apply(method, task) if method else task
-    assert task.output is not None
-    values = values_of(task.output, task.full, chosen)
-    return Outcome(
-        Measured(task.record.patient, task.record.key, values), task.seconds, task.output if task.keep else None
-    )
+    measured = Measured(task.record.patient, task.record.key, values_of(task, chosen))
+    return Outcome(measured, task.seconds, task.output if task.keep else None)
 
 
 def run_method(
@@ -124,8 +124,7 @@ def run_method(
     in_workers : bool
         Whether they run the method as well.
     """
-    record, (low, full) = cases[0]
-    apply(method, Task(record, low, full, keep=False))
+    apply(method, next(_tasks(cases, None)))
     result, seconds = Result(name, detail, [], math.inf, device), 0.0
     here, there = (None, method) if in_workers else (method, None)
     with Progress(name, len(cases), "slices") as progress:
@@ -145,7 +144,7 @@ def _tasks(cases: Cases, method: Method | None) -> Iterator[Task]:
     kept = shown(len(cases))
     for number in range(len(cases)):
         record, (low, full) = cases[number]
-        task = Task(record, low, full, number in kept)
+        task = Task(record, low, full, cases.spacing(number), number in kept)
         yield apply(method, task) if method else task
 
 

@@ -3,6 +3,7 @@ import json
 from functools import partial
 
 import numpy as np
+import pydicom
 import pytest
 import torch
 from made import make_run
@@ -72,6 +73,9 @@ class Noisy:
 
     def __getitem__(self, number):
         return Record("k0", "P", 0.0, 0, list(self.pixels.shape)), self.pixels
+
+    def spacing(self, number):
+        return None
 
 
 @pytest.mark.parametrize("sd", [2.0, 60.0, 250.0])
@@ -170,6 +174,57 @@ def test_dicom_pairs_give_what_their_shards_give(tmp_path, tiny_shards):
         assert pairs.cases[number][0].patient == "L143"
 
 
+@pytest.fixture
+def two_pairs(tmp_path):
+    """A folder with two DICOM pairs of 64 x 64 pixels of 0.7 mm."""
+    return make_dataset(tmp_path / "dicom", patients=("L143",), slices=2, size=64, seed=0)
+
+
+def test_the_digest_is_of_what_decides_the_numbers(two_pairs):
+    """Other pixels, or the same under another rescale or geometry, in files of the same name and size."""
+    path = sorted(two_pairs.glob("L143/quarter_1mm/*"))[0]
+    content, size = path.read_bytes(), path.stat().st_size
+    digests = {datasets.open_pairs(two_pairs).digest}
+    changes = [
+        lambda d: setattr(d, "PixelData", d.PixelData[::-1]),
+        lambda d: setattr(d, "RescaleIntercept", -1023),
+        lambda d: setattr(d, "RescaleSlope", 2),
+        lambda d: setattr(d, "PatientID", "Anonymoux"),
+    ]
+    for change in changes[:3]:
+        dataset = pydicom.dcmread(path)
+        change(dataset)
+        dataset.save_as(path)
+        assert path.stat().st_size == size
+        digests.add(datasets.open_pairs(two_pairs).digest)
+        path.write_bytes(content)
+    assert len(digests) == 4
+    dataset = pydicom.dcmread(path)
+    changes[3](dataset)
+    dataset.save_as(path)
+    assert datasets.open_pairs(two_pairs).digest in digests
+
+
+def test_compressed_pixels_are_in_the_digest(two_pairs):
+    digests = []
+    for path in sorted(two_pairs.glob("L143/*/*")):
+        dataset = pydicom.dcmread(path)
+        dataset.compress(pydicom.uid.RLELossless)
+        dataset.save_as(path)
+    digests.append(datasets.open_pairs(two_pairs).digest)
+    dataset.decompress()
+    dataset.PixelData = dataset.PixelData[::-1]
+    dataset.compress(pydicom.uid.RLELossless)
+    dataset.save_as(path)
+    digests.append(datasets.open_pairs(two_pairs).digest)
+    assert digests[0] != digests[1]
+
+
+def test_the_size_of_pixels_is_known(two_pairs, tiny_shards):
+    assert datasets.open_pairs(two_pairs).cases.spacing(1) == 0.7
+    assert [datasets.open_shards(tiny_shards, "test").cases.spacing(number) for number in range(4)] == [0.7] * 4
+
+
 class TwoSlices:
     """Cases of one small image."""
 
@@ -178,6 +233,9 @@ class TwoSlices:
 
     def __getitem__(self, number):
         return Record(f"k{number}", "P", 0.0, 0, [2, 40, 40]), np.zeros((2, 40, 40), np.int16)
+
+    def spacing(self, number):
+        return None
 
 
 def test_a_protocol_that_does_not_fit_is_one_line():
