@@ -28,6 +28,11 @@ def pair(seed=0, shape=(128, 112)):
     return low.round().astype(np.int16), full.round().astype(np.int16)
 
 
+def inside(shape):
+    """A part of the pair that holds tissue and bone."""
+    return [image[64 : 64 + shape[0], 40 : 40 + shape[1]] for image in pair()]
+
+
 def measure(name, a, b):
     """Metrics by key."""
     values = registry.measure(SlicePair(a, b), protocols.get(name))
@@ -44,7 +49,7 @@ def check(values, rmse, psnr, ssim):
 @pytest.mark.parametrize("shape", [(128, 112), (11, 40)])
 def test_clipped_protocols_are_scikit_images(name, shape):
     low, high = CLIPPED[name]
-    a, b = pair(shape=shape)
+    a, b = pair() if shape == (128, 112) else inside(shape)
     x, y = (np.clip(v.astype(float), low, high) - low for v in (a, b))
     kwargs = {"data_range": high - low}
     check(
@@ -155,6 +160,41 @@ def test_gmsd_is_the_papers(name, shape):
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(InputError, match=r"'abd40'.*abd400, hu2000, full4096, ldctbench, sinyu, document55"):
         protocols.get("abd40")
+
+
+def test_a_protocol_is_known_by_its_name_and_says_what_it_does():
+    assert [protocols.get(name).name for name in protocols.names()] == protocols.names()
+    assert protocols.names()[:6] == list(protocols.DEFAULT)
+    window = "abdomen window C50 W400 mapped to [0, 1], data range 1; SSIM uniform 7x7, sample covariance"
+    assert protocols.get("ldctbench").text == window
+
+
+@pytest.mark.parametrize(("name", "side"), [("abd400", 11), ("ldctbench", 7), ("document55", 55)])
+def test_the_smallest_slice_is_one_window_or_patch(name, side):
+    assert 0 < measure(name, *inside((side, side)))["rmse"] < 200
+    for shape in ((side - 1, side), (side, side - 1)):
+        with pytest.raises(ValueError) as error:
+            measure(name, *inside(shape))
+        assert str(error.value) == f"expected slices of at least {side} x {side} pixels, found {shape}"
+
+
+def test_a_pair_is_two_images_of_one_shape_and_nothing_is_computed_twice():
+    with pytest.raises(ValueError) as error:
+        SlicePair(np.zeros((8, 8)), np.zeros((8, 9)))
+    assert str(error.value) == "expected two equal shapes (H, W), found (8, 8) and (8, 9)"
+    with pytest.raises(ValueError, match=r"found \(2, 8, 8\) and \(2, 8, 8\)"):
+        SlicePair(np.zeros((2, 8, 8)), np.zeros((2, 8, 8)))
+    seen = SlicePair(*pair(), spacing=0.7)
+    calls = []
+    assert [seen.once(count) for count in (calls.append, calls.append)] == [None, None] and calls == [seen]
+    protocol = protocols.get("abd400")
+    assert seen.under(protocol) is seen.under(protocol) and seen.spacing == 0.7
+    assert seen.under(protocol).output.min() == -160 and seen.under(protocol).full.max() == 240
+
+
+def test_patches_of_one_value_count_where_there_is_no_other():
+    values = measure("document55", np.full((60, 60), 10), np.zeros((60, 60)))
+    assert values["rmse"] == 10.0
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import re
 import resource
 
 import pytest
@@ -15,6 +16,24 @@ def content(step):
 def save_steps(folder, *numbers):
     for number in numbers:
         save(folder, step_name(number), content(number))
+
+
+def test_the_folder_is_made_with_all_above_it(tmp_path):
+    save_steps(tmp_path / "sweep" / "run" / "checkpoints", 5)
+    assert [path.name for path in steps(tmp_path / "sweep" / "run" / "checkpoints")] == ["step-00000005.pt"]
+
+
+def test_a_disk_that_is_full_from_the_first_says_that_nothing_is_there_yet(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(InputError) as error:
+            save_steps(tmp_path, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(error.value) == (
+        f"cannot write {tmp_path / step_name(1)}: File too large; there is no earlier one; make room and run again"
+    )
 
 
 def test_the_last_two_steps_and_the_best_are_kept(tmp_path):
@@ -66,11 +85,20 @@ def test_a_broken_file_is_passed_over_for_the_one_before(tmp_path, capsys, damag
     save_steps(tmp_path, 2, 3)
     path = tmp_path / step_name(3)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(Broken):
+    with pytest.raises(Broken) as error:
         read(path)
+    assert damage is not damage_tensor_bit or re.fullmatch(r"checksum of \S+ does not match", str(error.value))
     assert newest(tmp_path)["step"] == 2
     warning = capsys.readouterr().err
     assert f"{path} is broken" in warning and "going back to the checkpoint before it" in warning
+
+
+def test_a_configuration_of_version_0_1_is_read_under_the_new_names(tmp_path, capsys):
+    save(tmp_path, "best.pt", content(1) | {"config": {"data": {"scheme": "seed"}}})
+    assert read(tmp_path / "best.pt")["config"] == {"data": {"normalization": "hu500"}}
+    assert capsys.readouterr().err == (
+        f"note: {tmp_path / 'best.pt'} is of version 0.1: read data.scheme as data.normalization, seed as hu500\n"
+    )
 
 
 def test_no_checkpoint_is_none_and_all_broken_too(tmp_path):
@@ -127,10 +155,16 @@ def test_another_configuration_or_other_shards_are_refused(tmp_path):
     found = {"config": to_dict(old), "manifest_sha256": "a" * 64}
     check_same_run(found, from_dict({"train": {"seed": 0, "steps": 99}}), "a" * 64, tmp_path)
     changed = from_dict({"train": {"seed": 1}, "model": {"name": "unet"}})
-    with pytest.raises(InputError, match=r"model\.name was 'redcnn', now 'unet'.*train\.seed was 0, now 1"):
+    with pytest.raises(InputError) as error:
         check_same_run(found, changed, "a" * 64, tmp_path)
-    with pytest.raises(InputError, match="trained on other shards"):
+    assert str(error.value).startswith(f"{tmp_path} belongs to another configuration: model.name was 'redcnn', now 'un")
+    assert str(error.value).endswith("; train.seed was 0, now 1; change it back or use another --run_dir")
+    with pytest.raises(InputError) as error:
         check_same_run(found, old, "b" * 64, tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path} was trained on other shards (manifest aaaaaaaa, now bbbbbbbb); "
+        "give those shards or use another --run_dir"
+    )
 
 
 def test_best_says_what_is_missing(tmp_path):
