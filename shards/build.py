@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from shards import manifest, pairing_report, patching
+from shards import index, manifest, pairing_report, patching
 from shards.build_state import PLAN, REPORT, begin, changed, check_claim, claim, fingerprint, forget, locked, saved
 from shards.common.atomic import write_text
 from shards.common.command import InputError, Progress, command
@@ -255,6 +255,7 @@ def build(options: argparse.Namespace) -> None:
             )
         content = make_manifest(settings, pairing, split, finished)
         manifest.save(content, options.out)
+        index.save(index.of_manifest(content), options.out, manifest.digest(options.out))
     for shard in finished:
         for out in shard.left_out:
             print(f"left out {out['what']}: {out['why']}")

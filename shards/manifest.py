@@ -125,7 +125,8 @@ def load(folder: Path) -> Manifest:
             )
         shards = [Shard(**{**s, "records": [Record(**r) for r in s["records"]]}) for s in fields["shards"]]
         manifest = Manifest(**{**fields, "shards": shards})
-        wrong = next(_wrong(manifest), None) or next(_outside(manifest, folder), None)
+        wrong = next(_wrong(manifest), None)
+        wrong = wrong or next((w for shard in shards for w in outside(shard.name, folder)), None)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{path} is not a shard manifest; build the shards again with shards/build.py") from None
     if wrong:
@@ -150,16 +151,21 @@ def _wrong(manifest: Manifest) -> Iterator[str]:
     if not isinstance(manifest.left_out, list) or not all(isinstance(out, dict) for out in manifest.left_out):
         yield "its left_out is no list of tables"
     for shard in manifest.shards:
-        if not isinstance(shard.name, str) or not _SHARD_NAME.fullmatch(shard.name):
-            yield f"a shard is called {shard.name!r}, expected e.g. train-00000.tar"
-        elif shard.split != shard.name.split("-")[0]:
-            yield f"{shard.name} belongs to the split {shard.split!r}"
-        elif type(shard.bytes) is not int or not isinstance(shard.sha256, str):
-            yield f"{shard.name}: its size or sha256 has another type"
-        else:
-            yield from (
-                f"{shard.name}: {reason}" for record in shard.records if (reason := _wrong_record(record, shard))
-            )
+        yield from wrong_shard(shard.name, shard.split, shard.bytes)
+        if not isinstance(shard.sha256, str):
+            yield f"{shard.name}: its sha256 has another type"
+        reasons = (_wrong_record(record, shard) for record in shard.records)
+        yield from (f"{shard.name}: {reason}" for reason in reasons if reason)
+
+
+def wrong_shard(name: object, split: object, size: object) -> Iterator[str]:
+    """What no shard of ours is called, or is as long as."""
+    if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name):
+        yield f"a shard is called {name!r}, expected e.g. train-00000.tar"
+    elif split != name.split("-")[0]:
+        yield f"{name} belongs to the split {split!r}"
+    elif type(size) is not int or size < 0:
+        yield f"{name}: its size has another type"
 
 
 def _wrong_record(record: Record, shard: Shard) -> str | None:
@@ -179,13 +185,11 @@ def _wrong_record(record: Record, shard: Shard) -> str | None:
     return None
 
 
-def _outside(manifest: Manifest, folder: Path) -> Iterator[str]:
-    """Shards that are links to files elsewhere."""
-    home = folder.resolve()
-    for shard in manifest.shards:
-        path = folder / shard.name
-        if path.is_symlink() and path.resolve().parent != home:
-            yield f"{shard.name} is a link out of the folder; move the file into it"
+def outside(name: str, folder: Path) -> Iterator[str]:
+    """Whether a shard is a link to a file elsewhere."""
+    path = folder / name
+    if path.is_symlink() and path.resolve().parent != folder.resolve():
+        yield f"{name} is a link out of the folder; move the file into it"
 
 
 def digest(folder: Path) -> str:

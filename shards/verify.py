@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from shards import patching
+from shards import index, patching
 from shards.common.command import InputError, Progress, command
 from shards.common.pool import Workers
 from shards.manifest import SPLITS, Manifest, Record, Shard, load
@@ -165,6 +165,16 @@ def check_settings(manifest: Manifest, sums: Sums) -> Iterator[str]:
         yield f"the order of the training slices is not that of the manifest's seed {seed}"
 
 
+def check_index(folder: Path, content: Manifest) -> Iterator[str]:
+    """What is wrong with the index beside the manifest, which shards of before 0.2.0 lack."""
+    if not (folder / index.NAME).exists():
+        return
+    saved, expected = index.load(folder), index.of_manifest(content)
+    same = saved.shards == expected.shards and np.array_equal(saved.body, expected.body)
+    if not same or saved.records.dtype != expected.records.dtype or (saved.records != expected.records).any():
+        yield f"{index.NAME}: does not fit the manifest; delete it, it is made again"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", type=Path, metavar="SHARDS", help="folder with manifest.json")
@@ -176,7 +186,7 @@ def main() -> int:
     for name in ("patch", "stride", "tiling", "seed"):
         if name not in manifest.settings:
             raise InputError(f"the manifest of {options.shards} lacks the setting {name}; build the shards again")
-    problems = list(check_manifest(options.shards, manifest))
+    problems = [*check_manifest(options.shards, manifest), *check_index(options.shards, manifest)]
     items = [Work(options.shards, shard, manifest.settings) for shard in manifest.shards]
     sums = Sums()
     with Workers(options.workers) as workers, Progress("verify", len(items), "shards") as progress:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from ldct.config import DataConfig
-from shards import manifest
 from shards.common.command import InputError
+from shards.index import THOUSANDTHS
+from shards.index import load as load_index
 
 
 class Patches:
@@ -16,39 +17,47 @@ class Patches:
 
     Attributes
     ----------
-    shard, offset, record : ndarray
-        Shape (n,): for each patch its shard's index, the byte of its data in it, and its record's index.
+    shard, record, number : ndarray
+        Shape (n,): for each patch its shard's index, its record's index, and its number in the record.
     patch : int
         Side of a patch in pixels.
-    keys : list of str
-        Names of the records.
     """
 
     def __init__(self, folder: Path, config: DataConfig) -> None:
-        shards = manifest.load(folder).of_split("train")
-        self.paths = [folder / shard.name for shard in shards]
-        for path, shard in zip(self.paths, shards, strict=True):
-            check_size(path, shard.bytes)
-        records = [(number, record) for number, shard in enumerate(shards) for record in shard.records]
-        self.keys = [record.key for _, record in records]
-        self.patch = records[0][1].shape[-1]
-        nbytes = 2 * 2 * self.patch**2  # two doses of int16
-        kept = [np.flatnonzero(np.asarray(record.body) >= config.min_body) for _, record in records]
-        counts = [len(numbers) for numbers in kept]
-        self.shard = np.repeat([number for number, _ in records], counts)
-        self.record = np.repeat(np.arange(len(records)), counts)
-        start = np.repeat([record.offset for _, record in records], counts)
-        self.number = np.concatenate(kept)
-        self.offset = start + self.number * nbytes
+        self.index = load_index(folder)
+        numbers = self.index.of_split("train")
+        self.records = self.index.records[numbers]
+        self.paths = [folder / shard.name for shard in self.index.shards]
+        for number in np.unique(self.records["shard"]):
+            check_size(self.paths[number], self.index.shards[number].bytes)
+        counts, sides = self.records["shape"][:, 0], self.records["shape"][:, 3]
+        if (sides != sides[0]).any():
+            raise InputError(f"{folder} has training patches of several sizes; run shards/verify.py, then build again")
+        self.patch = int(sides[0])
+        of_record = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        number = np.arange(len(of_record)) - np.repeat(np.cumsum(counts) - counts, counts)
+        body = self.index.body[np.repeat(self.records["body"], counts) + number]
+        kept = np.flatnonzero(body >= least_body(config.min_body))
+        self.record, self.number = of_record[kept], number[kept].astype(np.int32)
+        self.shard = self.records["shard"][self.record]
         if not len(self):
             raise InputError(f"no training patch of {folder} has data.min_body = {config.min_body}; lower it")
 
     def __len__(self) -> int:
         return len(self.number)
 
+    def offset(self, indices: np.ndarray) -> np.ndarray:
+        """Bytes of the shards at which patches begin, int64, shape of ``indices``."""
+        return self.records["offset"][self.record[indices]] + self.number[indices] * np.int64(2 * 2 * self.patch**2)
+
     def name(self, index: int) -> str:
-        """Key of its record and number in it of a patch, for messages."""
-        return f"{self.keys[self.record[index]]}[{self.number[index]}]"
+        """Key and number of one patch, for messages."""
+        return f"{self.records['key'][self.record[index]].decode()}[{self.number[index]}]"
+
+
+def least_body(min_body: float) -> int:
+    """The least number of thousandths that is ``min_body`` or more."""
+    return int(np.searchsorted(np.arange(THOUSANDTHS + 1) / THOUSANDTHS, min_body))
 
 
 def check_size(path: Path, expected: int) -> None:
@@ -64,17 +73,21 @@ class MappedStore:
     def __init__(self, patches: Patches, device: torch.device) -> None:
         self.patch, self.pin = patches.patch, device.type == "cuda"
         # views of bytes: slicing one is 2.5 times as fast as slicing an array of numpy's
-        self.bytes = [np.memmap(path, dtype=np.uint8, mode="r").data for path in patches.paths]
-        self.shard, self.start = patches.shard.tolist(), patches.offset.tolist()
+        self.bytes = {
+            number: np.memmap(patches.paths[number], dtype=np.uint8, mode="r").data
+            for number in np.unique(patches.shard).tolist()
+        }
+        self.patches = patches
 
     def fetch(self, indices: np.ndarray) -> Tensor:
         """Patches as int16 HU, shape (n, 2, p, p), in pinned memory where they go to a GPU."""
         shape = (len(indices), 2, self.patch, self.patch)
         batch = torch.empty(shape, dtype=torch.int16, pin_memory=self.pin)
         rows, size, end = batch.numpy().data.cast("B"), 2 * 2 * self.patch**2, 0
-        for index in indices.tolist():
-            first, begin, end = self.start[index], end, end + size
-            rows[begin:end] = self.bytes[self.shard[index]][first : first + size]
+        places = zip(self.patches.shard[indices].tolist(), self.patches.offset(indices).tolist(), strict=True)
+        for shard, first in places:
+            begin, end = end, end + size
+            rows[begin:end] = self.bytes[shard][first : first + size]
         return batch
 
 

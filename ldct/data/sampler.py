@@ -21,7 +21,7 @@ class Sampler:
     def __init__(self, shard_of_patch: np.ndarray, seed: int, window: int, global_batch: int) -> None:
         self.seed, self.batch = seed, global_batch
         self.count = len(shard_of_patch)
-        groups = np.argsort(shard_of_patch, kind="stable")
+        groups = np.argsort(shard_of_patch, kind="stable").astype(np.int32)  # half the memory, for two epochs as well
         borders = np.flatnonzero(np.diff(shard_of_patch[groups])) + 1
         self.of_shard = np.split(groups, borders)
         self.window = window or len(self.of_shard)
@@ -42,4 +42,4 @@ class Sampler:
             part = self.epoch(epoch)[start : start + end - position]
             parts.append(part)
             position += len(part)
-        return np.concatenate(parts)
+        return np.concatenate(parts, dtype=np.int64)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from ldct.data.patches import check_size
-from shards import manifest
+from shards.index import load as load_index
 from shards.manifest import Record
 
 
@@ -23,14 +23,14 @@ class Slices:
     """
 
     def __init__(self, folder: Path, split: str, limit: int = 0) -> None:
-        shards = manifest.load(folder).of_split(split)
-        for shard in shards:
-            check_size(folder / shard.name, shard.bytes)
-        every = [(folder / shard.name, record) for shard in shards for record in shard.records]
-        chosen = (
-            np.linspace(0, len(every) - 1, limit).round().astype(int) if 0 < limit < len(every) else range(len(every))
-        )
-        self.chosen = [every[i] for i in chosen]
+        index = load_index(folder)
+        numbers = index.of_split(split)
+        for shard in np.unique(index.records["shard"][numbers]):
+            check_size(folder / index.shards[shard].name, index.shards[shard].bytes)
+        if 0 < limit < len(numbers):
+            numbers = numbers[np.linspace(0, len(numbers) - 1, limit).round().astype(int)]
+        paths = [folder / index.shards[shard].name for shard in index.records["shard"][numbers]]
+        self.chosen = list(zip(paths, map(index.record, numbers.tolist()), strict=True))
 
     def __len__(self) -> int:
         return len(self.chosen)
