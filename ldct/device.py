@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import os
 
 import torch
 
@@ -19,6 +20,7 @@ def pick_device(name: str) -> torch.device:
     InputError
         If there is no such device here.
     """
+    hide_gpus_not_given()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -27,6 +29,16 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name}: {str(error).splitlines()[0]}; expected auto, cpu, cuda or cuda:N") from None
     return device
+
+
+def hide_gpus_not_given() -> None:
+    """In a SLURM job that was given no GPU, see none; before the first call into CUDA.
+
+    Where a cluster does not confine jobs to their devices, such a job sees its neighbours' GPUs and computes there.
+    """
+    told = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_TASK")
+    if "SLURM_JOB_ID" in os.environ and not any(os.environ.get(name) for name in told):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def device_name(device: torch.device) -> str:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from shards.common.command import InputError
+from ldct.training import placement
 
 PULSE_S = 2.0
 """Seconds between two pulses of a rank."""
@@ -34,16 +34,21 @@ class Ranks:
     Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun and submitit set them. Gradients go
     over nccl on GPUs and gloo on CPUs; agreements always over a gloo group, so that they need not wait for the device
     and an ended rank is noticed by its closed connection.
+
+    Two kinds of waiting: what all ranks do at once has ``timeout_s``, so that a rank that hangs is noticed; what one of
+    them does alone, or each in its own time, is waited for with PATIENCE (``wait``, ``patiently``). nccl has PATIENCE
+    too: its watchdog aborts the process, and gloo, which raises an error, has to be first.
     """
 
     def __init__(self, timeout_s: float) -> None:
         self.rank = int(os.environ.get("RANK", 0))
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
-        self.device = _device(int(os.environ.get("LOCAL_RANK", 0)))
+        self.device = placement.device_of(int(os.environ.get("LOCAL_RANK", 0)))
         self.timeout = timedelta(seconds=timeout_s)
         if self.world_size == 1:
             return
-        store, _, _ = next(dist.rendezvous("env://", self.rank, self.world_size, timeout=self.timeout))
+        placement.choose_interface(os.environ["MASTER_ADDR"])
+        store, _, _ = next(dist.rendezvous("env://", self.rank, self.world_size, timeout=PATIENCE))
         self.pulse = Pulse(store, self.rank, self.world_size)
         backend = "nccl" if self.device.type == "cuda" else "gloo"
         dist.init_process_group(
@@ -51,10 +56,11 @@ class Ranks:
             store=dist.PrefixStore("ranks", store),
             rank=self.rank,
             world_size=self.world_size,
-            timeout=self.timeout,
+            timeout=PATIENCE if backend == "nccl" else self.timeout,
         )
         self.group = dist.new_group(backend="gloo", timeout=self.timeout)
         self.patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+        placement.refuse_shared(self.gather(placement.gpu_name(self.device)))
 
     @property
     def first(self) -> bool:
@@ -68,6 +74,7 @@ class Ranks:
         """
         if self.world_size == 1:
             return model
+        self.wait()
         ids = [self.device.index] if self.device.type == "cuda" else None
         wrapped = DistributedDataParallel(model, device_ids=ids, bucket_cap_mb=2, gradient_as_bucket_view=True)
         # DDP lays its buckets out anew after its first backward, and the layout decides in which order gradients of
@@ -104,10 +111,22 @@ class Ranks:
         """Mean of a scalar over the ranks, summed in the order of the ranks."""
         return sum(self.gather(value.item())) / self.world_size
 
+    def meet(self) -> None:
+        """Wait for all ranks over gloo. Whoever then waits for the device knows that every rank has sent its gradients;
+        for those of a lost rank the device would wait for ever."""
+        if self.world_size > 1:
+            dist.barrier(group=self.group)
+
     def wait(self) -> None:
         """Wait for all ranks, with PATIENCE."""
         if self.world_size > 1:
             dist.barrier(group=self.patient)
+
+    @contextlib.contextmanager
+    def patiently(self) -> Iterator[None]:
+        """Around what rank 0 does alone, however slow its disk: the others wait at the end, with PATIENCE."""
+        yield
+        self.wait()
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -115,18 +134,27 @@ class Ranks:
 
         A rank that ends by its own error leaves the group at once, so that the others hear of it without delay.
         """
+        if self.world_size == 1:
+            yield
+            return
         try:
             yield
-        except (RuntimeError, OSError) as error:
-            if self.world_size > 1 and (lost := self.pulse.lost()):
+        except BaseException as error:
+            lost = self.pulse.lost() if isinstance(error, RuntimeError | OSError) else []
+            self.pulse.close()
+            self._abort()
+            if lost:
                 names = ", ".join(lost)
                 raise RankLost(f"{names} ended; this rank ({self.rank}) cannot go on: {_first_line(error)}") from error
             raise
-        finally:
-            if self.world_size > 1:
-                self.pulse.close()
-        if self.world_size > 1:
-            dist.destroy_process_group()
+        self.pulse.close()
+        dist.destroy_process_group()
+
+    def _abort(self) -> None:
+        """End nccl's communicators where work may be stuck in them: their destructors would wait for it, and
+        destroy_process_group for ever."""
+        if self.device.type == "cuda":
+            torch.distributed.distributed_c10d._abort_process_group()  # no public function does it
 
 
 class Pulse:
@@ -173,16 +201,6 @@ class Pulse:
     def close(self) -> None:
         """Stop the pulse."""
         self.ended.set()
-
-
-def _device(local_rank: int) -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
-        have = torch.cuda.device_count()
-        raise InputError(f"local rank {local_rank} has no GPU: this node shows {have}; start at most {have} tasks here")
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
 
 
 def _first_line(error: BaseException) -> str:

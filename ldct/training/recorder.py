@@ -48,7 +48,8 @@ class Recorder:
     def _newest(self) -> dict[str, Any] | None:
         """The checkpoint to go on from, the same on every rank: rank 0 chooses, since on a network disk the others may
         not see its newest file yet."""
-        newest = checkpoint.newest(self.checkpoints) if self.ranks.first else None
+        with self.ranks.patiently():
+            newest = checkpoint.newest(self.checkpoints) if self.ranks.first else None
         step = self.ranks.gather(newest["step"] if newest else None)[0]
         if self.ranks.first or step is None:
             return newest
@@ -99,9 +100,13 @@ class Recorder:
         if self.progress:
             self.progress.update()
 
+    def heartbeat_due(self) -> bool:
+        """Whether this rank writes the heartbeat, and the last one is HEARTBEAT_S old."""
+        return self.tracker is not None and time.time() - self.status.heartbeat >= runs.HEARTBEAT_S
+
     def heartbeat(self) -> None:
-        """Write the heartbeat if the last one is HEARTBEAT_S old, and look after the tracking."""
-        if self.tracker and time.time() - self.status.heartbeat >= runs.HEARTBEAT_S:
+        """Write the heartbeat, and look after the tracking."""
+        if self.tracker:
             self._write_status()
             self.tracker.look()
 

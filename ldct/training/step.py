@@ -148,6 +148,7 @@ class Training:
 
     def check_finite(self) -> None:
         """Raise NotFinite on every rank if any of them met a loss or a gradient that is not finite."""
+        self.ranks.meet()
         firsts = self.ranks.gather(self.guard.firsts())
         first = min(min(steps) for steps in firsts)
         if first == optim.NEVER:

@@ -51,6 +51,7 @@ def train(config: Config, latch: Latch) -> signal.Signals | None:
         return None
     try:
         with recorder, ranks.together():
+            ranks.wait()
             stop = Trainer(Training(config, ranks), recorder, latch).run()
             recorder.close("stopped" if stop else "finished")
     except OSError as error:
@@ -116,6 +117,7 @@ class Trainer:
         training, ranks, last = self.training, self.ranks, self.config.train.steps
         store = open_store(training.patches, self.config.data.store, ranks.device)
         ranks.wait()
+        first = training.step + 1
         with Loader(store, training.sampler, ranks.rank, ranks.world_size, training.step, last) as batches:
             if self._validation_due():
                 self._validate()
@@ -123,6 +125,8 @@ class Trainer:
                 batch = next(batches)
                 result = training.train_step(batch, watch=self._log_due(training.step + 1))
                 self.recorder.stepped(training.step)
+                if training.step == first:
+                    ranks.wait()  # each compiles and chooses its kernels in its own time
                 if self._log_due(training.step):
                     self._log(result, batches.take_waited())
                 self._attend()
@@ -149,20 +153,24 @@ class Trainer:
         }
         line |= attention_lines(result.attention, self.ranks) if result.attention else {}
         patches_per_s = self.recorder.status.patches_per_s
-        self.recorder.line(line, note=f"loss {line[names.TRAIN_LOSS]:.3g}, {patches_per_s:.0f} patches/s")
+        with self.ranks.patiently():
+            self.recorder.line(line, note=f"loss {line[names.TRAIN_LOSS]:.3g}, {patches_per_s:.0f} patches/s")
 
     def _attend(self) -> bool:
         """Between two steps, or two slices of a validation: agree whether to stop, save by the clock, keep the
         heartbeat. Returns whether to stop."""
         requeue = self.latch.signal is signal.SIGUSR2
         asked = 2.0 if requeue else float(self.latch.signal is not None)
-        agreed, save_due = self.ranks.maximum([asked, float(self.ranks.first and self.clock.due())])
+        save_due = float(self.ranks.first and self.clock.due())
+        agreed, save_due, heartbeat_due = self.ranks.maximum([asked, save_due, float(self.recorder.heartbeat_due())])
         if agreed:
             self.stop = signal.SIGUSR2 if agreed == 2 else signal.SIGTERM
             return True
         if save_due:
             self._save()
-        self.recorder.heartbeat()
+        if heartbeat_due:
+            with self.ranks.patiently():
+                self.recorder.heartbeat()
         return False
 
     def _validation_due(self) -> bool:
@@ -178,16 +186,17 @@ class Trainer:
             return
         value = metrics[names.validation(names.metric(self.config.val.protocol, "psnr"))]
         self.training.learning_rate.validated(value)
-        if value > self.best.get("psnr", -math.inf):  # never so for NaN
-            self.best = {"step": step, "psnr": value}
-            patch = self.training.patches.patch
-            self._write(checkpoint.BEST, {"model": model.state_dict(), "metrics": metrics, "patch": patch})
-        if step >= self.config.train.steps:
-            self._picture(model)
         self.validated = step
-        self.recorder.status.best = self.best
-        self.recorder.status.flags = self.validation.flags(metrics)
-        self.recorder.line({**metrics, names.FLAGS: self.recorder.status.flags})
+        with self.ranks.patiently():
+            if value > self.best.get("psnr", -math.inf):  # never so for NaN
+                self.best = {"step": step, "psnr": value}
+                patch = self.training.patches.patch
+                self._write(checkpoint.BEST, {"model": model.state_dict(), "metrics": metrics, "patch": patch})
+            if step >= self.config.train.steps:
+                self._picture(model)
+            self.recorder.status.best = self.best
+            self.recorder.status.flags = self.validation.flags(metrics)
+            self.recorder.line({**metrics, names.FLAGS: self.recorder.status.flags})
         give_back()
         self.recorder.pause()
 
@@ -204,8 +213,9 @@ class Trainer:
         """A checkpoint of this step, unless the numbers are broken."""
         self.training.check_finite()
         own = {"validated": self.validated, "best": self.best, "lines": self.recorder.metrics.count}
-        self._write(checkpoint.step_name(self.training.step), self.training.state() | own)
-        self.ranks.wait()
+        content = self.training.state() | own
+        with self.ranks.patiently():
+            self._write(checkpoint.step_name(self.training.step), content)
         self.clock.saved()
 
     def _write(self, name: str, content: dict[str, Any]) -> None:

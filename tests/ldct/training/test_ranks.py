@@ -93,15 +93,34 @@ def test_a_rank_that_hangs_is_waited_for_only_so_long(tiny_shards, tmp_path):
             rank.communicate()
 
 
+def test_a_rank_that_starts_late_is_waited_for(tiny_shards, tmp_path, undisturbed):
+    """Imports from a disk of many nodes take longer than a step may."""
+    flags = tiny_flags(tiny_shards, tmp_path, train__timeout_s=5)
+    statuses, errors = run(flags, act=("1", "-1", "late"))
+    assert statuses == [0, 0], errors
+    assert_same(tmp_path, undisturbed)
+
+
+def test_what_rank_0_does_alone_is_waited_for(tiny_shards, tmp_path, undisturbed):
+    """Reading and writing checkpoints, opening the folder, a line of metrics, a heartbeat, the pictures: each takes
+    longer than a step may."""
+    flags = tiny_flags(tiny_shards, tmp_path, train__timeout_s=5)
+    statuses, errors = run(flags, act=("0", "-1", "slow"))
+    assert statuses == [0, 0], errors
+    slow = {line.split()[1] for line in errors[0].splitlines() if line.startswith("slow: ")}
+    assert slow == {"newest", "save", "pictures", "__enter__", "line", "heartbeat"}
+    assert_same(tmp_path, undisturbed)
+
+
 def test_another_number_of_ranks_gives_the_same_curve(tiny_shards, tmp_path, undisturbed):
     """A run of two ranks that goes on with one: the same batches, equal within rounding."""
     flags = tiny_flags(tiny_shards, tmp_path)
     assert run(flags, act=("0", "10", "SIGTERM"))[0] == [75, 75]
     assert run(flags, world_size=1)[0] == [0]
-    for mine, other in zip(lines(tmp_path), lines(undisturbed), strict=True):
-        assert mine.keys() == other.keys()
-        for key in mine:
-            assert mine[key] == pytest.approx(other[key], rel=1e-3), key
+    for line, other in zip(lines(tmp_path), lines(undisturbed), strict=True):
+        assert line.keys() == other.keys()
+        for key in line:
+            assert line[key] == pytest.approx(other[key], rel=1e-3), key
 
 
 def test_torchrun_starts_the_same_run(tiny_shards, tmp_path, undisturbed):
