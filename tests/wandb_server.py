@@ -51,6 +51,8 @@ class Run:
 
     @property
     def summary(self):
+        """What was sent last: the client sends its whole summary each time, always as line 0, and so the server's is
+        replaced and not merged (wandb's core/internal/filestream, SummaryChunk). wandb sync sends that of one part."""
         lines = self.lines.get("wandb-summary.json", {})
         return json.loads(lines[max(lines)]) if lines else {}
 

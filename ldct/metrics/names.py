@@ -67,9 +67,9 @@ def evaluation(split: str, name: str) -> str:
     return f"eval/{split}/{name}"
 
 
-def low_dose_evaluation(split: str, name: str) -> str:
-    """``name`` of the low dose in the summary of a W&B run: ``eval/test/low_dose/abd400/psnr``."""
-    return f"eval/{split}/{_LOW_DOSE}/{name}"
+def baseline_evaluation(split: str, baseline: str, name: str) -> str:
+    """``name`` of a baseline in the summary of a W&B run: ``eval/test/low_dose/abd400/psnr``."""
+    return f"eval/{split}/{re.sub('[ -]', '_', baseline)}/{name}"
 
 
 def picture(name: str) -> str:

@@ -21,12 +21,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ldct import config as configuration
 from ldct.config import Config
 from ldct.metrics import names
 from ldct.runs import folder as runs
+from ldct.runs.wandb_rows import evaluated, goals, picture, picture_files, row, summary
 from shards.common.atomic import write_text
 from shards.common.command import InputError, command
 from shards.common.lock import locked
@@ -40,8 +39,6 @@ TELL_S = 60.0
 EVALUATED = ("json", "csv", "npz", "png")
 FILES = ("config.yaml", "metrics.jsonl", "status.json", "provenance.json", *(f"eval/*.{e}" for e in EVALUATED))
 """Of a run folder, what W&B keeps a copy of under NAME/; see ldct/runs/wandb_reader.py."""
-GOALS = {"psnr": "max", "ssim": "max", "rmse": "min"}
-"""Which validation values W&B shows as best, beside the last."""
 SHIELDED = {signal.SIGTERM, signal.SIGUSR2}
 """SLURM's signals to the whole step. The mirror must still tell what the training does about them."""
 
@@ -194,9 +191,7 @@ class Mirror:
             settings=wandb.Settings(x_stats_pid=os.getppid(), console="off"),
         )
         run.define_metric("*", step_metric="step")
-        goals = {names.metric(self.config.val.protocol, key): goal for key, goal in GOALS.items()}
-        goals = {names.TRAIN_LOSS: "min"} | {names.validation(name): goal for name, goal in goals.items()}
-        for name, goal in goals.items():
+        for name, goal in goals(self.config).items():
             run.define_metric(name, step_metric="step", summary=f"{goal},last")
         return run
 
@@ -208,13 +203,20 @@ class Mirror:
             if key not in self.sent:
                 self._log(key, row(line))
                 validated |= any(map(names.is_validation, line))
-        for path in sorted((self.folder / "eval").glob("**/*.png")):
-            name = path.relative_to(self.folder / "eval").with_suffix("")
-            key = f"{name} {path.stat().st_mtime_ns}"
-            if key not in self.sent:
-                self._log(key, picture(step, str(name), path))
+        for path in picture_files(self.folder):
+            key = f"{path.relative_to(self.folder / 'eval').with_suffix('')} {path.stat().st_mtime_ns}"
+            if key not in self.sent and (values := picture(path, self.folder)):
+                self._log(key, {"step": step} | values)
         if validated:
             self._files()
+
+    def _evaluated(self) -> dict[str, float]:
+        """What was ever evaluated: another evaluation, of other protocols, replaces the files of the one before."""
+        path = self.folder / "wandb" / "evaluated.json"
+        values = json.loads(path.read_text()) if path.is_file() else {}
+        values |= evaluated(self.folder)
+        write_text(path, json.dumps(values))
+        return values
 
     def _log(self, key: str, values: dict[str, Any]) -> None:
         """Send a row, and note that it was sent."""
@@ -228,49 +230,21 @@ class Mirror:
                 self.wandb.save(str(path), base_path=str(self.folder.parent), policy="now")
 
     def close(self, status: runs.Status) -> None:
-        """End the wandb run as the run ended: finished, failed, or stopped to go on later."""
+        """End the wandb run as the run ended: finished, failed, or stopped to go on later.
+
+        The summary is that of the whole run: wandb sync lets a part's summary replace that of the parts before it.
+        """
         told = ("state", "train_s", "patches_per_s", "world_size", "device", "flags")
-        self.wandb.summary.update({key: getattr(status, key) for key in told} | evaluated(self.folder))
+        of_status = {key: getattr(status, key) for key in told}
+        trained = summary(runs.read_metrics(self.folder), goals(self.config))
+        self.wandb.summary.update(trained | of_status | self._evaluated())
+        for path in picture_files(self.folder):
+            self.wandb.summary.update(picture(path, self.folder))
         self._files()
         if status.state == "stopped":
             self.wandb.mark_preempting()
         self.wandb.finish(exit_code=0 if status.state == "finished" else 1)
         self.ledger.end(self.part)
-
-
-def row(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of metrics.jsonl as a row for W&B: numbers, and shares in equal bins over 0..1 as histograms."""
-    import wandb
-
-    values: dict[str, Any] = {}
-    for key, value in line.items():
-        if key.endswith(names.HISTOGRAM):
-            values[key] = wandb.Histogram(np_histogram=(np.array(value), np.linspace(0, 1, len(value) + 1)))
-        elif isinstance(value, int | float):
-            values[key] = value
-    return values
-
-
-def picture(step: int, name: str, path: Path) -> dict[str, Any]:
-    """A row for W&B with the picture at ``path``."""
-    import wandb
-
-    return {"step": step, names.picture(name): wandb.Image(str(path))}
-
-
-def evaluated(folder: Path) -> dict[str, float]:
-    """What launch/evaluate.py measured of the run in ``folder``, for the summary.
-
-    {"eval/<split>/<protocol>/<metric>": mean over patients} of the run; of its input as eval/<split>/low_dose/...
-    """
-    named = {folder.name: names.evaluation, "low dose": names.low_dose_evaluation}
-    found: dict[str, float] = {}
-    for path in sorted((folder / "eval").glob("*.json")):
-        for method in json.loads(path.read_text()).get("methods", []):
-            if name := named.get(method["name"]):
-                means = {name(path.stem, key): value["mean"] for key, value in method["metrics"].items()}
-                found |= {key: mean for key, mean in means.items() if mean is not None}
-    return found
 
 
 def alone(folder: Path, wait: bool) -> contextlib.AbstractContextManager[None]:

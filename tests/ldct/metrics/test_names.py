@@ -18,7 +18,8 @@ def test_the_names_that_runs_of_earlier_versions_have():
     assert names.validation(psnr) == "val/abd400/psnr"
     assert names.low_dose_validation(psnr) == "val/low_dose/abd400/psnr"
     assert names.evaluation("test", psnr) == "eval/test/abd400/psnr"
-    assert names.low_dose_evaluation("test", psnr) == "eval/test/low_dose/abd400/psnr"
+    assert names.baseline_evaluation("test", "low dose", psnr) == "eval/test/low_dose/abd400/psnr"
+    assert names.baseline_evaluation("test", "non-local means", psnr) == "eval/test/non_local_means/abd400/psnr"
     assert names.attention(2, "channel_sd") == "attention/2/channel_sd"
     assert names.picture("features") == "pictures/features"
 

@@ -16,7 +16,7 @@ from wandb_server import Server, finish, python
 from ldct import config as configuration
 from ldct.evaluation import results
 from ldct.runs import folder as runs
-from ldct.runs import wandb_mirror
+from ldct.runs import wandb_mirror, wandb_rows
 from shards.common.command import InputError
 
 SMALL = {"model__channels": 2, "train__global_batch": 4, "val__slices": 1}
@@ -26,7 +26,7 @@ def trainer(wait_s):
     """launch/train.py, waiting for the mirror at its end ``wait_s`` instead of END_S: this machine may be busy."""
     code = f"""
         import runpy, sys
-        from ldct.runs import wandb_mirror
+        from ldct.runs import wandb_mirror, wandb_rows
         wandb_mirror.END_S = dict.fromkeys(wandb_mirror.END_S, {wait_s})
         sys.argv[0] = "launch/train.py"
         runpy.run_path(sys.argv[0], run_name="__main__")
@@ -80,7 +80,7 @@ def assert_each_line_once(run, folder):
     rows = [{key: value for key, value in row.items() if not key.startswith("_")} for row in run.history]
     history = [row for row in rows if not any(key.startswith("pictures/") for key in row)]
     pictures = [key for row in rows for key in row if key.startswith("pictures/")]
-    assert pictures == [f"pictures/{path.stem}" for path in sorted((folder / "eval").glob("*.png"))]
+    assert pictures == [f"pictures/{path.stem}" for path in wandb_rows.picture_files(folder)]
     assert [row.pop("step") for row in history] == [line["step"] for line in runs.read_metrics(folder)]
     for row, line in zip(history, runs.read_metrics(folder), strict=True):
         expected = {k: v for k, v in numbers(line).items() if k != "step" and k not in runs.TIMES}
@@ -229,6 +229,7 @@ def test_offline_parts_sync_as_one_run(lab, server, home):
     assert status == 0, errors
     run = server.runs[folder.name]
     assert_each_line_once(run, folder)
+    assert_summary_is_of_the_whole_run(run, folder)
     assert (run.exit, run.preempting, run.head["groupName"]) == (0, True, "lab")
 
 
@@ -249,9 +250,9 @@ def test_online_parts_go_into_one_run(lab, server):
 def measured(lab, server, home, tiny_shards):
     """Function that evaluates some trainings of the lab: (exit status, output, errors)."""
 
-    def run(*names, url=server.url, **extra):
+    def run(*names, url=server.url, protocols=("abd400", "hu2000"), **extra):
         folders = [lab[0][name][0] for name in names]
-        argv = ["launch/evaluate.py", *folders, "--shards", tiny_shards, "--protocol", "abd400", "hu2000"]
+        argv = ["launch/evaluate.py", *folders, "--shards", tiny_shards, "--protocol", *protocols]
         return finish(python(url, home, *argv, **extra))
 
     return run
@@ -273,11 +274,38 @@ def test_an_evaluation_that_cannot_be_sent_is_printed_all_the_same(lab, measured
     assert warnings[0].endswith(f"send what was measured with: python -m ldct.runs.wandb_mirror {folder}")
 
 
+def assert_summary_is_of_the_whole_run(run, folder):
+    """Best and last value over all parts; nothing that a line of metrics.jsonl told is missing."""
+    rows = [numbers(line) for line in runs.read_metrics(folder)]
+    last = {key: value for row in rows for key, value in row.items()}
+    loss = [row["train/loss"] for row in rows if "train/loss" in row]
+    psnr = [row["val/abd400/psnr"] for row in rows if "val/abd400/psnr" in row]
+    assert last.keys() <= run.summary.keys()
+    assert run.summary["train/loss"] == pytest.approx({"min": min(loss), "last": loss[-1]})
+    assert run.summary["val/abd400/psnr"] == pytest.approx({"max": max(psnr), "last": psnr[-1]})
+    single = [key for key in last if key not in runs.TIMES and not isinstance(run.summary[key], dict)]
+    assert {key: run.summary[key] for key in single} == pytest.approx({key: last[key] for key in single})
+    assert run.summary.keys() >= {f"pictures/{path.stem}" for path in wandb_rows.picture_files(folder)}
+
+
+def own(summary):
+    """Without what W&B's client adds."""
+    return {key: value for key, value in summary.items() if not key.startswith("_")}
+
+
+def assert_later_parts_add(earlier, later):
+    """All that ``earlier`` held is in ``later``; a picture may be another file there."""
+    assert earlier.keys() <= later.keys()
+    same = [key for key in earlier if not key.startswith("pictures/")]
+    assert {key: earlier[key] for key in same} == {key: later[key] for key in same}
+
+
 def test_an_evaluation_reaches_wandb_by_itself_and_once(lab, measured, server, home):
     online, offline, disabled, unknown = (
         lab[0][name][0] for name in ("online-parts", "offline-parts", "disabled", "unreachable")
     )
     names = (online.name, offline.name, disabled.name, unknown.name)
+    trained = {name: own(server.runs[name].summary) for name in names[:2]}
     status, _, errors = measured(*names)
     assert status == 0, errors
     assert_each_line_once(server.runs[online.name], online)
@@ -298,6 +326,18 @@ def test_an_evaluation_reaches_wandb_by_itself_and_once(lab, measured, server, h
         assert {key: summary[key] for key in expected} == pytest.approx(expected)
         assert summary["state"] == "finished" and server.runs[folder.name].exit == 0
         assert f"{folder.name}/eval/test-slices.csv" in server.runs[folder.name].files
+        assert_later_parts_add(trained[folder.name], own(summary))
+        assert_summary_is_of_the_whole_run(server.runs[folder.name], folder)
+
+    evaluated = {name: own(server.runs[name].summary) for name in names[:2]}
+    status, _, errors = measured(online.name, offline.name, protocols=("abd400", "full4096"))
+    assert status == 0, errors
+    (part,) = wandb_mirror.offline_parts(offline)
+    status, _, errors = finish(python(server.url, home, "-m", "wandb", "sync", part))
+    assert status == 0, errors
+    for folder in (online, offline):
+        assert_later_parts_add(evaluated[folder.name], own(server.runs[folder.name].summary))
+        assert "eval/test/full4096/psnr" in server.runs[folder.name].summary
 
 
 def test_a_torn_line_in_the_ledger_is_forgotten(tmp_path):

@@ -1,5 +1,6 @@
 """A project on W&B: its page without hand work, runs read back from it, and its own sweeps."""
 
+import io
 import os
 import re
 import sys
@@ -36,18 +37,36 @@ def shown(tmp_path_factory, home, server):
         {"step": 0, "val/abd400/psnr": 30.0, "val/abd400/rmse": 9.0, "val/abd400/ssim": 0.5, "val/flags": ["x"]}
     )
     metrics.append({"step": 5, "train/loss": 0.25, "train/lr": float("nan")})
-    metrics.append({"step": 5, "attention/1/channel_sd": 0.1, "attention/1/channel_histogram": [0.5, 0.25, 0.25, 0.0]})
+    attention = {"channel_sd": 0.1, "channel_mean": 0.5, "channel_histogram": [0.5, 0.25, 0.25, 0.0], "depth": 0.0}
+    metrics.append({"step": 5} | {f"attention/1/{name}": value for name, value in attention.items()})
+    metrics.append({"step": 7, "val/attention/1/channel_sd": 0.1, "val/attention/1/depth": 0.0})
     metrics.append({"step": 9, "val/abd400/psnr": 34.0, "val/abd400/rmse": 6.0, "val/abd400/ssim": 0.75})
     metrics.append({"step": 12, "val/abd400/psnr": 33.0, "val/abd400/rmse": 7.0, "val/abd400/ssim": 0.8})
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(folder / "eval" / "attention.png")
     names = ("abd400/psnr", "abd400/ssim", "abd400/rmse", "texture/frequency", "texture/high_band")
     values = dict(zip(names, (33.5, 0.9, 5.5, float("nan"), 0.5), strict=True))
     low = dict(zip(names, (29.5, 0.6, 9.5, 0.25, 1.0), strict=True))
+    blur = low | {"abd400/psnr": 30.5}
+    methods = [("low dose", low, -200), ("Gaussian blur", blur, 0), ("non-local means", blur, 0)]
+    methods.append((folder.name, values, 40))
     measured = [
-        Result(name, "", [Measured("L067", "L067_000", found)], 3.0, "CPU")
-        for name, found in (("low dose", low), (folder.name, values))
+        Result(
+            name,
+            "",
+            [Measured("L067", "L067_000", means)],
+            3.0,
+            "CPU",
+            pictures={"L067_000": np.full((4, 4), hu, np.int16)},
+        )
+        for name, means, hu in (
+            ("low dose", low, -200),
+            ("Gaussian blur", blur, 0),
+            ("non-local means", blur, 0),
+            (folder.name, values, 40),
+        )
     ]
-    save(folder, Evaluation("test", "0" * 64, "", ["abd400"], measured))
+    full = {"L067_000": np.full((4, 4), 240, np.int16)}
+    save(folder, Evaluation("test", "0" * 64, "", ["abd400"], measured, full))
     runs.write_status(folder, runs.Status("finished", 12, 12, world_size=2, device="H200", train_s=3600.0))
     status, out, errors = finish(python(server.url, home, "-m", "ldct.runs.wandb_mirror", folder))
     assert (status, out) == (0, ""), errors
@@ -70,7 +89,10 @@ def test_a_project_page_compares_runs_without_hand_work(shown, server):
     assert summary["val/abd400/ssim"] == {"max": 0.8, "last": 0.8}
     assert summary["val/abd400/rmse"] == {"min": 6, "last": 7}
     assert summary["train/loss"] == {"min": 0.25, "last": 0.25}
-    assert {key: value for key, value in summary.items() if key.startswith("eval/")} == {
+    baselines = ("eval/test/Gaussian_blur/", "eval/test/non_local_means/")
+    blur = {key: value for key, value in summary.items() if key.startswith(baselines)}
+    assert len(blur) == 10 and blur["eval/test/Gaussian_blur/abd400/psnr"] == 30.5
+    assert {key: value for key, value in summary.items() if key.startswith("eval/") and key not in blur} == {
         "eval/test/abd400/psnr": 33.5, "eval/test/abd400/ssim": 0.9, "eval/test/abd400/rmse": 5.5,
         "eval/test/texture/high_band": 0.5, "eval/test/low_dose/abd400/psnr": 29.5,
         "eval/test/low_dose/abd400/ssim": 0.6, "eval/test/low_dose/abd400/rmse": 9.5,
@@ -78,7 +100,7 @@ def test_a_project_page_compares_runs_without_hand_work(shown, server):
     }  # fmt: skip
     own = {key: summary[key] for key in ("state", "train_s", "world_size", "device", "flags")}
     assert own == {"state": "finished", "train_s": 3600, "world_size": 2, "device": "H200", "flags": []}
-    assert [row["step"] for row in run.history] == [0, 5, 5, 9, 12, 12]
+    assert [row["step"] for row in run.history] == [0, 5, 5, 7, 9, 12, 12, 12]
 
 
 def test_pictures_and_histograms_are_media(shown, server):
@@ -87,9 +109,25 @@ def test_pictures_and_histograms_are_media(shown, server):
     expected = {"_type": "histogram", "values": [0.5, 0.25, 0.25, 0], "bins": [0, 0.25, 0.5, 0.75, 1]}
     assert histogram == expected
     assert "train/lr" not in run.history[1]  # it was not finite
-    picture = run.history[5]["pictures/attention"]
+    assert {key for key in run.history[2] if key.startswith("attention/")} == {
+        "attention/1/channel_sd",
+        "attention/1/channel_histogram",
+    }
+    assert not any(key.startswith("val/attention/") for key in run.history[3])
+    picture = run.history[6]["pictures/attention"]
     assert (picture["_type"], picture["width"], picture["height"]) == ("image-file", 8, 8)
     assert run.files[picture["path"]] == (shown / "eval" / "attention.png").read_bytes()
+
+
+def test_slices_stand_side_by_side_under_one_window(shown, server):
+    run = server.runs["003-0123abcd"]
+    slices = run.history[7]["pictures/test-slices"]
+    assert slices["captions"] == ["L067_000: low dose, 003-0123abcd, full dose; -160 to 240 HU"]
+    pixels = np.asarray(Image.open(io.BytesIO(run.files[slices["filenames"][0]])))
+    assert pixels.shape[:2] == (4, 12)
+    columns = pixels.reshape(4, 12, -1)[0, ::4, 0]
+    assert columns.tolist() == [0, 127, 255]  # -200, 40 and 240 HU
+    assert run.summary["pictures/test-slices"]["captions"] == slices["captions"]
 
 
 FETCH = (
@@ -177,3 +215,16 @@ def test_wandb_agent_trains_a_run_of_the_sweep(server, home, tiny_shards, tmp_pa
     assert (run.exit, run.head["groupName"]) == (0, "agents"), out + errors
     assert (run.values["model"]["name"], run.values["model"]["attention"]) == ("unet", "both")
     assert runs.read_status(tmp_path / "runs" / "agents" / "agentrun").state == "finished"
+
+
+def test_every_name_that_is_sent_is_in_the_docs(shown, server):
+    """Of all runs of this file, the one that the agent trained with attention at every stage too."""
+    text = (ROOT / "docs" / "wandb.md").read_text()
+    table = text[text.index("## What is there under which name") : text.index("## Sweeps by W&B")]
+    patterns = [re.sub("[A-Z]+", "[^/]+", re.escape(name)) for name in re.findall("`([^`]+)`", table)]
+    sent = {key for run in server.runs.values() for row in (*run.history, run.summary) for key in row}
+    own = {key for key in sent if not key.startswith("_")}
+    assert {"train/loss", "pictures/test-slices", "attention/1/spatial_edges"} <= own
+    assert [key for key in sorted(own) if not any(re.fullmatch(pattern, key) for pattern in patterns)] == []
+    attention = [key for key in server.runs["agentrun"].history[1] if "attention" in key]
+    assert len(attention) < 30

@@ -1,0 +1,105 @@
+"""What W&B shows of a run: rows of its history, pictures, and the summary. docs/wandb.md lists the names."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldct.config import Config
+from ldct.metrics import names
+
+GOALS = {"psnr": "max", "ssim": "max", "rmse": "min"}
+"""Which validation values W&B shows as best, beside the last."""
+
+ATTENTION = ("channel_sd", names.HISTOGRAM, "spatial_sd", "spatial_edges", "spatial_texture")
+"""Attention statistics that W&B shows, while training. All eleven of each stage, and those of validations, would be 110
+of 129 panels; they stand in metrics.jsonl."""
+
+WINDOW_HU = (-160, 240)
+"""What is black and white in the pictures of slices."""
+
+SLICES = 4
+"""At most so many slices of an evaluation are shown."""
+
+
+def goals(config: Config) -> dict[str, str]:
+    """Of which values the best is told beside the last, and whether that is the largest or the least."""
+    validated = {names.metric(config.val.protocol, key): goal for key, goal in GOALS.items()}
+    return {names.TRAIN_LOSS: "min"} | {names.validation(name): goal for name, goal in validated.items()}
+
+
+def is_shown(name: str) -> bool:
+    """Whether W&B shows what metrics.jsonl calls ``name``."""
+    attention = names.split_attention(name)
+    return attention is None or (attention[1] in ATTENTION and not names.is_validation(name))
+
+
+def row(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of metrics.jsonl as a row for W&B: numbers, and shares in equal bins over 0..1 as histograms."""
+    import wandb
+
+    values: dict[str, Any] = {}
+    for key, value in line.items():
+        if not is_shown(key):
+            continue
+        if key.endswith(names.HISTOGRAM):
+            values[key] = wandb.Histogram(np_histogram=(np.array(value), np.linspace(0, 1, len(value) + 1)))
+        elif isinstance(value, int | float):
+            values[key] = value
+    return values
+
+
+def summary(lines: list[dict[str, Any]], goals: dict[str, str]) -> dict[str, Any]:
+    """The last value of everything in ``lines`` of metrics.jsonl, as W&B has it, and the best by ``goals``."""
+    rows = [row(line) for line in lines]
+    values = {key: value for row in rows for key, value in row.items()}
+    for name in values.keys() & goals.keys():
+        best = (max if goals[name] == "max" else min)(row[name] for row in rows if name in row)
+        values[name] = {goals[name]: best, "last": values[name]}
+    return values
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """Of the run in ``folder``, what is shown as pictures: the PNG files, and slices that were evaluated."""
+    return sorted([*(folder / "eval").glob("**/*.png"), *(folder / "eval").glob("*-slices.npz")])
+
+
+def picture(path: Path, folder: Path) -> dict[str, Any]:
+    """The pictures in the file ``path`` below eval/ of the run in ``folder``, for a row or the summary; may be none."""
+    import wandb
+
+    image = wandb.Image(str(path)) if path.suffix == ".png" else _slices(path, folder.resolve().name)
+    return {names.picture(str(path.relative_to(folder / "eval").with_suffix(""))): image} if image else {}
+
+
+def _slices(path: Path, run: str) -> list[Any]:
+    """Low dose, what the network made of it, and full dose, side by side under one window."""
+    import wandb
+
+    low, high = WINDOW_HU
+    images = []
+    with np.load(path) as file:
+        for key in sorted(name.removeprefix(f"{run}/") for name in file if name.startswith(f"{run}/"))[:SLICES]:
+            shown = [method for method in ("low dose", run, "full dose") if f"{method}/{key}" in file]
+            hu = np.concatenate([file[f"{method}/{key}"] for method in shown], axis=1)
+            grey = np.rint((np.clip(hu, low, high) - low) * (255 / (high - low))).astype(np.uint8)
+            images.append(wandb.Image(grey, caption=f"{key}: {', '.join(shown)}; {low} to {high} HU"))
+    return images
+
+
+def evaluated(folder: Path) -> dict[str, float]:
+    """What launch/evaluate.py measured of the run in ``folder``, for the summary.
+
+    {"eval/<split>/<protocol>/<metric>": mean over patients} of the run; of the baselines beside it, its input among
+    them, as eval/<split>/low_dose/...
+    """
+    means: dict[str, float] = {}
+    for path in sorted((folder / "eval").glob("*.json")):
+        for method in json.loads(path.read_text()).get("methods", []):
+            own = method["name"] == folder.name
+            for key, value in method["metrics"].items():
+                of_baseline = names.baseline_evaluation(path.stem, method["name"], key)
+                if value["mean"] is not None:
+                    means[names.evaluation(path.stem, key) if own else of_baseline] = value["mean"]
+    return means
