@@ -1,6 +1,7 @@
 """Measure runs on the whole slices of a split, beside the low dose, the best Gaussian blur and non-local means.
 
 python launch/evaluate.py runs/demo --shards data/shards --split test
+python launch/evaluate.py --model redcnn-general --pairs FOLDER
 
 Writes RUN/eval/SPLIT.json and .csv for each run, prints the table and tells W&B, where it knows the run. Run again, it
 measures only what is new.
@@ -17,7 +18,10 @@ from shards.common.pool import Workers
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders of runs")
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders, or folders of runs")
+    parser.add_argument(
+        "--model", metavar="NAME", help="a network that ships; it becomes a run in runs/pretrained/NAME"
+    )
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--shards", type=Path, help="folder written by shards/build.py")
     data.add_argument("--pairs", type=Path, help="folder with DICOM series at both doses, in any layout build.py knows")
@@ -37,6 +41,7 @@ def main() -> None:
     options = arguments()
     from ldct.device import keep_freed, pick_device
     from ldct.evaluation import datasets, evaluate
+    from ldct.inference import pretrained
     from ldct.metrics import protocols
     from ldct.reports import significance, tables
     from ldct.runs import wandb_mirror  # --help and a typo need no torch
@@ -45,7 +50,10 @@ def main() -> None:
     keep_freed()
     chosen = [protocols.get(name).name for name in dict.fromkeys(options.protocol or protocols.DEFAULT)]
     device = pick_device(options.device)
-    runs = evaluate.usable(options.runs)
+    shipped = [pretrained.as_run(pretrained.find(options.model))] if options.model else []
+    if not (options.runs or shipped):
+        raise InputError("expected RUN..., or --model NAME; --help shows examples")
+    runs = evaluate.usable([*options.runs, *shipped])
     if options.shards:
         data = datasets.open_shards(options.shards, options.split)
     else:

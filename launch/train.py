@@ -2,6 +2,7 @@
 
 python launch/train.py --config configs/train/default.yaml --data.shards data/shards --run_dir runs/mine
 python launch/train.py --config configs/train/default.yaml --dry-run
+python launch/train.py --init redcnn-general --data.shards data/mine --run_dir runs/mine
 """
 
 # the latch first: a signal that comes while torch is imported must not be lost
@@ -12,7 +13,7 @@ latch = Latch()
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from jsonargparse import ArgumentError  # noqa: E402
+from jsonargparse import ArgumentError, Namespace  # noqa: E402
 
 from ldct import config as configuration  # noqa: E402
 from ldct.config import Config  # noqa: E402
@@ -23,11 +24,28 @@ def arguments() -> tuple[Config, bool]:
     """The configuration, and whether it is only to be described."""
     parser = configuration.parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--dry-run", action="store_true", help="describe the network and its data, and end")
+    parser.add_argument("--init", metavar="NAME", help="start from a network that ships, or from another run's best")
     try:
         options = parser.parse_args()
+        if options.init:
+            start_from(options)
         return configuration.instantiate(parser, options), options.dry_run
     except ArgumentError as error:
         raise InputError(configuration.explain(error)) from None
+
+
+def start_from(options: Namespace) -> None:
+    """Take over the network of ``--init`` and its normalization; its weights are where training starts."""
+    from ldct.inference import pretrained
+    from ldct.runs.folder import read_config
+
+    given = Path(options.init)
+    run = given if (given / "config.yaml").is_file() else pretrained.as_run(pretrained.find(options.init))
+    config = read_config(run)
+    options["train"]["init_from"] = str(run)
+    options["data"]["normalization"] = config.data.normalization
+    for name, value in vars(config.model).items():
+        options["model"][name] = value
 
 
 def describe(config: Config) -> None:

@@ -140,6 +140,8 @@ class TrainConfig:
     """Only deterministic kernels; on a GPU needed for bit-exact resume, and slower. On a CPU resume is exact anyway."""
     seed: int = 0
     """Seed of weights, order and augmentation."""
+    init_from: str = ""
+    """Run whose best weights to start from; launch/train.py --init sets it, and takes over its network."""
     log_every: int = 50
     """Steps between two lines of training metrics."""
     save_every_s: float = 300.0

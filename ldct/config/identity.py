@@ -39,6 +39,8 @@ def flat(config: Config) -> dict[str, Any]:
 def hash8(config: Config) -> str:
     """Eight hex digits that name what is trained: of every field but the run's folder and the tracking."""
     named = {k: v for k, v in flat(config).items() if k != "run_dir" and not k.startswith("track.")}
+    if not config.train.init_from:
+        del named["train.init_from"]  # younger than the names of runs that are there
     named = renamed.as_first_named(named)
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:8]
 

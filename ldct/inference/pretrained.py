@@ -19,13 +19,16 @@ import yaml
 from ldct import config as configuration
 from ldct.inference.scan import TRAITS, Ranges, trained_on
 from ldct.runs import checkpoint
-from ldct.runs.folder import code_of
+from ldct.runs import folder as runs
 from shards.common.atomic import atomic, write_text
 from shards.common.command import InputError, command
 
 FOLDER = Path(__file__).with_name("pretrained")
 
 SUFFIX = ".safetensors"
+
+RUNS = Path("runs") / "pretrained"
+"""Where a network that ships becomes a run folder."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,19 @@ def read(weights: Path) -> dict[str, Any]:
     card, content = read_card(weights), weights.read_bytes()
     if (digest := hashlib.sha256(content).hexdigest()) != card.sha256:
         raise InputError(f"{weights}: its sha256 is {digest[:8]}, its card says {card.sha256[:8]}; get the file again")
-    return {"model": load(content), "config": card.config, "patch": card.patch, "step": card.step}
+    model = dict(sorted(load(content).items()))  # it gives another order each time
+    return {"model": model, "config": card.config, "patch": card.patch, "step": card.step}
+
+
+def as_run(weights: Path, root: Path = RUNS) -> Path:
+    """A run folder below ``root`` that holds the network, for whatever takes runs: evaluation, reports, fine-tuning."""
+    content, folder = read(weights), root / weights.stem
+    config = configuration.from_dict(content["config"] | {"run_dir": str(folder), "track": {"wandb": "disabled"}})
+    content["config"] = configuration.to_dict(config)
+    checkpoint.save(folder / "checkpoints", checkpoint.BEST, content)
+    write_text(folder / "config.yaml", configuration.to_yaml(config))
+    runs.write_status(folder, runs.Status("finished", step=content["step"], steps=content["step"]))
+    return folder
 
 
 def publish(run: Path, name: str, ranges: Ranges, kernels: list[str], told: dict[str, str], folder: Path) -> Card:
@@ -141,7 +156,7 @@ def publish(run: Path, name: str, ranges: Ranges, kernels: list[str], told: dict
         config=sections,
         patch=best["patch"],
         step=best["step"],
-        commit=code_of(run).get("commit", ""),
+        commit=runs.code_of(run).get("commit", ""),
         ranges=ranges,
         kernels=kernels,
         **{key: str(told[key]).strip() for key in TOLD},

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ldct import config as configuration
 from ldct.config import Config, renamed
@@ -156,3 +157,18 @@ def read_best(run: Path) -> dict[str, Any]:
         return read(path)
     except Broken as error:
         raise InputError(f"{path} is broken ({error}); go on with the run to write it again") from None
+
+
+def start_from(model: nn.Module, run: Path) -> None:
+    """Give ``model`` the best weights of ``run``.
+
+    Raises
+    ------
+    InputError
+        If they are of another network.
+    """
+    try:
+        model.load_state_dict(read_best(run)["model"])
+    except RuntimeError as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"train.init_from: {run} holds another network than model describes: {why}") from None

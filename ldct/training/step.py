@@ -19,6 +19,7 @@ from ldct.data.hu import normalise
 from ldct.data.patches import Patches
 from ldct.data.sampler import Sampler
 from ldct.models.network import Network
+from ldct.runs import checkpoint
 from ldct.training import losses, optim
 from ldct.training.ranks import Ranks
 
@@ -77,6 +78,8 @@ class Training:
     def _network(self) -> Network:
         """The network on the device; every rank draws the same weights."""
         model = models.create(self.config.model).to(self.ranks.device)
+        if self.config.train.init_from:
+            checkpoint.start_from(model, Path(self.config.train.init_from))
         return model.to(memory_format=torch.channels_last) if self.config.train.channels_last else model  # type: ignore[call-overload]
 
     @property

@@ -1,7 +1,11 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pydicom
 import pytest
-from conftest import run_command
+from conftest import ROOT, run_command
 from made import make_run
 from phantom import make_dataset, write_series
 
@@ -111,6 +115,16 @@ def test_strength_is_named_by_the_derived_series(weights, tmp_path):
     )
     assert half.DerivationDescription == f"{whole.DerivationDescription}, strength 0.5"
     assert half.SeriesInstanceUID != whole.SeriesInstanceUID
+
+
+def test_a_network_that_ships_is_evaluated_on_pairs(weights, tmp_path):
+    make_dataset(tmp_path / "pairs", patients=("L143",), slices=2, size=128, seed=0)
+    script, environment = ROOT / "launch" / "evaluate.py", os.environ | {"PYTHONPATH": str(ROOT)}
+    argv = [sys.executable, script, "--model", weights, "--pairs", tmp_path / "pairs", "--protocol", "abd400"]
+    done = subprocess.run([*map(str, argv)], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    psnr = results.load(tmp_path / "runs" / "pretrained" / "redcnn-tiny", "pairs").get("redcnn-tiny").means
+    assert psnr["abd400/psnr"].mean > 20
 
 
 @pytest.mark.parametrize(

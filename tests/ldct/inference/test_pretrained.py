@@ -1,15 +1,23 @@
 """A run becomes a network that ships, and is the same network."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, tiny_flags
 from made import make_run
 from phantom import images
 
+from ldct.config import from_dict, hash8
 from ldct.inference import pretrained
 from ldct.inference.denoiser import Blended, Denoiser
+from ldct.runs.folder import read_config, read_status
+from ldct.training.ranks import Ranks
+from ldct.training.step import Training
 from shards.common.command import InputError
 
 CPU = torch.device("cpu")
@@ -82,6 +90,45 @@ def test_a_wrong_name_lists_those_that_ship():
 def test_a_card_needs_all_its_texts(run, tmp_path):
     with pytest.raises(InputError, match=r"--about: expected data, simulation, .*, found data"):
         pretrained.publish(run, "x", RANGES, [], {"data": "x"}, tmp_path)
+
+
+def test_it_becomes_a_run_for_whatever_takes_runs(weights, tmp_path):
+    run = pretrained.as_run(weights, tmp_path / "runs")
+    before = {path: path.read_bytes() for path in run.rglob("*.pt")}
+    low = images("L001", "quarter", 1, size=96)
+    np.testing.assert_array_equal(Denoiser(run, CPU)(low), Denoiser(weights, CPU)(low))
+    assert (run.name, read_status(run).state) == ("redcnn-tiny", "finished")
+    assert pretrained.as_run(weights, tmp_path / "runs") == run  # again: the same bytes, so what was measured stays
+    assert {path: path.read_bytes() for path in run.rglob("*.pt")} == before
+
+
+def test_a_training_starts_from_it(weights, tiny_shards, tmp_path):
+    """With nothing said but --init, through the command; and its weights are the network's."""
+    argv = [
+        ROOT / "launch" / "train.py",
+        "--init",
+        weights,
+        *tiny_flags(tiny_shards, tmp_path / "mine", train__steps=1),
+    ]
+    argv = [arg for arg in map(str, argv) if not arg.startswith("--model.")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, *argv], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    config = read_config(tmp_path / "mine")
+    assert config.model == Denoiser(weights, CPU).config.model
+    assert config.train.init_from == "runs/pretrained/redcnn-tiny"
+    config.train.init_from = str(tmp_path / config.train.init_from)
+    started = Training(config, Ranks(60.0)).to_use.state_dict()
+    assert all(torch.equal(started[key], value) for key, value in pretrained.read(weights)["model"].items())
+    config.model.channels = 5
+    with pytest.raises(InputError, match=r"train.init_from: .*redcnn-tiny holds another network than model describes"):
+        Training(config, Ranks(60.0))
+
+
+def test_the_names_of_runs_do_not_change_for_the_field():
+    config = from_dict({})
+    assert hash8(config) == "e90496b3"
+    config.train.init_from = "x"
+    assert hash8(config) != "e90496b3"
 
 
 @pytest.mark.parametrize("name", pretrained.names())
