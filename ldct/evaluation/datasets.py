@@ -68,16 +68,20 @@ class ShardSlices(Slices):
 
 
 def open_shards(folder: Path, split: str) -> Data:
-    """A split of the shards in ``folder``; baselines are tuned on val.
+    """A split of the shards in ``folder``; baselines are tuned on val, or where there is none on the slices measured.
 
     Raises
     ------
     InputError
         If these are no shards of this version, or have no such split.
     """
-    about = manifest.load(folder).split
+    content = manifest.load(folder)
+    about = content.split
     note = f"split by {about['by']}, {about['note']}"
-    return Data(split, ShardSlices(folder, split), ShardSlices(folder, "val"), "val", manifest.digest(folder), note)
+    cases, digest = ShardSlices(folder, split), manifest.digest(folder)
+    if not any(shard.split == "val" for shard in content.shards):  # an external test set
+        return Data(split, cases, cases, "the slices measured", digest, note)
+    return Data(split, cases, ShardSlices(folder, "val"), "val", digest, note)
 
 
 class DicomPairs:
@@ -93,6 +97,8 @@ class DicomPairs:
         pairing = find_pairs(folder, Workers(1), variant=series)
         self.pairs = [pair for patient in pairing.patients for pair in patient.pairs]
         self.left_out = pairing.left_out
+        if pairing.problems:
+            raise InputError("; ".join(pairing.problems.values()) + "; put it right, or take it out of the folder")
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -6,6 +6,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from conftest import run_command
 from made import make_run
 from phantom import body, make_dataset
 
@@ -172,6 +173,22 @@ def test_dicom_pairs_give_what_their_shards_give(tmp_path, tiny_shards):
     for number in range(4):
         np.testing.assert_array_equal(pairs.cases[number][1], shards.cases[number][1])
         assert pairs.cases[number][0].patient == "L143"
+
+
+def test_an_external_test_set_tunes_the_baselines_on_itself_and_says_so(tmp_path):
+    make_dataset(tmp_path / "dicom", patients=("L143",), slices=2, size=128)
+    run_command("shards/build.py", tmp_path / "dicom", tmp_path / "shards", "--split", "test")
+    data = datasets.open_shards(tmp_path / "shards", "test")
+    assert len(data.cases) == len(data.tuning) == 2 and data.tuned == "the slices measured"
+    assert "an external test set" in data.note
+
+
+def test_pairs_that_cannot_be_read_are_not_passed_over(two_pairs):
+    path = sorted(two_pairs.glob("L143/quarter_1mm/*"))[0]
+    path.unlink()
+    path.symlink_to("gone")
+    with pytest.raises(InputError, match=r"1 file cannot be read, e.g. L143/quarter_1mm/.*; put it right, or take it"):
+        datasets.open_pairs(two_pairs)
 
 
 @pytest.fixture
