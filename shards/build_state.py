@@ -141,10 +141,10 @@ def claim(state: Path, settings: dict[str, Any], input_state: str) -> None:
 
 def forget(out: Path, state: Path, plans: list[ShardPlan]) -> None:
     """Take back a claim, with its shards."""
-    (state / PLAN).unlink(missing_ok=True)
     for plan in plans:
         (out / plan.name).unlink(missing_ok=True)
     (out / REPORT).unlink(missing_ok=True)
+    (state / PLAN).unlink(missing_ok=True)  # last: a folder with shards and without a plan is nobody's
 
 
 def whole(out: Path) -> bool:

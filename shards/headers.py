@@ -1,7 +1,9 @@
 """The headers of all files of a folder, read over processes and kept for the next time."""
 
 import dataclasses
+import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,10 @@ FIRST_BYTES = 512
 """As many bytes of a file as tell, with its path, size and time of change, whether it is the one that was read before.
 They hold the SOPInstanceUID, which no two images share."""
 
+_NAMES: dict[type, list[str]] = {
+    kind: [field.name for field in dataclasses.fields(kind) if field.name not in ("path", "coding")]
+    for kind in (Slice, Coding)
+}
 Header = list[Slice] | Unusable
 """The slices of a file, or why it has none."""
 
@@ -83,29 +89,33 @@ def _read_all(items: list[tuple[Path, Any]]) -> list[tuple[list[Any] | None, Hea
 
 
 def _mark(path: Path) -> list[Any]:
+    """Size, time of change, and a hash of the first bytes."""
     with open(path, "rb") as file:
         first = file.read(FIRST_BYTES)
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns, first.hex()]
+        stat = os.fstat(file.fileno())
+    return [stat.st_size, stat.st_mtime_ns, hashlib.blake2b(first, digest_size=16).hexdigest()]
 
 
 def _to_json(header: Header) -> Any:
+    """Lists of values without their names: a tree has hundreds of thousands of headers."""
     if isinstance(header, Unusable):
         return [type(header).__name__, str(header)]
-    return [dataclasses.asdict(piece) | {"path": ""} for piece in header]
+    return [[_values(piece.coding), *_values(piece)] for piece in header]
+
+
+def _values(item: Slice | Coding) -> list[Any]:
+    return [getattr(item, name) for name in _NAMES[type(item)]]
 
 
 def _from_json(path: Path, stored: Any) -> Header:
     if stored and isinstance(stored[0], str):
         return {"Unusable": Unusable, "Damaged": Damaged}[stored[0]](stored[1])
-    return [_slice(path, fields) for fields in stored]
+    return [
+        Slice(path=path, coding=Coding(**_named(Coding, coding)), **_named(Slice, values)) for coding, *values in stored
+    ]
 
 
-def _slice(path: Path, fields: dict[str, Any]) -> Slice:
-    """A slice again, tuples where JSON made lists."""
-    plain = _tuples(fields)
-    return Slice(**plain | {"path": path, "coding": Coding(**_tuples(fields["coding"]))})
-
-
-def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+def _named(kind: type[Slice] | type[Coding], values: list[Any]) -> dict[str, Any]:
+    """The values with their names again, tuples where JSON made lists."""
+    tuples = (tuple(value) if isinstance(value, list) else value for value in values)
+    return dict(zip(_NAMES[kind], tuples, strict=True))
