@@ -30,6 +30,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--protocol", nargs="+", metavar="P", help="metric protocols, the first ranks (a wrong one lists all)"
     )
+    parser.add_argument(
+        "--ablate",
+        action="store_true",
+        help="also measure every network with attention with each stage's gate replaced by its mean",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)),
                         help="processes that take metrics and run the baselines (%(default)s, one a core)")  # fmt: skip
@@ -40,7 +45,7 @@ def main() -> None:
     """Measure and print."""
     options = arguments()
     from ldct.device import keep_freed, pick_device
-    from ldct.evaluation import datasets, evaluate
+    from ldct.evaluation import ablation, datasets, evaluate
     from ldct.inference import pretrained
     from ldct.metrics import protocols
     from ldct.reports import significance, tables
@@ -66,6 +71,10 @@ def main() -> None:
     rows = tables.rows(found, {run.name: read_config(run) for run in runs})
     print(tables.as_text(found, rows))
     print(*tables.warnings(rows), "", significance.as_text(found, rows), tables.about(found), sep="\n", flush=True)
+    if options.ablate:
+        losses = {run: ablation.ablate(run, data, chosen[0], found.get(run.name).mark, device) for run in runs}
+        print("", ablation.as_text({row.label: losses[run] for run in runs for row in rows if row.name == run.name}),
+              sep="\n", flush=True)  # fmt: skip
     wandb_mirror.tell(runs)
 
 

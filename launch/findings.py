@@ -3,6 +3,7 @@
 python launch/evaluate.py runs/attention --shards data/shards
 python launch/findings.py runs/attention --shards data/shards -o docs/findings.md
 
+With --split pairs, on what evaluate.py --pairs measured; with evaluate.py --ablate, on what each stage's gate is worth.
 Intervals need at least three seeds and three test patients; without them every claim stays undecided.
 """
 
@@ -16,7 +17,13 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="run folders, or folders of runs")
-    parser.add_argument("--shards", type=Path, required=True, help="the shards the runs were evaluated on")
+    parser.add_argument("--shards", type=Path, required=True, help="the shards the runs were trained on")
+    parser.add_argument(
+        "--split",
+        choices=("test", "val", "pairs"),
+        default="test",
+        help="which evaluation counts: of a split of the shards, or of pairs (%(default)s)",
+    )
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("findings.md"), help="the page; charts go beside it (%(default)s)"
     )
@@ -31,15 +38,15 @@ def main() -> None:
     from ldct.reports import findings  # --help needs no torch
     from shards.common.atomic import write_text
 
-    seen = findings.gather(options.runs, options.shards)
+    found = findings.gather(options.runs, options.shards, options.split)
     try:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        for name, content in findings.render(seen, options.output.stem).items():
+        for name, content in findings.render(found, options.output.stem).items():
             write_text(options.output.with_name(name), content)
     except OSError as error:
         raise InputError(f"cannot write {options.output}: {error.strerror}; choose another place with -o") from None
-    for claim in seen.claims:
-        print(f"{claim.verdict:10}  {claim.text}")
+    for claim in found.claims:
+        print(f"{claim.verdict:13}  {claim.text}")
     print(options.output.resolve())
 
 

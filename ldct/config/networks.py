@@ -13,6 +13,8 @@ NAME = "PUBLISHED"
 class Published:
     """A network as its authors describe it."""
 
+    label: str
+    """What people call it."""
     channels: int
     """Filters of the first stage."""
     depth: int

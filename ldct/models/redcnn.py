@@ -7,7 +7,14 @@ from ldct.models.cbam import gated, gates
 from ldct.models.network import FirstConv2d, Network, Stage, convolve, register
 from shards.common.command import InputError
 
-PUBLISHED = {"channels": 96, "depth": 5, "kernel": 5, "parameters": 1_848_865, "source": "Chen 2017, IEEE TMI 36:2524"}
+PUBLISHED = {
+    "label": "RED-CNN",
+    "channels": 96,
+    "depth": 5,
+    "kernel": 5,
+    "parameters": 1_848_865,
+    "source": "Chen 2017, IEEE TMI 36:2524",
+}
 """Depth: convolutions. Read by ldct/config/networks.py, which does not import this file: literals only."""
 
 

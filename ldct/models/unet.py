@@ -8,7 +8,14 @@ from ldct.config import ModelConfig
 from ldct.models.cbam import gated, gates
 from ldct.models.network import FirstConv2d, Network, Stage, convolve, register
 
-PUBLISHED = {"channels": 64, "depth": 4, "kernel": 3, "parameters": 31_030_593, "source": "Ronneberger 2015, MICCAI"}
+PUBLISHED = {
+    "label": "U-Net",
+    "channels": 64,
+    "depth": 4,
+    "kernel": 3,
+    "parameters": 31_030_593,
+    "source": "Ronneberger 2015, MICCAI",
+}
 """Depth: down-samplings. Read by ldct/config/networks.py, which does not import this file: literals only."""
 
 

@@ -108,6 +108,25 @@ def dots(name: str, groups: dict[str, dict[str, float]], looks: dict[str, Look],
     return _svg(figure, name)
 
 
+def points(name: str, groups: list[str], series: dict[str, list[tuple[float, float | None]]], y: str) -> str:
+    """A mean with its interval for every group and series: ``series[label]`` is (mean, half its interval) by group.
+
+    A mean that is nan is left out.
+    """
+    figure, axes = _figure(5.6, 3.0)
+    for number, (label, values) in enumerate(series.items()):
+        style = look(number)
+        shown = [(x, mean, half or 0.0) for x, (mean, half) in enumerate(values) if not np.isnan(mean)]
+        at = [x + 0.16 * (number - (len(series) - 1) / 2) for x, _, _ in shown]
+        axes.errorbar(at, [mean for _, mean, _ in shown], [half for _, _, half in shown], fmt=style.mark,
+                      color=style.colour, markersize=6, capsize=3, linewidth=1.2, label=plain(label))  # fmt: skip
+    axes.set_xticks(range(len(groups)), [plain(group) for group in groups])
+    axes.set_xlim(-0.5, len(groups) - 0.5)
+    axes.grid(axis="x", visible=False)
+    axes.set_ylabel(plain(y))
+    return _svg(figure, name)
+
+
 def panels(name: str, groups: dict[str, list[Curve]], x: str, y: str) -> str:
     """One panel of curves per patient, on one scale, at most three side by side."""
     columns = min(3, len(groups))

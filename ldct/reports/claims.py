@@ -1,109 +1,40 @@
 """What was claimed of the two networks and of attention, and when runs decide it.
 
-A claim is one or more quantities, each said to lie above or below a threshold. A quantity is confirmed where its whole
-95 % interval lies on the claimed side, refuted where the whole interval lies on the other, and undecided else: also
-where there are too few seeds or patients for an interval. A claim is confirmed if all its quantities are, refuted if
-one of them is.
+A claim is one or more quantities, each said to lie above or below a threshold. It is
+
+- confirmed, if all its quantities surely lie on the claimed side,
+- refuted, if one of them surely lies on the other,
+- of no difference, if all are differences that surely lie within what matters (two one-sided tests),
+- undecided else: also where there are too few seeds or patients for an interval.
+
+"Surely" is a test at intervals.ALPHA over all claims together: p is corrected for their number after Holm.
 """
 
-import json
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ldct import config as configuration
-from ldct.config import Config
-from ldct.metrics import intervals
-from ldct.metrics.intervals import Interval, crossed, over_seeds
+from ldct import models
+from ldct.metrics import intervals, registry
+from ldct.metrics.intervals import Interval, over_seeds
+from ldct.reports.arms import Arm, counterparts, difference, having
 from ldct.reports.comparison import Run
-from ldct.reports.labels import HIDDEN
-from ldct.reports.labels import labels as labels_of
 
-SMALLEST_GAIN = 0.1
-"""A gain in dB that counts; the claim of no gain allows for less."""
+MATTERS_DB = 0.1
+"""The smallest difference in PSNR that matters: two networks closer than this are alike."""
 FOLLOWS = 0.3
 """Correlation from which on a map is said to follow something."""
 
-CONFIRMED, REFUTED, UNDECIDED = "confirmed", "refuted", "undecided"
+CONFIRMED, REFUTED, ALIKE, UNDECIDED = "confirmed", "refuted", "no difference", "undecided"
 
 
-@dataclass
-class Arm:
-    """Runs that differ in their seed alone."""
-
-    label: str
-    config: Config
-    """With the seed of its first run."""
-    data: str
-    """sha256 of the manifest of the shards it was trained on."""
-    runs: dict[int, Run] = field(default_factory=dict)
-    """By seed."""
-
-    def table(self, metric: str) -> dict[int, dict[str, float]]:
-        """``metric`` by seed and patient, of the evaluation; only runs that have one."""
-        return {
-            seed: {patient: values[metric] for patient, values in intervals.by_patient(e.results[-1].slices).items()}
-            for seed, run in self.runs.items()
-            if (e := run.evaluation)
-        }
-
-    def interval(self, metric: str, against: dict[int, dict[str, float]] | None = None) -> Interval:
-        """``metric``, or its difference to ``against``, on the seeds and patients that both have."""
-        mine = self.table(metric)
-        theirs = against if against is not None else {seed: dict.fromkeys(row, 0.0) for seed, row in mine.items()}
-        seeds = [seed for seed in mine if seed in theirs]
-        patients = [
-            p for p in (mine[seeds[0]] if seeds else {}) if all(p in t[s] for t in (mine, theirs) for s in seeds)
-        ]
-        rows = [[mine[seed][p] - theirs[seed][p] for p in patients] for seed in seeds]
-        return crossed(np.array(rows).reshape(len(seeds), len(patients)))
-
-    def profiles(self, stat: str) -> list[dict[float, float]]:
-        """An attention statistic by relative depth over the last validation, one dictionary per seed that has it."""
-        return [profile for run in self.runs.values() if (profile := run.attention(stat))]
-
-
-def group(found: list[Run]) -> list[Arm]:
-    """The arms that ``found`` make up; of runs alike in all, also in their seed, the first counts."""
-    made: dict[str, Arm] = {}
-    for run in found:
-        data = run.provenance[-1]["manifest_sha256"] if run.provenance else ""
-        arm = made.setdefault(json.dumps([identity(run.config), data], sort_keys=True), Arm("", run.config, data))
-        arm.runs.setdefault(run.config.train.seed, run)
-    arms = list(made.values())
-    seedless = {str(i): replace(arm.config, train=replace(arm.config.train, seed=0)) for i, arm in enumerate(arms)}
-    labels = labels_of(seedless)
-    several = len({arm.data for arm in arms}) > 1
-    for number, arm in enumerate(arms):
-        arm.label = labels[str(number)] + (f", trained on shards {arm.data[:8]}" if several else "")
-    return arms
-
-
-def identity(config: Config, without: Iterable[str] = ()) -> dict[str, Any]:
-    """The fields that make an arm: those that decide what is trained, but for the seed and those in ``without``."""
-    left_out = {*HIDDEN, "train.seed", *without}
-    flat = configuration.flat(config)
-    return {key: value for key, value in flat.items() if key not in left_out and not key.startswith("track.")}
-
-
-def having(arms: list[Arm], **fields: Any) -> list[Arm]:
-    """Arms with these values; ``section__field``."""
-    wanted = {name.replace("__", "."): value for name, value in fields.items()}
-    return [arm for arm in arms if wanted.items() <= configuration.flat(arm.config).items()]
-
-
-NETWORK = ("model.name", "model.channels", "model.depth", "model.kernel", "model.residual")
-"""What two networks may differ in: each has its own sizes."""
-
-
-def counterparts(arms: list[Arm], arm: Arm, **change: Any) -> list[Arm]:
-    """Arms that differ from ``arm`` in ``change`` and in nothing else."""
-    free = NETWORK if "model__name" in change else [name.replace("__", ".") for name in change]
-    mine = identity(arm.config, free)
-    return [b for b in having(arms, **change) if identity(b.config, free) == mine and b.data == arm.data]
+def two_sided(p: Callable[[float], float], threshold: float) -> float:
+    """Twice the one-sided p at ``threshold``, at most 1; nan stays nan."""
+    twice = 2 * p(threshold)
+    return 1.0 if twice > 1 else twice
 
 
 @dataclass(frozen=True)
@@ -116,20 +47,26 @@ class Quantity:
     """Claimed to lie above the threshold; else below."""
     threshold: float = 0.0
     unit: str = ""
+    matters: float | None = None
+    """For a difference, the smallest that matters."""
 
     @property
-    def verdict(self) -> str:
-        """CONFIRMED, REFUTED or UNDECIDED."""
-        mean, half = self.interval.mean, self.interval.ci95_half_width
-        if half is None:
-            return UNDECIDED
-        low, high = mean - half, mean + half
-        if low > self.threshold or high < self.threshold:
-            return CONFIRMED if (low > self.threshold) == self.above else REFUTED
-        return UNDECIDED
+    def p_confirmed(self) -> float:
+        """Two-sided p of lying on the claimed side of the threshold; nan without an interval."""
+        return two_sided(self.interval.p_above if self.above else self.interval.p_below, self.threshold)
+
+    @property
+    def p_refuted(self) -> float:
+        """Two-sided p of lying on the other side; nan without an interval."""
+        return two_sided(self.interval.p_below if self.above else self.interval.p_above, self.threshold)
+
+    @property
+    def p_alike(self) -> float:
+        """p of lying within what matters; nan where that is not given, or without an interval."""
+        return math.nan if self.matters is None else self.interval.p_within(self.matters)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Claim:
     """A sentence that runs may decide."""
 
@@ -138,33 +75,68 @@ class Claim:
     """What it rested on."""
     quantities: list[Quantity]
     """Empty where the runs that would decide it are not there."""
+    p: float = math.nan
+    """Of the verdict that the data come closest to, corrected for the number of claims; nan if it was not tested."""
+    verdict: str = UNDECIDED
+    """CONFIRMED, REFUTED, ALIKE or UNDECIDED; set with ``p`` by ``decide``."""
 
-    @property
-    def verdict(self) -> str:
-        """CONFIRMED, REFUTED or UNDECIDED."""
-        found = {quantity.verdict for quantity in self.quantities}
-        return REFUTED if REFUTED in found else CONFIRMED if found == {CONFIRMED} else UNDECIDED
+    def ps(self) -> dict[str, float]:
+        """p of every verdict that the quantities allow, not corrected; empty where they were not tested.
+
+        All must agree to confirm (the largest p); one is enough to refute (the smallest, times their number).
+        """
+        found = {
+            ALIKE: [quantity.p_alike for quantity in self.quantities],
+            CONFIRMED: [quantity.p_confirmed for quantity in self.quantities],
+            REFUTED: [quantity.p_refuted for quantity in self.quantities],
+        }
+        tested = {verdict: [p for p in values if not math.isnan(p)] for verdict, values in found.items()}
+        whole = {verdict: values for verdict, values in tested.items() if values and len(values) == len(found[verdict])}
+        joint = {verdict: max(values) for verdict, values in whole.items() if verdict != REFUTED}
+        refuted = tested[REFUTED]
+        return joint | ({REFUTED: min(1.0, len(refuted) * min(refuted))} if refuted else {})
+
+
+def decide(claims: list[Claim]) -> list[Claim]:
+    """Set verdict and p of ``claims``, tested together; returns them.
+
+    A difference that surely does not matter is none, even where it is surely not zero.
+    """
+    ps = [claim.ps() for claim in claims]
+    plain = [min(each.values(), default=math.nan) for each in ps]
+    for claim, each, p, corrected in zip(claims, ps, plain, intervals.holm(plain), strict=True):
+        claim.p = corrected
+        factor = corrected / p if p else 1.0  # nan where not tested: no verdict then
+        passed = [verdict for verdict, value in each.items() if value * factor < intervals.ALPHA]
+        claim.verdict = passed[0] if passed else UNDECIDED  # in the order of ps
+    return claims
 
 
 def claims(arms: list[Arm], metric: str, patients: int) -> list[Claim]:
-    """All claims, in the order in which the networks, the variants and attention come.
+    """All claims with their verdicts, in the order in which the networks, the variants and attention come.
 
     Parameters
     ----------
     metric : str
-        PSNR of the protocol that ranks, e.g. ``abd400/psnr``.
+        The metric that ranks, e.g. ``abd400/psnr``.
     patients : int
         Patients of the validation split, over which attention is averaged.
     """
-    return [*of_networks(arms, metric), *of_attention(arms, metric), *of_depth(arms, patients)]
+    return decide([*of_networks(arms, metric), *of_attention(arms, metric), *of_depth(arms, patients), *of_gates(arms)])
 
 
 def better(
     arms: list[Arm], first: dict[str, Any], change: dict[str, Any], metric: str, **claimed: Any
 ) -> list[Quantity]:
-    """PSNR of every arm with ``first`` minus that of its counterpart with ``change``."""
+    """``metric`` of every arm with ``first`` minus that of its counterpart with ``change``."""
+    ranked = registry.find(metric)
     return [
-        Quantity(f"PSNR of {a.label} minus {b.label}", a.interval(metric, b.table(metric)), unit=" dB", **claimed)
+        Quantity(
+            f"{ranked.label} of {a.label} minus {b.label}",
+            a.interval(metric, b.table(metric)),
+            unit=f" {ranked.unit}",
+            **claimed,
+        )
         for a in having(arms, **first)
         for b in counterparts(arms, a, **change)
     ]
@@ -182,14 +154,14 @@ def of_networks(arms: list[Arm], metric: str) -> list[Claim]:
     return [
         Claim(
             "RED-CNN is better than U-Net",
-            "29.13 against 28.90 dB per tile",
-            better(arms, plain, {"model__name": "unet"}, metric, above=True),
+            "29.13 against 28.90 dB per patch",
+            better(arms, plain, {"model__name": "unet"}, metric, above=True, matters=MATTERS_DB),
         ),
         *(
             Claim(
                 f"RED-CNN as published is better than with {what}",
-                f"29.01 against {psnr} dB per tile after one epoch",
-                better(arms, base, change, metric, above=True),
+                f"29.01 against {psnr} dB per patch after one epoch",
+                better(arms, base, change, metric, above=True, matters=MATTERS_DB),
             )
             for what, psnr, change in variants
         ),
@@ -199,14 +171,14 @@ def of_networks(arms: list[Arm], metric: str) -> list[Claim]:
 def of_attention(arms: list[Arm], metric: str) -> list[Claim]:
     """What attention does to PSNR; both kinds at once were not tried."""
     none = {"model__attention": "none"}
-    made = []
+    found = []
     for kind in ("channel", "spatial"):
         text, fields = f"{kind} attention", {"model__attention": kind}
-        redcnn = better(arms, {"model__name": "redcnn"} | fields, none, metric, above=False, threshold=SMALLEST_GAIN)
-        unet = better(arms, {"model__name": "unet"} | fields, none, metric, above=False)
-        made.append(Claim(f"RED-CNN gains nothing from {text}", "within 0.02 dB of the network without", redcnn))
-        made.append(Claim(f"U-Net loses by {text}", "a loss, between arms that also differed in batch norm", unet))
-    return made
+        redcnn = better(arms, {"model__name": "redcnn"} | fields, none, metric, above=False, threshold=MATTERS_DB)
+        unet = better(arms, {"model__name": "unet"} | fields, none, metric, above=False, matters=MATTERS_DB)
+        found.append(Claim(f"RED-CNN gains nothing from {text}", "within 0.02 dB of the network without", redcnn))
+        found.append(Claim(f"U-Net loses by {text}", "a loss, between arms that also differed in batch norm", unet))
+    return found
 
 
 def of_depth(arms: list[Arm], patients: int) -> list[Claim]:
@@ -220,7 +192,7 @@ def of_depth(arms: list[Arm], patients: int) -> list[Claim]:
             Quantity(f"{text} ({arm.label})", over_seeds(values, patients), above, threshold)
             for arm in alone or having(arms, model__name=network, model__attention="both")
             for text, value, above, threshold in what
-            if (values := [found for run in arm.runs.values() if not math.isnan(found := value(run))])
+            if (values := [number for run in arm.runs.values() if not math.isnan(number := value(run))])
         ]
 
     rise = "rise of the SD of channel weights from the first to the deepest stage, by a line through all"
@@ -251,21 +223,60 @@ def of_depth(arms: list[Arm], patients: int) -> list[Claim]:
 
 
 def slope(run: Run) -> float:
-    """Rise of the SD of channel weights over the whole depth, least squares; nan with fewer than two places."""
+    """Rise of the SD of channel weights over the whole depth, least squares; nan with fewer than two stages."""
     profile = run.attention("channel_sd")
     return float(np.polyfit(list(profile), list(profile.values()), 1)[0]) if len(profile) > 1 else math.nan
 
 
-def follows(run: Run, what: str, place: int) -> float:
-    """Absolute correlation of the spatial map with ``what`` at the first (0) or deepest (-1) place; nan without one.
+def follows(run: Run, what: str, stage: int) -> float:
+    """Absolute correlation of the spatial map with ``what`` at the first (0) or deepest (-1) stage; nan without one.
 
     Which sign a map has is chance: the next layer can turn it.
     """
     correlations = list(run.attention(f"spatial_{what}").values())
-    return abs(correlations[place]) if correlations else math.nan
+    return abs(correlations[stage]) if correlations else math.nan
 
 
-def prefers(run: Run, what: str, place: int) -> float:
+def prefers(run: Run, what: str, stage: int) -> float:
     """How much more the map follows ``what`` than the other of edges and texture, which resemble each other."""
     other = {"edges": "texture", "texture": "edges"}[what]
-    return follows(run, what, place) - follows(run, other, place)
+    return follows(run, what, stage) - follows(run, other, stage)
+
+
+def of_gates(arms: list[Arm]) -> list[Claim]:
+    """At which depth a gate's choice matters: what is lost when it is replaced by its mean (evaluate.py --ablate)."""
+    found = []
+    for name, network, shallow in (("redcnn", "RED-CNN", True), ("unet", "U-Net", False)):
+        for kind in ("channel", "spatial"):
+            quantities = [
+                Quantity(
+                    f"loss without the choice of the first stage minus that of the deepest ({arm.label})",
+                    difference(first, deepest),
+                    above=shallow,
+                    unit=f" {registry.find(registry.RANKING).unit}",
+                    matters=MATTERS_DB,
+                )
+                for arm in having(arms, model__name=name, model__attention=kind)
+                for first, deepest in [(losses(arm, 0), losses(arm, -1))]
+                if first
+            ]
+            where = "shallow" if shallow else "deep"
+            text = f"the choice of {network}'s {kind} gates matters most at {where} depth"
+            found.append(Claim(text, "statistics of the gates by depth", quantities))
+    return found
+
+
+def losses_by_depth(arm: Arm) -> dict[float, list[float]]:
+    """What is lost by replacing a stage's gate by its mean: mean over patients, of every seed, by relative depth."""
+    deepest = max(1, models.describe(arm.config.model).stages - 1)
+    found: dict[float, list[float]] = {}
+    for run in arm.runs.values():
+        for stage in sorted(run.ablation):
+            loss = float(np.mean(list(run.ablation[stage].values())))
+            found.setdefault((stage - 1) / deepest, []).append(loss)
+    return found
+
+
+def losses(arm: Arm, stage: int) -> dict[int, dict[str, float]]:
+    """By seed and patient, what is lost by replacing the gate of the first (0) or deepest (-1) stage by its mean."""
+    return {seed: run.ablation[sorted(run.ablation)[stage]] for seed, run in arm.runs.items() if len(run.ablation) > 1}

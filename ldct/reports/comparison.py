@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ldct import models
-from ldct.evaluation import results
+from ldct.evaluation import ablation, results
+from ldct.evaluation.ablation import Losses
 from ldct.evaluation.baselines import BLUR, LOW, NAMES
 from ldct.evaluation.results import Evaluation
 from ldct.metrics import registry
@@ -25,6 +26,8 @@ class Run(reader.Run):
     label: str
     """What sets it apart from the others."""
     evaluation: Evaluation | None
+    ablation: Losses = field(default_factory=dict)
+    """What is lost with the mean in place of a stage's gate, on the slices of ``evaluation``; evaluate.py --ablate."""
 
     @property
     def parameters(self) -> int:
@@ -69,10 +72,12 @@ def gather(roots: list[Path], split: str) -> list[Run]:
     ]
     contents = {name: reader.contents(folder) for name, folder in zip(unique, folders, strict=True)}
     labelled = labels({name: fields["config"] for name, fields in contents.items()})
-    return [
-        Run(name=name, label=labelled[name], evaluation=results.load(fields["folder"], split), **fields)
-        for name, fields in contents.items()
-    ]
+    found = []
+    for name, fields in contents.items():
+        evaluation = results.load(fields["folder"], split)
+        losses = ablation.load(fields["folder"], evaluation)
+        found.append(Run(name=name, label=labelled[name], evaluation=evaluation, ablation=losses, **fields))
+    return found
 
 
 def joined(runs: list[Run]) -> Evaluation | None:

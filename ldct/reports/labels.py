@@ -8,8 +8,6 @@ from ldct.config import Config, ModelConfig
 
 HIDDEN = ("run_dir", "data.shards", "data.store", "train.timeout_s", "train.save_every_s")
 """Fields that say where and how a run was done, not what it is."""
-NETWORKS = {"redcnn": "RED-CNN", "unet": "U-Net"}
-"""Names as their papers write them."""
 ATTENTION = {"none": "", "channel": " + channel", "spatial": " + spatial", "both": " + channel + spatial"}
 LABELLED = 5
 """Most fields in a run's label behind its network."""
@@ -38,26 +36,34 @@ def differing(configs: list[Config]) -> list[str]:
 
 def network(model: ModelConfig) -> str:
     """The network and its attention: ``RED-CNN + channel``."""
-    return NETWORKS.get(model.name, model.name) + ATTENTION[model.attention]
+    return configuration.networks()[model.name].label + ATTENTION[model.attention]
 
 
 def labels(configs: dict[str, Config]) -> dict[str, str]:
     """A short name for each run: its network and attention, then the fields in which the runs differ.
 
-    Where more than LABELLED fields differ, those that tell the runs apart, and the run's own name if no few do.
+    A value that more than half of the runs have goes without saying. Where more than LABELLED fields differ, those that
+    tell the runs apart, and the run's own name if no few do.
     """
     networks = {name: network(config.model) for name, config in configs.items()}
     flats = {name: configuration.flat(config) for name, config in configs.items()}
     fields = [key for key in differing(list(configs.values())) if key not in ("model.name", "model.attention")]
+    usual = {key: common([flat[key] for flat in flats.values()]) for key in fields}
     few = fields if len(fields) <= LABELLED else telling(fields, list(networks.values()), list(flats.values()))
     short = {
-        name: ", ".join([networks[name], *(f"{field_name(key)} {text(flat[key])}" for key in few)])
+        name: ", ".join([networks[name], *(named(key, flat[key]) for key in few if text(flat[key]) != usual[key])])
         for name, flat in flats.items()
     }
     if few != fields:
         alike = {label for label, count in collections.Counter(short.values()).items() if count > 1}
         short = {name: f"{label}, {name}" if label in alike else label for name, label in short.items()}
     return short
+
+
+def common(values: list[Any]) -> str | None:
+    """The value that more than half of the runs have, as ``text``; None if there is none."""
+    (value, count), *_ = collections.Counter(map(text, values)).most_common()
+    return value if 2 * count > len(values) else None
 
 
 def telling(fields: list[str], networks: list[str], flats: list[dict[str, Any]]) -> list[str]:
@@ -75,9 +81,9 @@ def telling(fields: list[str], networks: list[str], flats: list[dict[str, Any]])
     return [key for key in fields if key in chosen]
 
 
-def field_name(key: str) -> str:
-    """A field's own name without its section, for people."""
-    return key.split(".")[-1].replace("_", " ")
+def named(key: str, value: Any) -> str:
+    """A field without its section, and its value, for people."""
+    return f"{key.split('.')[-1].replace('_', ' ')} {text(value)}"
 
 
 def text(value: Any) -> str:

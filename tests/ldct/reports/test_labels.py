@@ -57,9 +57,21 @@ def test_labels_of_many_differences_tell_the_runs_apart():
     runs = {"a": PLAIN, "b": other(3), "c": other(3, model__norm="batch"), "d": other(3, model__norm="batch")}
     assert labels(runs) == {
         "a": "RED-CNN, norm none, lr 0.001",
-        "b": "RED-CNN, norm none, lr 0.0004",
-        "c": "RED-CNN, norm batch, lr 0.0004, c",
-        "d": "RED-CNN, norm batch, lr 0.0004, d",
+        "b": "RED-CNN, norm none",
+        "c": "RED-CNN, norm batch, c",
+        "d": "RED-CNN, norm batch, d",
+    }
+
+
+def test_what_most_runs_have_goes_without_saying():
+    slow = changed(optim__lr=1e-4)
+    attention = {name: changed(model__attention=name) for name in ("none", "channel", "spatial")}
+    found = labels(attention | {"slow": slow})
+    assert found == {
+        "none": "RED-CNN",
+        "channel": "RED-CNN + channel",
+        "spatial": "RED-CNN + spatial",
+        "slow": "RED-CNN, lr 0.0001",
     }
 
 

@@ -1,0 +1,50 @@
+"""What a gate's choice is worth: with its mean in place of the gate, a stage scales all its features alike."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldct.models.cbam import ChannelGate, SpatialGate
+from ldct.models.network import Network
+
+
+def gates(network: Network) -> dict[int, list[nn.Module]]:
+    """The modules that give a gate's weights, by encoder stage from 1; two at a stage with both kinds of attention."""
+    return {
+        int(stage): [part.sigmoid for part in gate.children() if isinstance(part, ChannelGate | SpatialGate)]
+        for stage, gate in network.gates.items()
+    }
+
+
+@contextmanager
+def mean_weights(network: Network) -> Iterator[dict[nn.Module, list[float]]]:
+    """Within the block every pass through ``network`` adds each gate's mean weight, over channels and pixels."""
+    seen: dict[nn.Module, list[float]] = {module: [] for modules in gates(network).values() for module in modules}
+
+    def note(module: nn.Module, inputs: Any, weights: Tensor) -> None:
+        seen[module].append(weights.float().mean().item())
+
+    handles = [module.register_forward_hook(note) for module in seen]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def constant_gate(network: Network, stage: int, means: dict[nn.Module, float]) -> Iterator[None]:
+    """Within the block the gate at ``stage`` gives one weight, its entry in ``means``, to all channels and pixels."""
+
+    def constant(module: nn.Module, inputs: Any, weights: Tensor) -> Tensor:
+        return torch.full_like(weights, means[module])
+
+    handles = [module.register_forward_hook(constant) for module in gates(network)[stage]]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

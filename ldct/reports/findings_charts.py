@@ -1,0 +1,117 @@
+"""The charts of the findings: one curve or mark per arm, with its spread over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ldct.metrics import names, registry
+from ldct.reports import arms as arms_of
+from ldct.reports import charts, page_charts
+from ldct.reports.arms import Arm
+from ldct.reports.charts import Curve
+from ldct.reports.claims import losses_by_depth
+from ldct.reports.labels import ATTENTION, network
+from ldct.reports.page_charts import DEPTH
+
+if TYPE_CHECKING:
+    from ldct.reports.findings import Findings
+
+MAPS = {
+    "channel_sd": "SD of the channel weights",
+    "spatial_edges": "correlation of the spatial map with edges",
+    "spatial_texture": "correlation of the spatial map with texture",
+}
+"""Attention statistics shown by depth: the key, and what it is called."""
+CAPTIONS = {
+    "gain": "gain over the low dose by network and attention",
+    "ablation": "loss with its mean in place of a stage's gate, by depth",
+    "channel_sd": "SD of the channel weights by depth",
+    "spatial_edges": "correlation of the spatial map with edges by depth",
+}
+ON_PAGE = ("gain", "ablation", "channel_sd", "spatial_edges")
+"""Charts of the page, the first two of those there are; the others stand in the appendix."""
+
+
+def of(findings: Findings) -> dict[str, str]:
+    """Charts by name; those without data are left out."""
+    rank = registry.find(findings.metric)
+    depths: dict[str, tuple[str, Callable[[Arm], dict[float, list[float]]]]] = {
+        "ablation": (f"loss without the gate's choice ({rank.unit})", losses_by_depth)
+    }
+    depths |= {name: (text, partial(statistic, name)) for name, text in MAPS.items()}
+    drawn = {"gain": gain(findings)}
+    drawn |= {name: curves(findings, name, DEPTH, text, points) for name, (text, points) in depths.items()}
+    size = page_charts.group_size(findings.runs)
+    for name, (key, text) in followed(findings).items():
+
+        def points(arm: Arm, key: str = key) -> dict[float, list[float]]:
+            return {(n + 1) * size: values for n, values in over_groups(arm, key, size).items()}
+
+        drawn[name] = curves(findings, name, "iterations", text, points, log=name == "loss")
+    return {name: svg for name, svg in drawn.items() if svg}
+
+
+def gain(findings: Findings) -> str:
+    """The main arms' gain over the low dose by kind of attention, one series per network."""
+    kinds = list(ATTENTION)
+    series: dict[str, list[tuple[float, float | None]]] = {}
+    for arm in arms_of.main_arms(findings.arms):
+        model = arm.config.model
+        name = network(type(model)(name=model.name))
+        interval = findings.gain(arm)
+        series.setdefault(name, [(np.nan, None)] * len(kinds))
+        series[name][kinds.index(model.attention)] = (interval.mean, interval.ci95_half_width)
+    groups = [ATTENTION[kind].removeprefix(" + ") or "no attention" for kind in kinds]
+    return charts.points("gain", groups, series, f"gain over the low dose ({registry.find(findings.metric).unit})")
+
+
+def curves(
+    findings: Findings, name: str, x: str, y: str, points: Callable[[Arm], dict[float, list[float]]], log: bool = False
+) -> str:
+    """One curve per arm through the means over seeds, with their SD; empty where no arm has points."""
+    drawn = []
+    for number, arm in enumerate(findings.arms):
+        found = points(arm)
+        means, sd = ([float(f(values)) for values in found.values()] for f in (np.mean, np.std))
+        drawn.append(Curve(arm.label, charts.look(number), list(found), means, sd))
+    drawn = [curve for curve in drawn if curve.x]
+    return charts.curves(name, drawn, x, y, log=log) if drawn else ""
+
+
+def statistic(name: str, arm: Arm) -> dict[float, list[float]]:
+    """An attention statistic of every seed by relative depth."""
+    found: dict[float, list[float]] = {}
+    for profile in arm.profiles(name):
+        for depth, value in profile.items():
+            found.setdefault(depth, []).append(value)
+    return dict(sorted(found.items()))
+
+
+def followed(findings: Findings) -> dict[str, tuple[str, str]]:
+    """What is followed through training: name of the chart -> (name of the metric, text)."""
+    protocol = findings.arms[0].config.val.protocol
+    validation = {
+        metric.key: (names.validation(names.metric(protocol, metric.key)), f"validation {metric.title}, {protocol}")
+        for metric in registry.per_protocol()
+    }
+    return {"loss": (names.TRAIN_LOSS, "training loss"), **validation}
+
+
+def over_groups(arm: Arm, name: str, size: int) -> dict[int, list[float]]:
+    """Mean of a metric over groups of ``size`` steps, of every seed, by the number of the group from 0.
+
+    Step 0 is before the first group.
+    """
+    found: dict[int, list[float]] = {}
+    for run in arm.runs.values():
+        groups: dict[int, list[float]] = {}
+        for step, value in zip(*run.curve(name), strict=True):
+            if step > 0:
+                groups.setdefault((step - 1) // size, []).append(value)
+        for number, values in groups.items():
+            found.setdefault(number, []).append(float(np.mean(values)))
+    return dict(sorted(found.items()))
