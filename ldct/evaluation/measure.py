@@ -86,7 +86,7 @@ def values_of(task: Task, chosen: list[str]) -> dict[str, float]:
     """
     metrics = _metrics(tuple(chosen))
     assert task.output is not None
-    values = metrics(SlicePair(task.output, task.full, task.spacing))  # in the order of the protocols' names
+    values = metrics(SlicePair(task.output, task.full, task.spacing, task.low))  # in the order of the protocols' names
     metrics.reset()
     return {name: values[name].item() for name in registry.names(chosen)}
 

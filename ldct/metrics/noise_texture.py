@@ -36,23 +36,31 @@ def flat_blocks(full: np.ndarray) -> list[tuple[slice, slice]]:
     return [block for _, block in sorted(flat, key=lambda entry: entry[0])[:BLOCKS]]
 
 
-def spectrum(image: np.ndarray, blocks: list[tuple[slice, slice]]) -> np.ndarray:
-    """Mean noise power of the blocks in rings of the frequency plane; ring k lies at k / BLOCK cycles per pixel.
+def windowed(image: np.ndarray, blocks: list[tuple[slice, slice]]) -> np.ndarray:
+    """The blocks of ``image``, a plane subtracted from each, under a Hann window; shape (n, BLOCK, BLOCK).
 
-    A plane is subtracted from each block and a Hann window keeps its edges from leaking into the high band.
-    Shape (BLOCK // 2 + 1,); the unit is HU^2 up to a constant factor.
+    The window keeps a block's edges from leaking into the high band.
     """
     y, x = np.mgrid[:BLOCK, :BLOCK]
     plane = np.stack([np.ones(BLOCK**2), x.ravel(), y.ravel()], 1)
     hann = np.outer(np.hanning(BLOCK), np.hanning(BLOCK))
     values = np.stack([image[block].astype(np.float64).ravel() for block in blocks], 1)
     values -= plane @ np.linalg.lstsq(plane, values, rcond=None)[0]
-    power = (np.abs(np.fft.fft2(values.T.reshape(-1, BLOCK, BLOCK) * hann)) ** 2).mean(0)
+    return values.T.reshape(-1, BLOCK, BLOCK) * hann
+
+
+def rings(plane: np.ndarray) -> np.ndarray:
+    """Means of a frequency plane (BLOCK, BLOCK) over rings; ring k lies at k / BLOCK cycles per pixel."""
     index = np.fft.fftfreq(BLOCK, 1 / BLOCK)
     ring = np.rint(np.hypot(index[:, None], index[None])).astype(int)
     count = BLOCK // 2 + 1
     inside = ring < count
-    return np.bincount(ring[inside], power[inside], count) / np.bincount(ring[inside], minlength=count)
+    return np.bincount(ring[inside], plane[inside], count) / np.bincount(ring[inside], minlength=count)
+
+
+def spectrum(image: np.ndarray, blocks: list[tuple[slice, slice]]) -> np.ndarray:
+    """Mean noise power of the blocks by ``rings``; shape (BLOCK // 2 + 1,), HU^2 up to a constant factor."""
+    return rings((np.abs(np.fft.fft2(windowed(image, blocks))) ** 2).mean(0))
 
 
 def blocks_of(pair: SlicePair) -> list[tuple[slice, slice]]:
@@ -76,3 +84,26 @@ def high_band(pair: SlicePair) -> float:
         return math.nan
     output, full = (float(spectrum(image, blocks)[FREQUENCY > HIGH].sum()) for image in (pair.output, pair.full))
     return output / full if full > 1e-9 else math.nan  # a constant leaves rounding
+
+
+def output_spectrum(pair: SlicePair) -> np.ndarray | None:
+    """Noise power of the output in flat soft tissue; None where the slice has none, or the output no noise."""
+    blocks = pair.once(blocks_of)
+    power = spectrum(pair.output, blocks) if blocks else np.zeros(1)
+    return power if power.sum() > 1e-9 else None
+
+
+def mean_per_mm(pair: SlicePair) -> float:
+    """Mean frequency of the output's noise power spectrum, 1/mm; nan without flat blocks or the size of a pixel."""
+    power = pair.once(output_spectrum)
+    if power is None or pair.spacing is None:
+        return math.nan
+    return float((FREQUENCY * power * FREQUENCY).sum() / (power * FREQUENCY).sum()) / pair.spacing
+
+
+def peak_per_mm(pair: SlicePair) -> float:
+    """Frequency at which the output's noise power spectrum is highest, 1/mm; nan as ``mean_per_mm``."""
+    power = pair.once(output_spectrum)
+    if power is None or pair.spacing is None:
+        return math.nan
+    return float(FREQUENCY[1 + np.argmax(power[1:])]) / pair.spacing

@@ -6,9 +6,10 @@ A result's name is a protocol and a metric, ``abd400/psnr``, or, where no protoc
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from ldct.metrics import fidelity, noise_texture
+from ldct.metrics import edges, fidelity, noise_texture, tissue
 from ldct.metrics.names import metric as name_under
 from ldct.metrics.protocols import Protocol
 from ldct.metrics.slice_pair import Clipped, SlicePair
@@ -40,6 +41,8 @@ class Metric:
     """What a value below ``expected`` means, for people."""
     above: str = ""
     """What a value above ``expected`` means, for people."""
+    needs: str = ""
+    """What a slice without a value does not have."""
 
     @property
     def title(self) -> str:
@@ -49,6 +52,24 @@ class Metric:
     def text(self, value: float) -> str:
         """``value`` with its digits; a dash for nan."""
         return "-" if value != value else f"{value:.{self.digits}f}"
+
+
+def _of_tissue(name: str, spread: bool = False) -> Metric:
+    """Bias, or SD, of the output in a class of tissue."""
+    low, high = tissue.CLASSES[name]
+    what, function, good = ("SD", tissue.sd, False) if spread else ("mean", tissue.bias, None)
+    return Metric(
+        f"tissue/{name}_{'sd' if spread else 'bias'}",
+        f"{name} {'SD' if spread else 'bias'}",
+        "HU",
+        2,
+        good,
+        f"{what} of output minus full dose where the full dose, smoothed (SD 2 pixels), has {low:g} to {high:g} HU, at "
+        "least three pixels from other tissue",
+        partial(function, name),
+        per_protocol=False,
+        needs=f"200 pixels of {name}",
+    )
 
 
 METRICS = (
@@ -81,6 +102,7 @@ METRICS = (
         "mean frequency of the noise power spectrum of output minus full dose in flat soft tissue, cycles per pixel",
         noise_texture.mean_frequency,
         per_protocol=False,
+        needs="flat soft tissue",
     ),
     Metric(
         "texture/high_band",
@@ -95,10 +117,85 @@ METRICS = (
         expected=(0.2, 2.0),
         below="smoothed",
         above="noisy",
+        needs="flat soft tissue",
     ),
+    Metric(
+        "texture/mean_per_mm",
+        "NPS mean",
+        "1/mm",
+        3,
+        None,
+        "mean frequency of the output's noise power spectrum in flat soft tissue, over the frequency plane (Siewerdsen "
+        "2002, Med Phys 29:2655)",
+        noise_texture.mean_per_mm,
+        per_protocol=False,
+        needs="flat soft tissue",
+    ),
+    Metric(
+        "texture/peak_per_mm",
+        "NPS peak",
+        "1/mm",
+        3,
+        None,
+        "frequency at which the output's noise power spectrum in flat soft tissue is highest",
+        noise_texture.peak_per_mm,
+        per_protocol=False,
+        needs="flat soft tissue",
+    ),
+    Metric(
+        "edges/sharpness",
+        "edge sharpness",
+        "",
+        3,
+        None,
+        "transfer function from full dose to output at 0.15 to 0.25 cycles per pixel, at edges of 300 HU and more "
+        "(task based, Richard 2012, Med Phys 39:4115): 1 = as sharp as the full dose, below = blurred",
+        edges.sharpness,
+        per_protocol=False,
+        expected=(0.9, 1.1),
+        below="blurred edges",
+        above="enhanced edges",
+        needs="edges of high contrast",
+    ),
+    Metric(
+        "edges/half_per_mm",
+        "TTF 50 %",
+        "1/mm",
+        3,
+        True,
+        "where that transfer function falls below 1/2; Nyquist's frequency where it does not",
+        edges.half_frequency,
+        per_protocol=False,
+        needs="edges of high contrast",
+    ),
+    Metric(
+        "edges/residual",
+        "residual on edges",
+        "",
+        3,
+        None,
+        "correlation, inside the body, of how much was removed with how steep the full dose is: 0 = noise that knows "
+        "no anatomy, a blur has 0.5 and more",
+        edges.residual_follows_edges,
+        per_protocol=False,
+        needs="a body and something removed",
+    ),
+    Metric(
+        "body/rmse",
+        "RMSE in the body",
+        "HU",
+        2,
+        False,
+        "root of the mean squared difference to the full dose inside the body, nothing clipped",
+        tissue.body_rmse,
+        per_protocol=False,
+        needs="a body",
+    ),
+    *(_of_tissue(name) for name in tissue.CLASSES),
+    *(_of_tissue(name, spread=True) for name in tissue.CLASSES),
 )
 """In the order of columns; those of every protocol first."""
-MAIN = ("psnr", "ssim", "rmse", "texture/frequency", "texture/high_band")
+MAIN = ("psnr", "ssim", "rmse", "texture/frequency", "texture/high_band", "edges/sharpness")
 """Keys of the metrics in the main table, in the order of its columns."""
 RANKING = "psnr"
 """Key of the metric by which methods are ranked."""

@@ -37,6 +37,8 @@ class SlicePair:
         HU, any dtype, shape (H, W); metrics compute in float64.
     spacing : float, optional
         Side of a pixel in mm; without it what is measured in mm is nan.
+    low : array_like, optional
+        The low dose that the output was made from; without it what needs it is nan.
 
     Raises
     ------
@@ -44,9 +46,12 @@ class SlicePair:
         If the shapes differ or are not (H, W).
     """
 
-    def __init__(self, output: ArrayLike, full: ArrayLike, spacing: float | None = None) -> None:
+    def __init__(
+        self, output: ArrayLike, full: ArrayLike, spacing: float | None = None, low: ArrayLike | None = None
+    ) -> None:
         self.output, self.full = np.asarray(output, np.float64), np.asarray(full, np.float64)
         self.spacing = spacing
+        self.low = None if low is None else np.asarray(low, np.float64)
         if self.output.shape != self.full.shape or self.full.ndim != 2:
             raise ValueError(f"expected two equal shapes (H, W), found {self.output.shape} and {self.full.shape}")
         self._views: dict[str, Clipped] = {}

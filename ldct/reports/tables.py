@@ -144,16 +144,16 @@ def about(evaluation: Evaluation) -> str:
 
 
 def left_out(evaluation: Evaluation) -> list[str]:
-    """Metrics that are not defined on every slice, and on how many they are not: texture, without flat tissue."""
-    counts: dict[int, list[str]] = {}
-    for name in evaluation.metrics:
-        result = max(evaluation.results, key=lambda result: intervals.undefined(result.slices).get(name, 0))
-        if count := intervals.undefined(result.slices).get(name, 0):
-            counts.setdefault(count, []).append(registry.find(name).label)
+    """What slices lack, and how many do, so that metrics have no value on them for any method: flat tissue, for one."""
+    undefined = [intervals.undefined(result.slices) for result in evaluation.results]
+    counts: dict[tuple[str, int], list[str]] = {}
+    for metric, name in ((registry.find(name), name) for name in evaluation.metrics):
+        if count := min(of_method.get(name, 0) for of_method in undefined):
+            counts.setdefault((metric.needs, count), []).append(metric.label)
     total = len(evaluation.results[0].slices)
     return [
-        f"{' and '.join(metrics)} left out on {count} of {total} slices, where it is not defined (no flat tissue)"
-        for count, metrics in counts.items()
+        f"{' and '.join(metrics)} left out on {count} of {total} slices, which have no {needs or 'value'}"
+        for (needs, count), metrics in counts.items()
     ]
 
 

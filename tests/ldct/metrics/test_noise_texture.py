@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from ldct.metrics.noise_texture import BLOCK, flat_blocks, high_band, mean_frequency, spectrum
+from ldct.metrics.noise_texture import (
+    BLOCK,
+    flat_blocks,
+    high_band,
+    mean_frequency,
+    mean_per_mm,
+    peak_per_mm,
+    spectrum,
+)
 from ldct.metrics.slice_pair import SlicePair
 
 
@@ -52,3 +60,20 @@ def test_the_mean_frequency_is_that_of_the_noise_added():
 def test_a_slice_without_soft_tissue_has_no_texture():
     air = np.full((128, 128), -1000, np.int16)
     assert np.isnan([mean_frequency(SlicePair(air + 1, air)), high_band(SlicePair(air + 1, air))]).all()
+
+
+def test_frequencies_in_mm_are_those_of_the_noise():
+    """A wave of 6 / 32 cycles per pixel of 0.75 mm, in flat tissue."""
+    full = np.full((256, 256), 60.0)
+    wave = 10 * np.cos(2 * np.pi * np.arange(256) * 6 / BLOCK)[:, None] * np.ones(256)
+    pair = SlicePair(full + wave, full, spacing=0.75)
+    assert peak_per_mm(pair) == 6 / BLOCK / 0.75
+    assert mean_per_mm(pair) == pytest.approx(6 / BLOCK / 0.75, rel=0.02)
+    assert np.isnan(peak_per_mm(SlicePair(full + wave, full)))  # the size of a pixel is not known
+    assert np.isnan(mean_per_mm(SlicePair(full, full, spacing=0.75)))  # no noise
+
+
+def test_the_mean_frequency_of_white_noise_is_two_thirds_of_the_highest():
+    """Power is per area of the frequency plane, which grows with the frequency: mean 2/3 of the disc's radius."""
+    pair = SlicePair(60 + noise(sd=10), np.full((256, 256), 60.0), spacing=1.0)
+    assert mean_per_mm(pair) == pytest.approx(2 / 3 * 0.5, rel=0.03)

@@ -111,5 +111,5 @@ def test_slices_without_flat_tissue_are_counted():
         result.slices[0].values["texture/high_band"] = math.nan
         result.slices[0].values["texture/frequency"] = math.nan
     (line,) = tables.left_out(measured)
-    assert line.startswith("noise frequency and high band left out on 1 of 9 slices")
+    assert line.startswith("noise frequency and high band left out on 1 of 9 slices, which have no flat soft tissue")
     assert line in tables.about(measured)

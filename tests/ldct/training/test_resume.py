@@ -165,17 +165,17 @@ def test_a_second_signal_does_not_break_the_save(tiny_shards, tmp_path, undistur
 
 
 def test_a_signal_during_validation_stops_between_its_slices(tiny_shards, tmp_path, undisturbed, monkeypatch):
-    one = Validation._slice
+    measure = Validation._measure
 
     def signalled(self, model, number):
         if self.config.run_dir == str(tmp_path) and read_status(tmp_path).attempt == 1 and number == 0:
             seen.append(number)
             if len(seen) == 2:  # in the validation behind step 7; the first one is that before step 1
                 os.kill(os.getpid(), signal.SIGTERM)
-        return one(self, model, number)
+        return measure(self, model, number)
 
     seen = []
-    monkeypatch.setattr(Validation, "_slice", signalled)
+    monkeypatch.setattr(Validation, "_measure", signalled)
     assert start(tiny_shards, tmp_path) is signal.SIGTERM
     assert read_status(tmp_path).step == 7
     assert "val/abd400/psnr" not in lines(tmp_path)[-1]

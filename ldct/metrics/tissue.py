@@ -1,0 +1,79 @@
+"""HU by tissue, and the body: which pixels are what is read off the full dose, smoothed, so that its noise does not
+choose them. A class picked by noisy values would show a bias of its own making (regression to the mean)."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+from scipy import ndimage
+
+from ldct.metrics.slice_pair import SlicePair
+
+SMOOTHING = 2.0
+"""SD in pixels of the Gaussian over the full dose."""
+CLASSES = {
+    "air": (-math.inf, -950.0),
+    "lung": (-950.0, -600.0),
+    "fat": (-140.0, -40.0),
+    "soft": (0.0, 120.0),
+    "bone": (250.0, math.inf),
+}
+"""HU of the smoothed full dose: from, to. Soft tissue has water and blood in it. Between them lies what mixes."""
+BORDER = np.ones((5, 5), bool)
+"""A pixel counts where this square around it is of its class: borders between tissues are of none."""
+LEAST_PIXELS = 200
+"""Fewer are no class."""
+BODY_HU = -500.0
+"""The body is what lies above, its largest piece, and what that encloses: lungs and gas belong to it."""
+
+
+def smoothed(pair: SlicePair) -> np.ndarray:
+    """The full dose after SMOOTHING, HU, shape (H, W)."""
+    return ndimage.gaussian_filter(pair.full, SMOOTHING)
+
+
+def mask_of(tissue: str, pair: SlicePair) -> np.ndarray:
+    """Pixels of a class, bool, shape (H, W)."""
+    low, high = CLASSES[tissue]
+    full = pair.once(smoothed)
+    return ndimage.binary_erosion((full > low) & (full < high), BORDER)
+
+
+MASKS: dict[str, Callable[[SlicePair], np.ndarray]] = {tissue: partial(mask_of, tissue) for tissue in CLASSES}
+"""One function a class, so that a pair keeps each mask."""
+
+
+def difference_in(tissue: str, pair: SlicePair) -> np.ndarray:
+    """Output minus full dose in the pixels of a class, HU, shape (n,); none where they are too few."""
+    mask = pair.once(MASKS[tissue])
+    return (pair.output - pair.full)[mask] if np.count_nonzero(mask) >= LEAST_PIXELS else np.empty(0)
+
+
+def bias(tissue: str, pair: SlicePair) -> float:
+    """Mean of output minus full dose in a class, HU; nan where the slice has too little of it."""
+    difference = difference_in(tissue, pair)
+    return float(difference.mean()) if difference.size else math.nan
+
+
+def sd(tissue: str, pair: SlicePair) -> float:
+    """SD of output minus full dose in a class, HU; nan where the slice has too little of it."""
+    difference = difference_in(tissue, pair)
+    return float(difference.std()) if difference.size else math.nan
+
+
+def body(pair: SlicePair) -> np.ndarray:
+    """Mask of the body, bool, shape (H, W); empty where there is none."""
+    pieces, count = ndimage.label(pair.once(smoothed) > BODY_HU)
+    if not count:
+        return np.zeros(pair.full.shape, bool)
+    largest = 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
+    return ndimage.binary_fill_holes(pieces == largest)
+
+
+def body_rmse(pair: SlicePair) -> float:
+    """Root of the mean squared difference inside the body, nothing clipped, HU; nan where there is no body."""
+    mask = pair.once(body)
+    if np.count_nonzero(mask) < LEAST_PIXELS:
+        return math.nan
+    return float(np.sqrt(np.mean((pair.output - pair.full)[mask] ** 2)))
