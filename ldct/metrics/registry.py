@@ -4,7 +4,7 @@ A result's name is a protocol and a metric, ``abd400/psnr``, or, where no protoc
 ``texture/high_band``. A new metric is one entry here and one function.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -237,9 +237,10 @@ def measure(pair: SlicePair, protocol: Protocol | None) -> dict[str, float]:
     return {name_under(protocol.name, metric.key): metric.function(seen) for metric in per_protocol()}
 
 
-def main_names(protocol: str) -> list[str]:
-    """Names of the results in the main table, ranked under ``protocol``."""
-    return [name_under(protocol, metric.key) if metric.per_protocol else metric.key for metric in map(find, MAIN)]
+def main_names(protocol: str, among: Container[str]) -> list[str]:
+    """Names of the results in the main table, ranked under ``protocol``; only those ``among`` what was measured."""
+    names = [name_under(protocol, metric.key) if metric.per_protocol else metric.key for metric in map(find, MAIN)]
+    return [name for name in names if name in among]
 
 
 def ranking(protocol: str) -> str:

@@ -86,7 +86,7 @@ def signed(estimate: Estimate, name: str) -> str:
 
 def head(evaluation: Evaluation) -> list[tuple[str, str]]:
     """Columns of the main table behind the method's: what a person calls them, and their definition."""
-    ranking, shown = registry.find(registry.RANKING), registry.main_names(evaluation.protocols[0])
+    ranking, shown = registry.find(registry.RANKING), registry.main_names(evaluation.protocols[0], evaluation.metrics)
     metrics = [registry.find(name) for name in shown]
     return [
         (f"gain ({ranking.unit})", f"{ranking.label} over the low dose"),
@@ -97,7 +97,7 @@ def head(evaluation: Evaluation) -> list[tuple[str, str]]:
 
 def cells(row: Row, evaluation: Evaluation) -> list[tuple[str, float]]:
     """Text and value of each cell behind the method's name, in the order of ``head``."""
-    shown = registry.main_names(evaluation.protocols[0])
+    shown = registry.main_names(evaluation.protocols[0], evaluation.metrics)
     return [
         (signed(row.gain, registry.RANKING), row.gain.mean),
         *((cell(row.values[name], name), row.values[name].mean) for name in shown),
