@@ -73,7 +73,7 @@ def render(page: Page, title: str) -> str:
         about=tables.about(evaluation) if evaluation else "",
         protocol=evaluation.protocols[0] if evaluation else "",
         protocols=evaluation.protocols if evaluation else [],
-        metrics=registry.per_protocol(),
+        metrics=compared(page),
         head=tables.head(evaluation) if evaluation else [],
         ranking=ranking(page),
         table=every_protocol(page),
@@ -134,11 +134,19 @@ def extremes(page: Page) -> list[tuple[Row, list[viewer.Extreme]]]:
     return [(row, both) for row, both in pairs if both]
 
 
+def compared(page: Page) -> list[registry.Metric]:
+    """Metrics of the table of all protocols: those that the runs were measured by, maybe by earlier code."""
+    if not page.evaluation:
+        return []
+    first, measured = page.evaluation.protocols[0], page.evaluation.metrics
+    return [metric for metric in registry.per_protocol() if names.metric(first, metric.key) in measured]
+
+
 def every_protocol(page: Page) -> list[dict[str, Any]]:
     """Rows of the table of all protocols: text, sort value, and whether it is the best run's, of each cell."""
     if not page.evaluation:
         return []
-    columns = [names.metric(p, metric.key) for p in page.evaluation.protocols for metric in registry.per_protocol()]
+    columns = [names.metric(p, metric.key) for p in page.evaluation.protocols for metric in compared(page)]
     best = {column: tables.best(page.rows, column) for column in columns}
     return [
         {
