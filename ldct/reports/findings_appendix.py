@@ -63,7 +63,7 @@ def ranking(findings: Findings) -> list[str]:
     """The arms and the baselines, by the metric that ranks."""
     evaluation, rank = findings.evaluation, registry.find(findings.metric)
     others = [registry.ranking(protocol) for protocol in evaluation.protocols[1:]]
-    main = registry.main_names(evaluation.protocols[0])
+    main = registry.main_names(evaluation.protocols[0], evaluation.metrics)
     columns = [*main, *others]
     rows = []
     for arm in findings.arms:
