@@ -12,6 +12,7 @@ from pathlib import Path
 
 from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
 
+from ldct.runs.attempts import Superseded
 from ldct.training.signals import STOPPED, Latch
 
 PORTS = range(20_000, 32_000)
@@ -36,6 +37,9 @@ class Train:
         rank = export_environment()
         try:
             stopped = train(Path(self.folder), latch)
+        except Superseded as error:
+            print(error, file=sys.stderr)
+            sys.exit(STOPPED)
         except Exception as error:
             if rank == 0:
                 note_failure(Path(self.folder), error, began)
@@ -100,11 +104,15 @@ def leave(stopped: signal.Signals, rank: int, latch: Latch) -> str:
 
 
 def note_failure(folder: Path, error: Exception, began: float) -> None:
-    """Write to status.json why the run failed, where it failed before the loop could write it itself."""
+    """Write to status.json why the run failed, where it failed before the loop could write it itself.
+
+    What failed before its attempt began must not touch the status of another one that is alive.
+    """
     from ldct.runs import folder as runs
 
     status = runs.read_status(folder)
-    if status.state == "failed" and status.heartbeat >= began:
+    other = status.state == "running" and (status.host, status.pid) != runs.here()
+    if status.heartbeat >= began - (2 * runs.HEARTBEAT_S if other else 0) and (other or status.state == "failed"):
         return
     status.state, status.job = "failed", runs.slurm_job()
     status.error = traceback.format_exception_only(error)[-1].strip()

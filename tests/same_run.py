@@ -1,12 +1,12 @@
 """Whether two runs are the same, byte for byte."""
 
 from ldct.runs import checkpoint
-from ldct.runs.folder import TIMES, read_config, read_metrics, read_status
+from ldct.runs.folder import VARYING, read_config, read_metrics, read_status
 
 
 def lines(folder):
     """metrics.jsonl without what is different in every run."""
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(folder)]
+    return [{k: v for k, v in line.items() if k not in VARYING} for line in read_metrics(folder)]
 
 
 def assert_same(folder, undisturbed):

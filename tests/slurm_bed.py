@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import yaml
 from conftest import ROOT, run_command
 
@@ -133,6 +134,13 @@ def ranks_of(job):
             if rank:
                 pids[int(rank.split("=")[1])] = int(path.parent.name)
     return pids
+
+
+def slurmd_of(node):
+    """The process of a node's slurmd, seen from outside the node."""
+    pid = int((Path(os.environ["DEVCLUSTER_DIR"]) / "run" / f"node-{node}.pid").read_text().split()[0])
+    (daemon,) = [p for p in psutil.Process(pid).children(recursive=True) if p.cmdline()[:3] == ["slurmd", "-D", "-N"]]
+    return daemon
 
 
 def start_launcher(*argv, **kwargs):

@@ -151,6 +151,8 @@ class TrainConfig:
     for the device."""
     timeout_s: float = 60.0
     """Seconds a rank waits for the others before it ends with an error."""
+    hang_s: float = 1800.0
+    """Seconds a step may take before its rank ends, with the stacks of all its threads in the log; 0 = no limit."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "global_batch", "accumulate", "log_every"):
@@ -165,6 +167,7 @@ class TrainConfig:
         require(self.skip_nonfinite >= 0, "train.skip_nonfinite", "0 or more", self.skip_nonfinite)
         require(self.save_every_s > 0, "train.save_every_s", "a positive number of seconds", self.save_every_s)
         require(self.timeout_s > 0, "train.timeout_s", "a positive number of seconds", self.timeout_s)
+        require(self.hang_s >= 0, "train.hang_s", "a number of seconds, or 0 for no limit", self.hang_s)
 
 
 @dataclass

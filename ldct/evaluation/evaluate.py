@@ -29,10 +29,10 @@ def usable(roots: list[Path]) -> list[Path]:
         If there is none, or if a run given by itself has none.
     """
     found = runs.find_runs(roots)
-    without = [run for run in found if not (run / "checkpoints" / checkpoint.BEST).is_file()]
+    without = [run for run in found if not checkpoint.best_path(run).is_file()]
     for run in without:
         if run in roots or len(without) == len(found):
-            expected = run / "checkpoints" / checkpoint.BEST
+            expected = checkpoint.best_path(run)
             raise InputError(f"{run} has no checkpoint to use: expected {expected}; train it with launch/train.py")
         print(f"left out {run}: no checkpoint yet (state: {runs.read_status(run).state})", file=sys.stderr)
     every = [run.name for run in found]
@@ -69,7 +69,7 @@ def evaluate(
     about = Evaluation(data.split, data.digest, data.note, chosen)
     stored = {run: results.load(run, data.split) for run in folders}
     known = {run: old for run, old in stored.items() if old and old.conditions() == about.conditions()}
-    marks = {run: hashlib.sha256((run / "checkpoints" / checkpoint.BEST).read_bytes()).hexdigest() for run in folders}
+    marks = {run: hashlib.sha256(checkpoint.best_path(run).read_bytes()).hexdigest() for run in folders}
     measured = [run for run, old in known.items() if old.results[-1].mark == marks[run]]
     for run in folders:
         if run not in measured:

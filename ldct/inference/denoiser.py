@@ -75,7 +75,7 @@ class Denoiser:
         self.step, self.patch, self.device = best["step"], best["patch"], device
         self.precision = self.config.train.precision
         self.name = source.stem if ships else source.resolve().name
-        file = source if ships else source / "checkpoints" / checkpoint.BEST
+        file = source if ships else checkpoint.best_path(source)
         digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
         if ships:
             self.about = f"{self.name}, {self.config.model.name}, weights {digest}"

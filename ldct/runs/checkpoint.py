@@ -1,7 +1,7 @@
 """Checkpoints: one file each, whole or not there, checked when read.
 
     checkpoints/step-00001000.pt    the last two, to go on from
-    checkpoints/best.pt             the weights with the best validation, to use
+    checkpoints/best.pt             the weights with the best validation, to use; see ldct/runs/attempts.py
 
 A file is what torch.save writes: a zip whose members carry checksums. It holds tensors and plain values only, so
 ``torch.load(weights_only=True)`` reads it. It holds no random state: whatever is drawn at a step is drawn from
@@ -12,6 +12,7 @@ import io
 import sys
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import nn
 
 from ldct import config as configuration
 from ldct.config import Config, renamed
+from ldct.runs import attempts
 from shards.common.atomic import atomic
 from shards.common.command import InputError
 
@@ -113,14 +115,18 @@ def read(path: Path) -> dict[str, Any]:
         raise Broken((str(error).splitlines() or [type(error).__name__])[0]) from None
 
 
-def newest(folder: Path) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read, or None; a broken one is passed over with a warning."""
+def readable(folder: Path) -> Iterator[dict[str, Any]]:
+    """Checkpoints to go on from, newest first; a broken one is passed over with a warning."""
     for path in steps(folder):
         try:
-            return read(path)
+            yield read(path)
         except Broken as error:
             print(f"warning: {path} is broken ({error}); going back to the checkpoint before it", file=sys.stderr)
-    return None
+
+
+def newest(folder: Path) -> dict[str, Any] | None:
+    """The newest checkpoint that can be read, or None."""
+    return next(readable(folder), None)
 
 
 def check_same_run(found: dict[str, Any], config: Config, manifest_sha256: str, where: Path) -> None:
@@ -142,6 +148,11 @@ def check_same_run(found: dict[str, Any], config: Config, manifest_sha256: str, 
         )
 
 
+def best_path(run: Path) -> Path:
+    """Where the best weights of ``run`` are, or would be."""
+    return attempts.path_of(run, f"checkpoints/{BEST}")
+
+
 def read_best(run: Path) -> dict[str, Any]:
     """Content of a run's best.pt: ``model`` (weights to use, averaged if the run averages), ``step``, ``config``.
 
@@ -150,7 +161,7 @@ def read_best(run: Path) -> dict[str, Any]:
     InputError
         If there is none yet, or it is broken.
     """
-    path = run / "checkpoints" / BEST
+    path = best_path(run)
     if not path.is_file():
         raise InputError(f"{run} has no checkpoint to use: expected {path}; train it first with launch/train.py")
     try:

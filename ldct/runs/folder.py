@@ -5,11 +5,13 @@ provenance.json   code, packages, host and data of every attempt
 checkpoints/      see ldct/runs/checkpoint.py
 metrics.jsonl     one JSON object per line, each with its step: the record of the run
 status.json       state, step, rate, heartbeat, attempt, last error
+attempts/         what the last attempts wrote; metrics.jsonl and status.json point there, see ldct/runs/attempts.py
 eval/             pictures and tables
 wandb/            what Weights & Biases keeps
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
@@ -24,6 +26,7 @@ from typing import Any
 
 from ldct import config as configuration
 from ldct.config import Config
+from ldct.runs import attempts
 from shards.common.atomic import write_text
 from shards.common.command import InputError
 
@@ -35,7 +38,9 @@ LOST_AFTER_S = 180.0
 
 HEARTBEAT_S = 10.0
 
-TIMES = ("elapsed_s", "patches_per_s", "data_wait")
+METRICS, STATUS = "metrics.jsonl", "status.json"
+
+VARYING = ("attempt", "elapsed_s", "patches_per_s", "data_wait")
 """Keys of metrics.jsonl that differ between two identical runs."""
 
 SNAPSHOT = "snapshot.json"
@@ -63,7 +68,7 @@ class Status:
     heartbeat: float = 0.0
     """When this file was last written by the run."""
     attempt: int = 0
-    """Times the run was started, this one included."""
+    """Number of the attempt that wrote this; see ldct/runs/attempts.py."""
     train_s: float = 0.0
     """Seconds spent in the loop, over all attempts."""
     world_size: int = 1
@@ -92,7 +97,7 @@ class Status:
 def read_status(folder: Path) -> Status:
     """Status of the run in ``folder``; of one that never started, the state pending."""
     try:
-        fields = json.loads((folder / "status.json").read_text())
+        fields = json.loads(attempts.path_of(folder, STATUS).read_text())
     except (OSError, ValueError):
         return Status()
     known = {f.name for f in dataclasses.fields(Status)}
@@ -100,9 +105,10 @@ def read_status(folder: Path) -> Status:
 
 
 def write_status(folder: Path, status: Status) -> None:
-    """Replace status.json and set the heartbeat."""
+    """Replace status.json, the newest attempt's where there is one, and set the heartbeat."""
     status.heartbeat = time.time()
-    write_text(folder / "status.json", json.dumps(dataclasses.asdict(status), indent=1) + "\n")
+    newest = next(iter(attempts.folders(folder)), folder)
+    write_text(newest / STATUS, json.dumps(dataclasses.asdict(status), indent=1) + "\n")
 
 
 def read_config(folder: Path) -> Config:
@@ -143,10 +149,10 @@ def find_runs(roots: list[Path]) -> list[Path]:
 
 
 class Metrics:
-    """metrics.jsonl, written by rank 0. Each line is written at once; ``count`` is the number of lines."""
+    """metrics.jsonl in ``folder``, written by rank 0. Each line is written at once; ``count`` is their number."""
 
     def __init__(self, folder: Path) -> None:
-        self.path, self.count = folder / "metrics.jsonl", 0
+        self.path, self.count = folder / METRICS, 0
 
     def append(self, line: dict[str, Any]) -> None:
         """Add one line; it must have ``step``. NaN is not JSON and is written as null."""
@@ -154,11 +160,10 @@ class Metrics:
             file.write(json.dumps(_plain(line)) + "\n")
         self.count += 1
 
-    def truncate(self, count: int) -> None:
-        """Keep the first ``count`` lines: what the restored checkpoint does not know has not happened."""
-        kept = read_metrics(self.path.parent)[:count]
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-        self.count = len(kept)
+    def begin(self, lines: list[dict[str, Any]]) -> None:
+        """Start with ``lines``, those of earlier attempts that the restored checkpoint knows."""
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+        self.count = len(lines)
 
 
 def _plain(value: Any) -> Any:
@@ -170,8 +175,25 @@ def _plain(value: Any) -> Any:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl; see read_lines."""
-    return read_lines(folder / "metrics.jsonl")
+    """Lines of metrics.jsonl, the newest attempt's; see read_lines."""
+    return read_lines(attempts.path_of(folder, METRICS))
+
+
+def lines_before(folder: Path, step: int, count: int) -> list[dict[str, Any]] | None:
+    """The ``count`` lines that a run had written at the checkpoint of ``step``; None where no attempt has them.
+
+    Newer attempts are asked first; one that went on from an earlier checkpoint does not have as many yet.
+    """
+    for place in (*attempts.folders(folder), folder):
+        lines = read_lines(place / METRICS)
+        before, after = lines[:count], lines[count:]
+        if (
+            len(before) == count
+            and all(line["step"] <= step for line in before[-1:])
+            and (all(line["step"] >= step for line in after[:1]))
+        ):
+            return before
+    return None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -189,6 +211,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+@functools.cache
 def code_version() -> dict[str, str]:
     """Commit and uncommitted diff of the code that runs; of a sweep's copy, those it was copied from."""
     root = Path(__file__).resolve().parents[2]
@@ -205,13 +228,14 @@ def code_version() -> dict[str, str]:
     return {"commit": git("rev-parse", "HEAD"), "diff": git("diff", "HEAD")}
 
 
-def write_provenance(folder: Path, manifest_sha256: str) -> None:
+def write_provenance(folder: Path, manifest_sha256: str, attempt: int = 1) -> None:
     """Add this attempt to provenance.json: code, packages, host, command and data."""
     path = folder / "provenance.json"
-    attempts = json.loads(path.read_text()) if path.is_file() else []
+    entries = json.loads(path.read_text()) if path.is_file() else []
     names = ("torch", "numpy", "pydicom", "webdataset", "wandb", "submitit", "torchmetrics")
-    attempts.append(
+    entries.append(
         {
+            "attempt": attempt,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "code": code_version(),
             "packages": {name: _version(name) for name in names},
@@ -222,16 +246,17 @@ def write_provenance(folder: Path, manifest_sha256: str) -> None:
             "manifest_sha256": manifest_sha256,
         }
     )
-    write_text(path, json.dumps(attempts, indent=1) + "\n")
+    write_text(path, json.dumps(entries, indent=1) + "\n")
 
 
 def code_of(folder: Path) -> dict[str, str]:
     """Commit and diff of the code that last trained the run in ``folder``; empty where nothing was written down."""
     path = folder / "provenance.json"
-    attempts = json.loads(path.read_text()) if path.is_file() else []
-    return attempts[-1]["code"] if attempts else {}
+    entries = json.loads(path.read_text()) if path.is_file() else []
+    return entries[-1]["code"] if entries else {}
 
 
+@functools.cache
 def _version(name: str) -> str:
     try:
         return importlib.metadata.version(name)

@@ -1,6 +1,8 @@
 """What a training run writes down as it goes: folder, status, metrics, heartbeat. Only rank 0 writes."""
 
 import contextlib
+import shutil
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -9,12 +11,12 @@ from typing import Any
 from ldct import config as configuration
 from ldct.config import Config
 from ldct.device import device_name
-from ldct.runs import checkpoint
+from ldct.runs import attempts, checkpoint
 from ldct.runs import folder as runs
 from ldct.runs.wandb_mirror import Tracker
 from ldct.training.ranks import Ranks
 from shards import manifest
-from shards.common.atomic import write_text
+from shards.common.atomic import atomic, write_text
 from shards.common.command import InputError, Progress
 
 
@@ -34,11 +36,14 @@ class Recorder:
         self.folder = Path(config.run_dir)
         self.checkpoints = self.folder / "checkpoints"
         self.manifest_sha256 = manifest.digest(Path(config.data.shards))
+        self.lines: list[dict[str, Any]] = []
+        """Of metrics.jsonl, those that the restored checkpoint knows (rank 0)."""
         self.restored = self._newest()
         if self.restored:
             checkpoint.check_same_run(self.restored, config, self.manifest_sha256, self.folder)
+        self.attempt: attempts.Attempt | None = None
         self.status = runs.read_status(self.folder)
-        self.before_s = self.status.train_s if self.restored else 0.0
+        self.before_s = 0.0
         self.metrics = runs.Metrics(self.folder)
         self.began = time.monotonic()
         self.paced = (self.restored["step"] if self.restored else 0, self.began)
@@ -49,7 +54,7 @@ class Recorder:
         """The checkpoint to go on from, the same on every rank: rank 0 chooses, since on a network disk the others may
         not see its newest file yet."""
         with self.ranks.patiently():
-            newest = checkpoint.newest(self.checkpoints) if self.ranks.first else None
+            newest = self._choose() if self.ranks.first else None
         step = self.ranks.gather(newest["step"] if newest else None)[0]
         if self.ranks.first or step is None:
             return newest
@@ -61,32 +66,78 @@ class Recorder:
                 f"rank {self.ranks.rank} cannot read {path}, which rank 0 can: {error}; run again"
             ) from None
 
+    def _choose(self) -> dict[str, Any] | None:
+        """The newest checkpoint whose lines of metrics are known; a fenced attempt may have left one without them."""
+        newest = None
+        for content in checkpoint.readable(self.checkpoints):
+            newest = newest or content
+            lines = runs.lines_before(self.folder, content["step"], content["lines"])
+            if lines is not None:
+                self.lines = lines
+                return content
+        if newest:
+            self.lines = runs.read_metrics(self.folder)[: newest["lines"]]
+            print(f"warning: {self.folder}: some of the metrics before step {newest['step']} are gone", file=sys.stderr)
+        return newest
+
     @property
     def finished(self) -> bool:
         """Whether the run has nothing left to do."""
         return self.status.state == "finished" and self.status.step >= self.config.train.steps and bool(self.restored)
 
     def __enter__(self) -> "Recorder":
-        config, ranks, status = self.config, self.ranks, self.status
-        status.state, status.error, status.attempt = "running", "", status.attempt + 1
+        config, ranks = self.config, self.ranks
+        with ranks.patiently():
+            if ranks.first:
+                self.attempt = attempts.Attempt(self.folder, least=self.status.attempt + 1)
+        self._restore_again()
+        status = self.status
+        status.attempt = self.attempt.number if self.attempt else 0
+        status.best = self.restored["best"] if self.restored else {}
+        status.state, status.error = "running", ""
         status.step, status.steps = self.paced[0], config.train.steps
-        if not ranks.first:
+        if not self.attempt:
             return self
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / "config.yaml", configuration.to_yaml(config))
-        runs.write_provenance(self.folder, self.manifest_sha256)
-        self.metrics.truncate(self.restored["lines"] if self.restored else 0)
+        self._begin(self.attempt)
         status.world_size, status.device, status.job = ranks.world_size, device_name(ranks.device), runs.slurm_job()
         status.host, status.pid = runs.here()
         self._write_status()
+        self.attempt.remove_earlier()
         self.tracker = Tracker(self.folder, config)
         self.progress = Progress(self.folder.name, config.train.steps, "step", start=status.step)
         return self
 
+    def _restore_again(self) -> None:
+        """An attempt that was still at work may have gone on until this one took its number."""
+        self.status = runs.read_status(self.folder)
+        names = checkpoint.steps(self.checkpoints)
+        saved = bool(names) and names[0].name != checkpoint.step_name(self.paced[0])
+        if self.ranks.gather(saved)[0]:
+            self.restored = self._newest()
+            self.paced = (self.restored["step"] if self.restored else 0, self.began)
+        self.before_s = self.status.train_s if self.restored else 0.0
+
+    def _begin(self, attempt: attempts.Attempt) -> None:
+        """Make this attempt's files, from those of the attempts before."""
+        text, path = configuration.to_yaml(self.config), self.folder / "config.yaml"
+        attempt.check()
+        if not path.is_file() or path.read_text() != text:
+            write_text(path, text)
+        runs.write_provenance(self.folder, self.manifest_sha256, attempt.number)
+        best = checkpoint.best_path(self.folder)
+        if self.restored and self.restored["best"] and best.is_file():
+            with attempt.writing(f"checkpoints/{checkpoint.BEST}") as own, open(best, "rb") as old, atomic(own) as new:
+                shutil.copyfileobj(old, new)
+        with attempt.writing(runs.METRICS) as own:
+            self.metrics = runs.Metrics(own.parent)
+            self.metrics.begin(self.lines)
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if isinstance(error, attempts.Superseded):
+            return
         if error is not None and self.ranks.first:
             self.status.error = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            with contextlib.suppress(OSError):  # a full disk must not hide what ended the run
+            with contextlib.suppress(OSError, attempts.Superseded):  # must not hide what ended the run
                 self.close("failed")
 
     def take_restored(self) -> dict[str, Any] | None:
@@ -125,16 +176,34 @@ class Recorder:
 
     def line(self, line: dict[str, Any], note: str = "") -> None:
         """Add a line to metrics.jsonl; ``note`` stands behind the progress."""
-        if self.progress:
+        if self.attempt and self.progress:
             status = self.status
             times = (round(self._train_s(), 3), round(status.patches_per_s, 1), round(status.data_wait, 4))
-            self.metrics.append({"step": status.step, **line, **dict(zip(runs.TIMES, times, strict=True))})
+            varying = dict(zip(runs.VARYING, (status.attempt, *times), strict=True))
+            with self.attempt.writing(runs.METRICS):
+                self.metrics.append({"step": status.step, **line, **varying})
             self.progress.note = note or self.progress.note
+
+    def save(self, name: str, content: dict[str, Any]) -> None:
+        """Write a checkpoint (rank 0), with what tells whose it is."""
+        if not self.attempt:
+            return
+        whose = {
+            "step": self.status.step,
+            "config": configuration.decisive(self.config),
+            "manifest_sha256": self.manifest_sha256,
+        }
+        if name == checkpoint.BEST:
+            with self.attempt.writing(f"checkpoints/{name}") as own:
+                checkpoint.save(own.parent, name, whose | content)
+        else:
+            self.attempt.check()
+            checkpoint.save(self.checkpoints, name, whose | content)
 
     def close(self, state: str) -> None:
         """Write the last status, then let the tracking finish."""
         self.status.state, self.status.eta_s = state, None
-        if self.ranks.first:
+        if self.attempt:
             self._write_status()
         if self.progress and self.tracker:
             self.progress.close()
@@ -144,5 +213,7 @@ class Recorder:
         return self.before_s + time.monotonic() - self.began
 
     def _write_status(self) -> None:
+        assert self.attempt
         self.status.train_s = self._train_s()
-        runs.write_status(self.folder, self.status)
+        with self.attempt.writing(runs.STATUS) as own:
+            runs.write_status(own.parent, self.status)

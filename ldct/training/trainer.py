@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from ldct import config as configuration
 from ldct.config import Config
 from ldct.data.loader import Loader
 from ldct.data.patches import open_store
@@ -21,6 +20,7 @@ from ldct.training.recorder import Recorder
 from ldct.training.signals import Latch
 from ldct.training.step import StepResult, Training
 from ldct.training.validation import Validation, attention_lines
+from ldct.training.watchdog import Watchdog
 from shards.common.command import InputError
 
 
@@ -101,6 +101,7 @@ class Trainer:
         self.training, self.recorder, self.latch = training, recorder, latch
         self.config, self.ranks = training.config, training.ranks
         self.validation = Validation(self.config, self.ranks, training.patches.patch)
+        self.watchdog = Watchdog(self.config.train.hang_s)
         self.clock = checkpoint.Clock(self.config.train.save_every_s)
         self.stop: signal.Signals | None = None
         """What all ranks agreed to stop for."""
@@ -118,7 +119,8 @@ class Trainer:
         store = open_store(training.patches, self.config.data.store, ranks.device)
         ranks.wait()
         first = training.step + 1
-        with Loader(store, training.sampler, ranks.rank, ranks.world_size, training.step, last) as batches:
+        batches = Loader(store, training.sampler, ranks.rank, ranks.world_size, training.step, last)
+        with batches, self.watchdog:
             if self._validation_due():
                 self._validate()
             while self.stop is None and training.step < last:
@@ -159,6 +161,7 @@ class Trainer:
     def _attend(self) -> bool:
         """Between two steps, or two slices of a validation: agree whether to stop, save by the clock, keep the
         heartbeat. Returns whether to stop."""
+        self.watchdog.alive()
         requeue = self.latch.signal is signal.SIGUSR2
         asked = 2.0 if requeue else float(self.latch.signal is not None)
         save_due = float(self.ranks.first and self.clock.due())
@@ -191,7 +194,7 @@ class Trainer:
             if value > self.best.get("psnr", -math.inf):  # never so for NaN
                 self.best = {"step": step, "psnr": value}
                 patch = self.training.patches.patch
-                self._write(checkpoint.BEST, {"model": model.state_dict(), "metrics": metrics, "patch": patch})
+                self.recorder.save(checkpoint.BEST, {"model": model.state_dict(), "metrics": metrics, "patch": patch})
             if step >= self.config.train.steps:
                 self._picture(model)
             self.recorder.status.best = self.best
@@ -215,15 +218,5 @@ class Trainer:
         own = {"validated": self.validated, "best": self.best, "lines": self.recorder.metrics.count}
         content = self.training.state() | own
         with self.ranks.patiently():
-            self._write(checkpoint.step_name(self.training.step), content)
+            self.recorder.save(checkpoint.step_name(self.training.step), content)
         self.clock.saved()
-
-    def _write(self, name: str, content: dict[str, Any]) -> None:
-        """Rank 0 writes a checkpoint file, with what tells whose it is."""
-        if self.ranks.first:
-            whose = {
-                "step": self.training.step,
-                "config": configuration.decisive(self.config),
-                "manifest_sha256": self.recorder.manifest_sha256,
-            }
-            checkpoint.save(self.recorder.checkpoints, name, whose | content)

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -16,19 +18,23 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def temporary_name(path: Path) -> Path:
+    """A name beside ``path`` that no other process or thread uses, on this or another host that shares the disk."""
+    return path.with_name(f"{path.name}.{socket.gethostname()}.{threading.get_native_id()}.tmp")
+
+
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file beside ``path``; on success fsync it and rename it to ``path``.
 
-    After an exception the temporary file is removed and ``path`` is as it was before. The temporary name ends
-    in ``.PID.tmp``, so that two writers never share one.
+    After an exception the temporary file is removed and ``path`` is as it was before.
 
     Raises
     ------
     OSError
         For a full disk or a folder that cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as file:
             yield file

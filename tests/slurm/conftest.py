@@ -11,9 +11,9 @@ from slurm_bed import Bed, devcluster, free_ports
 
 @pytest.fixture(scope="session")
 def cluster():
-    """A running devcluster of 14 nodes; SLURM_CONF points at it."""
+    """A running devcluster of 16 nodes; SLURM_CONF points at it."""
     folder = tempfile.mkdtemp(prefix="devcluster-")  # short: unix sockets lie in it
-    settings = {"DEVCLUSTER_DIR": folder, "DEVCLUSTER_NODES": "14", "DEVCLUSTER_PORT": str(free_ports(16))}
+    settings = {"DEVCLUSTER_DIR": folder, "DEVCLUSTER_NODES": "16", "DEVCLUSTER_PORT": str(free_ports(18))}
     os.environ.update(settings)
     done = devcluster("up", check=False)
     if done.returncode:

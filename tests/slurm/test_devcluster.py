@@ -16,7 +16,7 @@ from slurm import squeue
 def test_up_twice_status_and_env(cluster):
     assert "already up" in devcluster("up").stdout
     shown = devcluster("status").stdout
-    assert shown.count("runs\n") == 18  # 4 daemons, 14 nodes
+    assert shown.count("runs\n") == 20  # 4 daemons, 16 nodes
     assert devcluster("env").stdout == f"export SLURM_CONF={cluster}/etc/slurm.conf\n"
 
 
@@ -27,9 +27,9 @@ def test_it_listens_on_loopback_only(cluster):
         with open(f"/proc/net/{table}") as file:
             rows = [line.split() for line in file.readlines()[1:]]
         listening += [row[1].split(":") for row in rows if row[3] == "0A"]
-    ours = {(address, int(number, 16)) for address, number in listening if port <= int(number, 16) < port + 16}
+    ours = {(address, int(number, 16)) for address, number in listening if port <= int(number, 16) < port + 18}
     assert {address for address, _ in ours} == {"0100007F"}
-    assert {number for _, number in ours} == set(range(port, port + 16))
+    assert {number for _, number in ours} == set(range(port, port + 18))
 
 
 def test_jobs_run_on_named_nodes_with_their_gpus(cluster):

@@ -10,6 +10,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 import torch
 from conftest import ROOT, run_command
@@ -19,6 +20,7 @@ from slurm_bed import (
     devcluster,
     job_of,
     ranks_of,
+    slurmd_of,
     start_launcher,
     step_of,
     until,
@@ -39,7 +41,7 @@ DISTURB_AT = 20
 
 def ddp(*nodes, **changes):
     """2 nodes x 2 tasks, on the named nodes only."""
-    others = [f"n{number}" for number in range(1, 15) if f"n{number}" not in nodes]
+    others = [f"n{number}" for number in range(1, 17) if f"n{number}" not in nodes]
     cluster = {"executor": "slurm", "partition": "low", "nodes": 2, "tasks_per_node": 2, "time_min": 30}
     return {**cluster, "signal_lead_s": 90, "exclude": ",".join(others), **changes}
 
@@ -113,7 +115,7 @@ def operator_requeue(bed):
     for package in PACKAGES:
         shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
     folder = start(bed, "requeued", ddp("n7", "n8"), root=root)
-    (root / "ldct" / "train.py").write_text("raise RuntimeError('edited after submission')\n")
+    (root / "ldct" / "training" / "trainer.py").write_text("raise RuntimeError('edited after submission')\n")
     slurm("scontrol", "requeue", job_of(folder))
     restarted(folder)
     wait_finished(folder)
@@ -188,6 +190,30 @@ def cancelled(bed):
     return folders, states, again.stdout
 
 
+def cut_off(bed):
+    """A node is cut off while its rank sleeps; SLURM starts the run again elsewhere; then the rank wakes up."""
+    values = {**LONG, "train.steps": 80, "train.seed": 0}
+    bed.launch("cutoff", single("n15", "n16"), values)
+    (folder,) = bed.folders("cutoff")
+    wait_step(folder, DISTURB_AT)
+    (rank,) = ranks_of(job_of(folder)).values()
+    os.kill(rank, signal.SIGSTOP)
+    node = slurm("squeue", "-h", "-o", "%N", "-j", job_of(folder)).strip()
+    daemon = slurmd_of(node)
+    daemon.suspend()
+    try:
+        slurm("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=cut")
+        restarted(folder)
+        until("the second attempt", lambda: read_status(folder).attempt == 2)
+        os.kill(rank, signal.SIGCONT)
+        until("the end of the first one", lambda: not psutil.pid_exists(rank))
+    finally:
+        daemon.resume()
+    wait_finished(folder)
+    until(f"{node} is back", lambda: slurm("sinfo", "-h", "-n", node, "-p", "low", "-o", "%T").strip() == "idle")
+    return folder
+
+
 def useless_gpu(bed):
     """A job with a GPU, and a torch that cannot use it."""
     bed.launch("useless", single("n14", gpus_per_node=1), LONG)
@@ -197,15 +223,16 @@ def useless_gpu(bed):
 
 
 SCENARIOS = [undisturbed, time_limit, preemption, operator_requeue, node_loss, killed_rank, eight, cancelled]
-SCENARIOS += [useless_gpu]
+SCENARIOS += [useless_gpu, cut_off]
 
 
 @pytest.fixture(scope="module")
-def outcome(hurried, tiny_shards, tmp_path_factory):
-    """Outcome of a scenario by its function; all of them run side by side, as many as 2 cores carry."""
+def outcome(request, hurried, tiny_shards, tmp_path_factory):
+    """Outcome of a scenario by its function; those of the chosen tests run side by side, as many as 2 cores carry."""
+    named = {name for item in request.session.items for name in item.function.__code__.co_names}
     bed = Bed(tmp_path_factory.mktemp("faults"), tiny_shards)
     with ThreadPoolExecutor(4) as pool:
-        futures = {scenario: pool.submit(scenario, bed) for scenario in SCENARIOS}
+        futures = {scenario: pool.submit(scenario, bed) for scenario in SCENARIOS if scenario.__name__ in named}
         yield lambda scenario: futures[scenario].result()
         for future in futures.values():
             future.cancel()
@@ -272,6 +299,15 @@ def test_cancelled_task_and_array(outcome):
     assert "3 to submit" in again
     for folder, other in zip(folders, outcome(eight)[0], strict=False):
         assert_same(folder, other)
+
+
+@pytest.mark.timeout(400)
+def test_a_node_that_was_only_cut_off(outcome):
+    folder = outcome(cut_off)
+    assert_same(folder, outcome(eight)[0][0])
+    assert read_status(folder).attempt == 2
+    said = f"attempt 2 of {folder} has begun and goes on with it; this one, attempt 1, ends"
+    assert [line for line in log_text(folder).splitlines() if "attempt" in line] == [said]
 
 
 @pytest.mark.timeout(400)

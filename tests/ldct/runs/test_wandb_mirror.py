@@ -67,7 +67,7 @@ def below(process):
 
 
 def without_times(folder):
-    return [{k: v for k, v in line.items() if k not in runs.TIMES} for line in runs.read_metrics(folder)]
+    return [{k: v for k, v in line.items() if k not in runs.VARYING} for line in runs.read_metrics(folder)]
 
 
 def numbers(line):
@@ -83,8 +83,8 @@ def assert_each_line_once(run, folder):
     assert pictures == [f"pictures/{path.stem}" for path in wandb_rows.picture_files(folder)]
     assert [row.pop("step") for row in history] == [line["step"] for line in runs.read_metrics(folder)]
     for row, line in zip(history, runs.read_metrics(folder), strict=True):
-        expected = {k: v for k, v in numbers(line).items() if k != "step" and k not in runs.TIMES}
-        assert {k: v for k, v in row.items() if k not in runs.TIMES} == expected
+        expected = {k: v for k, v in numbers(line).items() if k != "step" and k not in runs.VARYING}
+        assert {k: v for k, v in row.items() if k not in runs.VARYING} == expected
     assert [row["_step"] for row in run.history] == list(range(len(rows)))
 
 

@@ -108,8 +108,16 @@ def test_what_rank_0_does_alone_is_waited_for(tiny_shards, tmp_path, undisturbed
     statuses, errors = run(flags, act=("0", "-1", "slow"))
     assert statuses == [0, 0], errors
     slow = {line.split()[1] for line in errors[0].splitlines() if line.startswith("slow: ")}
-    assert slow == {"newest", "save", "pictures", "__enter__", "line", "heartbeat"}
+    assert slow == {"_choose", "save", "pictures", "__enter__", "line", "heartbeat"}
     assert_same(tmp_path, undisturbed)
+
+
+def test_a_step_that_hangs_ends_its_rank_and_says_where(tiny_shards, tmp_path):
+    (status,), (error,) = run(tiny_flags(tiny_shards, tmp_path, train__hang_s=5), world_size=1, act=("0", "4", "hang"))
+    assert status == 1
+    assert "Timeout (0:00:05)!" in error
+    assert "interrupted_rank.py" in error and "in hang" in error
+    assert read_status(tmp_path).state == "running"  # nothing more could be written
 
 
 def test_another_number_of_ranks_gives_the_same_curve(tiny_shards, tmp_path, undisturbed):
