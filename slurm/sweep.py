@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import socket
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ def plan(search: Search, cluster: Cluster, settings: list[str], root: Path) -> l
     """
     fixed = dict(parse_setting(text, search) for text in settings)
     folder = Path(os.path.abspath(root / search.name))
-    known = {path.name.rpartition("-")[2]: path.name for path in sorted(folder.glob("*-*")) if path.is_dir()}
+    also = [name for name in search.swept if configuration.resumable(name)]  # then it tells these runs apart
     planned: dict[str, Run] = {}
     for index, values in enumerate(combinations(search)):
         chosen = {name: values[name] for name in search.swept}
@@ -78,12 +79,37 @@ def plan(search: Search, cluster: Cluster, settings: list[str], root: Path) -> l
         except InputError as error:
             named = ", ".join(f"{name}={value}" for name, value in chosen.items()) or "the only one"
             raise InputError(f"run {index} ({named}): {error}") from None
-        digest = configuration.hash8(config)
-        # a run keeps its folder when values are added to the sweep and the indices move
-        name = known.get(digest, f"{index:03d}-{digest}")
-        config.run_dir = str(folder / name)
+        digest = configuration.hash8(config, also)
+        name = f"{index:03d}-{digest}"
         planned.setdefault(digest, Run(name, folder / name, chosen, config, weights))
+    known = folders_by_hash(folder, planned.keys(), also)
+    for digest, run in planned.items():
+        run.name = known.get(digest, run.name)
+        run.folder = folder / run.name
+        run.config.run_dir = str(run.folder)
+        check_manifest(run)
     return list(planned.values())
+
+
+def folders_by_hash(folder: Path, wanted: Collection[str], also: list[str]) -> dict[str, str]:
+    """Hash -> name of the run folders that are there: a run keeps its folder when values are added to the sweep and
+    the indices move. Where a name does not tell, as those of version 0.1 need not, the run's configuration does."""
+    names = [path.parent.name for path in sorted(folder.glob("*-*/config.yaml"))]
+    known = {name.rpartition("-")[2]: name for name in names}
+    for name in names if wanted - known.keys() else []:
+        with contextlib.suppress(InputError):
+            known.setdefault(configuration.hash8(runs.read_config(folder / name), also), name)
+    return known
+
+
+def check_manifest(run: Run) -> None:
+    """Raise an InputError if the run began on other shards than those that it would go on with."""
+    trained_on = runs.manifest_of(run.folder)
+    if trained_on and trained_on != manifest.digest(Path(run.config.data.shards)):
+        raise InputError(
+            f"{run.folder} was trained on other shards than {run.config.data.shards} (manifest {trained_on[:8]}); "
+            "give those, or rename the sweep"
+        )
 
 
 def parse_setting(text: str, search: Search) -> tuple[str, Any]:
@@ -182,6 +208,8 @@ def note_states(planned: list[Run], folder: Path) -> None:
     jobs = squeue.live() if any(record.executor == "slurm" for record, _ in last.values()) else {}
     for run in planned:
         run.state = state_of(run.folder, last.get(run.name), jobs)
+        if run.state == "finished" and 0 < runs.read_status(run.folder).steps < run.config.train.steps:
+            run.state = "stopped"  # and goes on, for train.steps has grown
 
 
 def state_of(folder: Path, sent: tuple[submission.Submission, str] | None, jobs: dict[str, squeue.Job]) -> str:

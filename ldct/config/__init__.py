@@ -17,7 +17,7 @@ from ldct.config.fields import (
     TrainConfig,
     ValConfig,
 )
-from ldct.config.identity import RESUMABLE, decisive, differences, flat, hash8, to_dict, to_yaml
+from ldct.config.identity import RESUMABLE, decisive, differences, flat, hash8, resumable, to_dict, to_yaml
 from ldct.config.networks import Published, networks
 from ldct.config.parsing import explain, from_dict, instantiate, load, parse, parser, resolved
 
@@ -44,6 +44,7 @@ __all__ = [
     "parse",
     "parser",
     "resolved",
+    "resumable",
     "to_dict",
     "to_yaml",
 ]

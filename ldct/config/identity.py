@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Collection
 from typing import Any
 
 import yaml
@@ -10,7 +11,10 @@ import yaml
 from ldct.config import renamed
 from ldct.config.fields import Config
 
-RESUMABLE = ("run_dir", "data.shards", "data.store", "train.steps", "train.save_every_s", "train.timeout_s", "track")
+RESUMABLE = (
+    *("run_dir", "data.shards", "data.store", "train.steps", "train.save_every_s", "train.timeout_s", "train.hang_s"),
+    "track",
+)
 """What may change between two parts of one run; anything else is another run. The shards are known by their manifest's
 hash, not by their folder."""
 
@@ -36,11 +40,16 @@ def flat(config: Config) -> dict[str, Any]:
     return out
 
 
-def hash8(config: Config) -> str:
-    """Eight hex digits that name what is trained: of every field but the run's folder and the tracking."""
-    named = {k: v for k, v in flat(config).items() if k != "run_dir" and not k.startswith("track.")}
-    if not config.train.init_from:
-        del named["train.init_from"]  # younger than the names of runs that are there
+def resumable(name: str) -> bool:
+    """Whether the field with this dotted name may change between two parts of one run."""
+    return name in RESUMABLE or name.partition(".")[0] in RESUMABLE
+
+
+def hash8(config: Config, also: Collection[str] = ()) -> str:
+    """Eight hex digits that name what is trained: RESUMABLE fields count as if not given, but for those of ``also``."""
+    defaults = flat(Config())
+    named = {k: defaults[k] if resumable(k) and k not in also else v for k, v in flat(config).items()}
+    named = {k: v for k, v in named.items() if k != "run_dir" and not k.startswith("track.")}
     named = renamed.as_first_named(named)
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -50,7 +59,7 @@ def decisive(config: Config) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for name, value in flat(config).items():
         section, _, field_name = name.partition(".")
-        if name not in RESUMABLE and section not in RESUMABLE:
+        if not resumable(name):
             kept.setdefault(section, {})[field_name] = value
     return kept
 

@@ -230,8 +230,7 @@ def code_version() -> dict[str, str]:
 
 def write_provenance(folder: Path, manifest_sha256: str, attempt: int = 1) -> None:
     """Add this attempt to provenance.json: code, packages, host, command and data."""
-    path = folder / "provenance.json"
-    entries = json.loads(path.read_text()) if path.is_file() else []
+    entries = read_provenance(folder)
     names = ("torch", "numpy", "pydicom", "webdataset", "wandb", "submitit", "torchmetrics")
     entries.append(
         {
@@ -246,14 +245,27 @@ def write_provenance(folder: Path, manifest_sha256: str, attempt: int = 1) -> No
             "manifest_sha256": manifest_sha256,
         }
     )
-    write_text(path, json.dumps(entries, indent=1) + "\n")
+    write_text(folder / "provenance.json", json.dumps(entries, indent=1) + "\n")
+
+
+def read_provenance(folder: Path) -> list[dict[str, Any]]:
+    """Entries of provenance.json, one for each attempt, oldest first; empty where none is written."""
+    try:
+        return json.loads((folder / "provenance.json").read_text())
+    except (OSError, ValueError):
+        return []
 
 
 def code_of(folder: Path) -> dict[str, str]:
     """Commit and diff of the code that last trained the run in ``folder``; empty where nothing was written down."""
-    path = folder / "provenance.json"
-    entries = json.loads(path.read_text()) if path.is_file() else []
+    entries = read_provenance(folder)
     return entries[-1]["code"] if entries else {}
+
+
+def manifest_of(folder: Path) -> str:
+    """Hash of the manifest of the shards that the run in ``folder`` was last trained on; "" where none is known."""
+    entries = read_provenance(folder)
+    return entries[-1]["manifest_sha256"] if entries else ""
 
 
 @functools.cache

@@ -80,14 +80,10 @@ def evaluated(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 def contents(folder: Path) -> dict[str, Any]:
     """The fields of the run in ``folder``, for Run and what is made of it."""
-    try:
-        provenance = json.loads((folder / "provenance.json").read_text())
-    except (OSError, ValueError):
-        provenance = []
     return {
         "folder": folder,
         "config": runs.read_config(folder),
         "status": runs.read_status(folder),
         "metrics": runs.read_metrics(folder),
-        "provenance": provenance,
+        "provenance": runs.read_provenance(folder),
     }

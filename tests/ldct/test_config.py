@@ -66,6 +66,9 @@ def test_the_hash_names_what_is_trained():
     default = from_dict({})
     assert hash8(default) == hash8(from_dict({"run_dir": "elsewhere", "track": {"wandb": "disabled"}}))
     assert hash8(default) != hash8(from_dict({"train": {"seed": 1}}))
+    moved = from_dict({"data": {"shards": "/elsewhere"}, "train": {"save_every_s": 60.0, "steps": 7, "hang_s": 5.0}})
+    assert hash8(default) == hash8(moved)
+    assert hash8(default, ("train.steps",)) != hash8(moved, ("train.steps",))
     assert hash8(default) == "e90496b3"  # in version 0.1 and ever since
 
 
@@ -84,6 +87,7 @@ def test_a_run_may_change_these_fields_on_its_way_and_no_other():
         "train.steps",
         "train.save_every_s",
         "train.timeout_s",
+        "train.hang_s",
         "track.wandb",
         "track.project",
         "track.entity",

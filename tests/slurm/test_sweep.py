@@ -10,6 +10,7 @@ from slurm_bed import TINY
 
 from ldct import config as configuration
 from ldct.runs import folder as runs
+from shards import manifest
 from shards.common.command import InputError
 from slurm import sweep, sweep_file
 from slurm.cluster import from_dict as cluster_from
@@ -64,9 +65,38 @@ def test_weights_are_those_of_the_network(plan):
 def test_a_run_keeps_its_folder_when_the_sweep_grows(plan):
     (old,) = plan({"train.seed": [5]})
     old.folder.mkdir(parents=True)
+    (old.folder / "config.yaml").write_text(configuration.to_yaml(old.config))
     grown = plan({"train.seed": [4, 5]})
     assert [run.name for run in grown][1] == old.name
     assert grown[0].name.startswith("000-") and grown[0].name != old.name
+
+
+def test_what_may_change_on_the_way_does_not_make_another_run(plan, tiny_shards, tmp_path):
+    (old,) = plan({"train.seed": [5]})
+    old.folder.mkdir(parents=True)
+    (old.folder / "config.yaml").write_text(configuration.to_yaml(old.config))
+    runs.write_status(old.folder, runs.Status(state="finished", step=20, steps=20))
+    runs.write_provenance(old.folder, manifest.digest(tiny_shards))
+    shutil.copytree(tiny_shards, tmp_path / "moved")
+    (moved,) = plan({"train.seed": [5]}, f"data.shards={tmp_path / 'moved'}", "train.save_every_s=7")
+    assert moved.folder == old.folder
+    (longer,) = plan({"train.seed": [5]}, "train.steps=40")
+    states = []
+    for run in (moved, longer):
+        sweep.note_states([run], run.folder.parent)
+        states.append(run.state)
+    assert (longer.folder, states) == (old.folder, ["finished", "stopped"])
+    # a folder named by the hash of version 0.1, which held the shards' place, is known by its configuration
+    renamed = old.folder.with_name("000-0a1b2c3d")
+    old.folder.rename(renamed)
+    assert plan({"train.seed": [5]})[0].folder == renamed
+    runs.write_provenance(renamed, "another manifest")
+    with pytest.raises(InputError, match=r"was trained on other shards than .*; give those, or rename the sweep"):
+        plan({"train.seed": [5]})
+
+
+def test_a_swept_field_tells_runs_apart_even_if_it_may_change(plan):
+    assert len({run.folder for run in plan({"train.steps": [10, 20]})}) == 2
 
 
 def test_equal_runs_are_one(plan):
