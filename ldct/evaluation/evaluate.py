@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ldct.device import device_name, give_back
-from ldct.evaluation import baselines, results
+from ldct.evaluation import baselines, extremes, results
 from ldct.evaluation.datasets import Cases, Data
 from ldct.evaluation.measure import run_method, shown
 from ldct.evaluation.results import Evaluation, Result
@@ -86,7 +86,9 @@ def evaluate(
             of_runs.append(known[run].results[-1])
         else:
             of_runs.append(_run(run, marks[run], data.cases, chosen, device, workers))
-            results.save(run, dataclasses.replace(about, results=[*about.results, of_runs[-1]]))
+            whole = dataclasses.replace(about, results=[*about.results, of_runs[-1]])
+            extremes.save(run, whole)
+            results.save(run, whole)
     return dataclasses.replace(about, results=about.results + of_runs)
 
 

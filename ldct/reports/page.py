@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ldct import config as configuration
+from ldct.evaluation.extremes import WHICH
 from ldct.evaluation.results import REGION, Evaluation
 from ldct.metrics import names, protocols, registry
 from ldct.reports import charts, comparison, page_charts, significance, tables, viewer
@@ -178,6 +179,7 @@ def pictures(page: Page) -> list[dict[str, str]]:
         {"label": run.label, "name": path.stem.replace("_", " "), "uri": _uri(webp(path), "image/webp")}
         for run in page.runs
         for path in sorted((run.folder / "eval").glob("**/*.png"))
+        if not path.stem.endswith(WHICH)  # the viewer has those
     ]
 
 

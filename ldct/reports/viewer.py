@@ -9,6 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from ldct.evaluation.baselines import LOW
+from ldct.evaluation.extremes import WHICH, median_and_worst
 from ldct.evaluation.results import FULL, Evaluation, Result
 from ldct.metrics import registry
 from ldct.metrics.names import metric as name_under
@@ -44,20 +45,13 @@ class Extreme:
 
 
 def extremes(evaluation: Evaluation, rows: list[Row]) -> list[Extreme]:
-    """The median and the worst slice of every method by registry.JUDGED under the ranking protocol; nan is passed over.
-
-    The median is a slice that was measured: of an even number the better of the middle two.
-    """
-    name = name_under(evaluation.protocols[0], registry.JUDGED)
-    metric = registry.find(name)
-    found = []
+    """The median and the worst slice of every method by registry.JUDGED under the ranking protocol."""
+    protocol = evaluation.protocols[0]
+    metric, found = registry.find(registry.JUDGED), []
     for row in rows:
-        slices = [measured for measured in evaluation.get(row.name).slices if not np.isnan(measured.values[name])]
-        slices.sort(key=lambda measured: measured.values[name], reverse=bool(metric.higher_is_better))
-        if not slices:
-            continue
-        for which, measured in (("median", slices[(len(slices) - 1) // 2]), ("worst", slices[-1])):
-            text = f"{metric.text(measured.values[name])} {metric.unit}".strip()
+        slices = median_and_worst(evaluation.get(row.name).slices, protocol)
+        for which, measured in zip(WHICH, slices, strict=False):
+            text = f"{metric.text(measured.values[name_under(protocol, metric.key)])} {metric.unit}".strip()
             found.append(Extreme(row.name, which, measured.key, text))
     return found
 
