@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,7 +12,7 @@ import torch
 from ldct.device import device_name, give_back
 from ldct.evaluation import baselines, extremes, results
 from ldct.evaluation.datasets import Cases, Data
-from ldct.evaluation.measure import run_method, shown
+from ldct.evaluation.measure import Pace, Planned, expected_seconds, run_method, shown
 from ldct.evaluation.results import Evaluation, Result
 from ldct.inference.denoiser import Denoiser
 from ldct.metrics import protocols
@@ -74,33 +76,55 @@ def evaluate(
     for run in folders:
         if run not in measured:
             results.check_writable(run)  # before the minutes that it takes
+    methods = [_of_run(run, device) for run in folders if run not in measured]
     if known:
         before = next(iter(known.values()))
         about.results, about.full = before.results[:-1], before.full
     else:
-        about.results = [_baseline(name, data, chosen, workers) for name in baselines.NAMES]
+        methods = [*_baselines(data, chosen, workers), *methods]
         about.full = {record.key: pair[1] for record, pair in map(data.cases.__getitem__, shown(len(data.cases)))}
-    of_runs = []
-    for run in folders:
-        if run in measured:
-            of_runs.append(known[run].results[-1])
-        else:
-            of_runs.append(_run(run, marks[run], data.cases, chosen, device, workers))
-            whole = dataclasses.replace(about, results=[*about.results, of_runs[-1]])
-            extremes.save(run, whole)
-            results.save(run, whole)
-    return dataclasses.replace(about, results=about.results + of_runs)
+    results_of_runs = {run.name: known[run].results[-1] for run in measured}
+    for result in _measured(methods, data.cases, chosen, workers, 2 if device.type == "cuda" else 1):
+        if result.name in baselines.NAMES:
+            about.results.append(result)
+            continue
+        run = next(run for run in folders if run.name == result.name)
+        result.mark = marks[run]
+        results_of_runs[result.name] = result
+        of_run = dataclasses.replace(about, results=[*about.results, result])
+        extremes.save(run, of_run)
+        results.save(run, of_run)
+    return dataclasses.replace(about, results=about.results + [results_of_runs[run.name] for run in folders])
 
 
-def _baseline(name: str, data: Data, chosen: list[str], workers: Workers) -> Result:
-    method, detail = baselines.create(name, data.tuning, protocols.get(chosen[0]), data.tuned, workers)
-    return run_method(name, method, detail, "CPU, 1 thread", data.cases, chosen, workers, in_workers=True)
+def _measured(
+    methods: list[Planned], cases: Cases, chosen: list[str], workers: Workers, calls: int
+) -> Iterator[Result]:
+    """Results of ``methods``, one after the other, with one progress; each is tried on one slice before all."""
+    if not methods:
+        return
+    seconds = {method.name: expected_seconds(method, cases, chosen, workers, calls) for method in methods}
+    pace = Pace(seconds, len(cases))
+    with pace.progress:
+        for method in methods:
+            yield run_method(method, cases, chosen, workers, pace)
+            give_back()
 
 
-def _run(run: Path, mark: str, cases: Cases, chosen: list[str], device: torch.device, workers: Workers) -> Result:
-    denoiser = Denoiser(run, device)
-    detail = f"best checkpoint (step {denoiser.step}), {denoiser.mode}"
-    result = run_method(run.name, denoiser, detail, device_name(device), cases, chosen, workers)
-    result.mark = mark
-    give_back()
-    return result
+def _baselines(data: Data, chosen: list[str], workers: Workers) -> list[Planned]:
+    """The baselines, tuned."""
+    protocol = protocols.get(chosen[0])
+    tuned = {name: baselines.create(name, data.tuning, protocol, data.tuned, workers) for name in baselines.NAMES}
+    return [
+        Planned(name, "CPU, 1 thread", partial(tuned.__getitem__, name), in_workers=True) for name in baselines.NAMES
+    ]
+
+
+def _of_run(run: Path, device: torch.device) -> Planned:
+    """The network of ``run``."""
+
+    def create() -> tuple[Denoiser, str]:
+        denoiser = Denoiser(run, device)
+        return denoiser, f"best checkpoint (step {denoiser.step}), {denoiser.mode}"
+
+    return Planned(run.name, device_name(device), create)

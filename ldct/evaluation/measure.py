@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
@@ -98,43 +98,84 @@ def _outcome(task: Task, chosen: list[str], method: Method | None) -> Outcome:
     return Outcome(measured, task.seconds, task.output if task.keep else None)
 
 
-def run_method(
-    name: str,
-    method: Method,
-    detail: str,
-    device: str,
-    cases: Cases,
-    chosen: list[str],
-    workers: Workers,
-    in_workers: bool = False,
-) -> Result:
-    """Run ``method`` over all slices, and take the metrics of each under the protocols ``chosen``.
+@dataclass(frozen=True)
+class Planned:
+    """A method to be measured."""
 
-    It is run once before the clock starts: a first call chooses kernels and fills caches.
+    name: str
+    """A baseline's, or a run folder's."""
+    device: str
+    """What it computes on, for people."""
+    create: Callable[[], tuple[Method, str]]
+    """Makes the method, and one line on how it is set: networks are loaded when their turn comes."""
+    in_workers: bool = False
+    """Whether workers run it, and not only take its metrics."""
+
+
+class Pace:
+    """One progress over all methods, in percent of the time they are expected to take: so what is left is true.
+
+    Parameters
+    ----------
+    seconds : dict
+        By method: expected seconds a slice.
+    slices : int
+        Slices that each of them is to be measured on.
+    """
+
+    def __init__(self, seconds: dict[str, float], slices: int) -> None:
+        self.seconds, self.total, self.done = seconds, sum(seconds.values()) * slices, 0.0
+        self.progress = Progress(f"{len(seconds)} methods on {slices} slices", 100, "%")
+
+    def count(self, name: str) -> None:
+        """One more slice of the method called ``name``."""
+        self.done += self.seconds[name]
+        self.progress.update(math.floor(100 * self.done / self.total + 1e-6) - self.progress.done, note=name)
+
+
+def expected_seconds(planned: Planned, cases: Cases, chosen: list[str], workers: Workers, calls: int) -> float:
+    """Seconds a slice that a method and its metrics take, by the last of ``calls`` calls with the first slice.
 
     Raises
     ------
     InputError
-        If an output is not finite, or a protocol does not fit the slices.
+        If its output is not finite, or a protocol does not fit the slice.
+    """
+    method, _ = planned.create()
+    task = next(_tasks(cases, None))
+    for _ in range(calls):  # the first chooses kernels and fills caches
+        task = apply(method, task)
+    began = time.perf_counter()
+    values_of(task, chosen)
+    metrics = time.perf_counter() - began
+    if planned.in_workers:
+        return (task.seconds + metrics) / workers.count
+    return max(task.seconds, metrics / workers.count) if workers.count > 1 else task.seconds + metrics
+
+
+def run_method(planned: Planned, cases: Cases, chosen: list[str], workers: Workers, pace: Pace) -> Result:
+    """Run a method over all slices, and take the metrics of each under the protocols ``chosen``.
 
     Parameters
     ----------
     workers : Workers
-        Take the metrics, while this process runs the method.
-    in_workers : bool
-        Whether they run the method as well.
+        Take the metrics while this process runs the method; or both.
+
+    Raises
+    ------
+    InputError
+        If an output is not finite.
     """
-    apply(method, next(_tasks(cases, None)))
-    result, seconds = Result(name, detail, [], math.inf, device), 0.0
-    here, there = (None, method) if in_workers else (method, None)
-    with Progress(name, len(cases), "slices") as progress:
-        for outcome in workers.each(partial(_outcome, chosen=chosen, method=there), _tasks(cases, here)):
-            result.slices.append(outcome.measured)
-            if outcome.output is not None:
-                result.pictures[outcome.measured.key] = outcome.output
-            seconds += outcome.seconds
-            progress.update()
-    if name != LOW:  # doing nothing has no speed
+    method, detail = planned.create()
+    result, seconds = Result(planned.name, detail, [], math.inf, planned.device), 0.0
+    here, there = (None, method) if planned.in_workers else (method, None)
+    for outcome in workers.each(partial(_outcome, chosen=chosen, method=there), _tasks(cases, here)):
+        result.slices.append(outcome.measured)
+        if outcome.output is not None:
+            result.pictures[outcome.measured.key] = outcome.output
+        seconds += outcome.seconds
+        pace.count(planned.name)
+    if planned.name != LOW:  # doing nothing has no speed
         result.rate = len(cases) / seconds
     return result
 

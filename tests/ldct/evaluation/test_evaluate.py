@@ -11,7 +11,7 @@ from made import make_run
 from phantom import body, make_dataset
 
 from ldct.evaluation import baselines, datasets, evaluate, results
-from ldct.evaluation.measure import run_method, shown
+from ldct.evaluation.measure import Pace, Planned, expected_seconds, run_method, shown
 from ldct.inference.denoiser import Denoiser
 from ldct.metrics import protocols, registry
 from ldct.metrics.slice_pair import SlicePair
@@ -138,7 +138,7 @@ def test_only_what_is_new_is_measured_again(measured, tiny_shards, monkeypatch):
     asked = []
     run_method = evaluate.run_method
     monkeypatch.setattr(
-        evaluate, "run_method", lambda name, *rest, **kw: (asked.append(name), run_method(name, *rest, **kw))[1]
+        evaluate, "run_method", lambda method, *rest: (asked.append(method.name), run_method(method, *rest))[1]
     )
     again = evaluate.evaluate(runs, data, CHOSEN, CPU)
     assert asked == []
@@ -256,18 +256,19 @@ class TwoSlices:
 
 
 def test_a_protocol_that_does_not_fit_is_one_line():
+    planned = Planned("x", "CPU", lambda: (baselines.unchanged, ""))
     with pytest.raises(InputError, match=r"document55 does not fit.*at least 55 x 55"):
-        run_method("x", baselines.unchanged, "", "CPU", TwoSlices(), ["document55"], Workers(1))
+        expected_seconds(planned, TwoSlices(), ["document55"], Workers(1), 1)
 
 
 @pytest.mark.parametrize("in_workers", [False, True])
 def test_workers_measure_what_one_process_measures(tiny_shards, in_workers):
     cases = datasets.open_shards(tiny_shards, "test").cases
+    planned = Planned("x", "CPU", lambda: (partial(baselines.blur, sigma=1.0), ""), in_workers)
     results = []
     for count in (1, 2):
         with Workers(count) as workers:
-            method = partial(baselines.blur, sigma=1.0)
-            results.append(run_method("x", method, "", "CPU", cases, CHOSEN, workers, in_workers))
+            results.append(run_method(planned, cases, CHOSEN, workers, Pace({"x": 1.0}, len(cases))))
     alone, shared = results
     for first, second in zip(alone.slices, shared.slices, strict=True):
         assert (first.patient, first.key) == (second.patient, second.key)
@@ -287,8 +288,17 @@ def test_an_output_that_is_not_finite_is_an_error_and_writes_nothing(tiny_shards
     key = data.cases[0][0].key
     with pytest.raises(InputError, match=rf"run 1-broken, step 20, checkpoint \w+: its output for slice {key} is not"):
         evaluate.evaluate([good, broken], data, CHOSEN, CPU)
-    assert list((broken / "eval").iterdir()) == []
-    assert results.load(good, "test") is not None
+    assert list((broken / "eval").iterdir()) == list((good / "eval").iterdir()) == []  # before the minutes it takes
+
+
+def test_the_progress_over_all_methods_is_in_time(capsys):
+    """Of a quick method's slices and a slow one's, the slow one's are the work."""
+    pace = Pace({"quick": 0.1, "slow": 0.9}, 10)
+    for name in ("quick", "slow"):
+        for _ in range(10):
+            pace.count(name)
+        print(name, pace.progress.done)
+    assert capsys.readouterr().out.split() == ["quick", "10", "slow", "100"]
 
 
 def test_runs_without_a_checkpoint_are_named_and_left_out(measured, tiny_shards, tmp_path, capsys):
