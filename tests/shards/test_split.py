@@ -41,19 +41,22 @@ def test_fractions_of_the_challenge():
     assert split.about == {"by": "patient", "note": f"by patient; val: {share}; test: {share}"}
 
 
+def place(name):
+    """The first eight bytes of the sha256 of a name, as a fraction."""
+    return int(hashlib.sha256(name.encode()).hexdigest()[:16], 16) / 2**64
+
+
 def test_fifteen_percent_each_are_val_and_test_unless_said():
-    """By the first eight bytes of the sha256 of a name, as a fraction: the lowest are val, the highest test."""
+    """By the hash of the name: the lowest are val, the highest test."""
     many = [f"P{number:03d}" for number in range(200)]
-    place = {name: int(hashlib.sha256(name.encode()).hexdigest()[:16], 16) / 2**64 for name in many}
     got = names(by_patient([patient(n, 1) for n in many], None, None, None))
-    assert got["val"] == [name for name in many if place[name] < 0.15]
-    assert got["test"] == [name for name in many if place[name] >= 0.85]
+    assert got["val"] == [name for name in many if place(name) < 0.15]
+    assert got["test"] == [name for name in many if place(name) >= 0.85]
 
 
 def test_shares_are_of_all_that_are_not_named_and_may_be_nobody():
-    place = {name: int(hashlib.sha256(name.encode()).hexdigest()[:16], 16) / 2**64 for name in TEN}
     split = by_patient([patient(n) for n in TEN], ["0.5"], ["L310"], None)
-    assert names(split)["val"] == [name for name in TEN if place[name] < 0.5 and name != "L310"]
+    assert names(split)["val"] == [name for name in TEN if place(name) < 0.5 and name != "L310"]
     assert names(split)["test"] == ["L310"]
     assert split.about["note"] == "by patient; val: 0.5 of the patients by hash"
     assert names(by_patient([patient(n) for n in TEN], [".0"], [], None))["train"] == TEN
@@ -75,7 +78,8 @@ def test_a_patient_without_pairs_is_in_no_split():
 def test_few_patients_give_each_split_one(count):
     split = by_patient([patient(n) for n in TEN[:count]], None, None, None)
     got = names(split)
-    assert (len(got["train"]), len(got["val"]), len(got["test"])) == (count - 2, 1, 1)
+    assert got["val"] == [min(TEN[:count], key=place)] and got["test"] == [max(TEN[:count], key=place)]
+    assert len(got["train"]) == count - 2
     assert split.about["note"] == (
         f"by patient; val: {got['val'][0]}, of {count} patients the one of the lowest hash; "
         f"test: {got['test'][0]}, of {count} patients the one of the highest hash"
@@ -195,6 +199,11 @@ def test_thick_overlapping_slices_need_a_wider_gap(slices, thickness, train, val
     assert ("2 slices apart" in split.about["note"]) == (thickness in (2.5, 3.0))
 
 
+def test_slices_of_unknown_thickness_lie_one_apart_however_close():
+    split = by_slab([patient("sample", 8, step=0.2, thickness=None)])
+    assert len(split.pairs["train"]) == 4 and len(split.left_out) == 2
+
+
 def test_slices_too_thick_to_split_are_said():
     with pytest.raises(InputError) as error:
         by_slab([patient("sample", 8, step=0.5, thickness=2.0)])
@@ -207,6 +216,8 @@ def test_copies_of_a_series_have_the_same_slabs():
         heights = {name: {p.full.z for p in pairs if p.patient == name} for name in ("sample-v00", "sample-v01")}
         assert heights["sample-v00"] == heights["sample-v01"]
     assert "one patient, sample," in split.about["note"]
+    numbers = ("v00_0013", "v00_0016", "v01_0013", "v01_0016")
+    assert [out["what"] for out in split.left_out] == [f"sample-{number}" for number in numbers]
 
 
 def test_slabs_are_for_one_patient_with_enough_slices():
