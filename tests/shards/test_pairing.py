@@ -226,6 +226,32 @@ def test_files_that_no_glob_fits_and_projections_are_left_out_with_their_reason(
     assert (pairing.problems, pairing.keys) == ({}, {"DICOM-CT-PD_FD": "DICOM-CT-PD_FD", "anna": "anna"})
 
 
+def test_what_cannot_be_read_is_a_problem_of_its_patient(tmp_path):
+    make_dataset(tmp_path, slices=2)
+    for name in ("b.IMA", "a.IMA"):
+        (tmp_path / "L067/quarter_1mm" / name).symlink_to(tmp_path / "gone")
+    (tmp_path / "L096/full_1mm/c.IMA").symlink_to(tmp_path / "gone")
+    pairing = find_pairs(tmp_path)
+    gone = "cannot be read: No such file or directory"
+    assert pairing.problems == {
+        "L067": f"2 files cannot be read, e.g. L067/quarter_1mm/a.IMA: {gone}",
+        "L096": f"1 file cannot be read, e.g. L096/full_1mm/c.IMA: {gone}",
+    }
+    assert [(p.name, p.layout, p.variant, len(p.pairs)) for p in pairing.patients] == [
+        ("L067", "AAPM patient folders", "1mm", 2),
+        ("L096", "AAPM patient folders", "1mm", 2),
+    ]
+    assert why(pairing)["L067/quarter_1mm/b.IMA"] == gone
+
+
+def test_where_nothing_is_found_the_first_folder_that_could_not_be_read_is_said(tmp_path):
+    (tmp_path / "docs").mkdir()
+    for name in ("link1", "link2"):
+        (tmp_path / name).symlink_to(tmp_path / "docs")
+    seen = said(tmp_path).partition("; tried")[0]
+    assert seen == f"no layout recognised in {tmp_path} (no files; link1: the same folder as docs, by a link)"
+
+
 def test_two_names_that_look_the_same_in_keys_stay_apart(tmp_path):
     for name in ("a.b", "a-b"):
         write_series(tmp_path / "nd" / name, "L067", "full", 1)
