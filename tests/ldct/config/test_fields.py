@@ -27,6 +27,7 @@ TAKEN = [
     ("TrainConfig", "skip_nonfinite", [0]),
     ("TrainConfig", "save_every_s", [1e-9, 0.5]),
     ("TrainConfig", "timeout_s", [1e-9, 0.5]),
+    ("TrainConfig", "hang_s", [0]),
     ("ValConfig", "every", [1]),
     ("ValConfig", "slices", [0]),
 ]
@@ -54,6 +55,7 @@ REFUSED = [
     ("TrainConfig", "skip_nonfinite", [-1], "0 or more"),
     ("TrainConfig", "save_every_s", [0, -1], "a positive number of seconds"),
     ("TrainConfig", "timeout_s", [0, -1], "a positive number of seconds"),
+    ("TrainConfig", "hang_s", [-0.5], "a number of seconds, or 0 for no limit"),
     ("ValConfig", "every", [0], "at least 1 step"),
     ("ValConfig", "slices", [-1], "a number of slices, or 0 for all"),
 ]

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from ldct.metrics.intervals import Measured, by_patient, crossed, holm, over_patients, over_seeds, paired, undefined
+from ldct.metrics.intervals import (
+    Interval,
+    Measured,
+    by_patient,
+    crossed,
+    holm,
+    over_patients,
+    over_seeds,
+    paired,
+    undefined,
+)
 
 NAN = float("nan")
 
@@ -113,9 +123,19 @@ def test_seeds_and_patients_are_both_drawn_from_many():
     assert (interval.mean, interval.seeds, interval.patients) == (4.0, 3, 4)
     assert interval.standard_error == pytest.approx(math.sqrt(4 / 3 + 7 / 6))
     assert interval.freedom == pytest.approx((4 / 3 + 7 / 6) ** 2 / ((4 / 3) ** 2 / 2 + (7 / 6) ** 2 / 3))
+    assert (interval.of_seeds, interval.of_patients) == (pytest.approx(4 / 3), pytest.approx(7 / 6))
     half = scipy_stats.t.ppf(0.975, interval.freedom) * math.sqrt(2.5)
     assert interval.ci95_half_width == pytest.approx(half)
     assert crossed(values[:, :3]).ci95_half_width is not None  # three of each are enough
+
+
+def test_how_many_patients_would_tell_an_effect_from_zero():
+    """Power of 4 in 5 at 0.05, two-sided: 1.960 + 0.842 = 2.802 standard errors (7.849 squared)."""
+    interval = Interval(0.0, 1.0, 5.0, seeds=3, patients=4, of_seeds=0.5, of_patients=0.25)
+    assert interval.patients_for(2.0) == math.ceil(0.25 * 4 / (4 / 7.849 - 0.5)) == 104
+    assert interval.patients_for(3.0) == 3  # two would do, but have no interval
+    assert interval.patients_for(1.9) == math.inf  # the seeds alone spread more
+    assert math.isnan(over_seeds([1.0, 2.0, 4.0], patients=9).patients_for(9.0))
 
 
 @pytest.mark.parametrize("bad", [np.ones((2, 3)), np.ones((3, 2)), np.diag([1, 2, math.inf])])

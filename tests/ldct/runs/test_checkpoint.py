@@ -5,7 +5,18 @@ import pytest
 import torch
 
 from ldct.config import from_dict, to_dict
-from ldct.runs.checkpoint import Broken, Clock, check_same_run, newest, read, read_best, save, step_name, steps
+from ldct.runs.checkpoint import (
+    Broken,
+    Clock,
+    check_same_run,
+    newest,
+    read,
+    read_best,
+    save,
+    start_from,
+    step_name,
+    steps,
+)
 from shards.common.command import InputError
 
 
@@ -167,11 +178,30 @@ def test_another_configuration_or_other_shards_are_refused(tmp_path):
     )
 
 
+def said(attempt, *arguments):
+    with pytest.raises(InputError) as error:
+        attempt(*arguments)
+    return str(error.value)
+
+
 def test_best_says_what_is_missing(tmp_path):
-    with pytest.raises(InputError, match="has no checkpoint to use"):
-        read_best(tmp_path)
-    save(tmp_path / "checkpoints", "best.pt", content(5))
+    path = tmp_path / "checkpoints" / "best.pt"
+    missing = f"{tmp_path} has no checkpoint to use: expected {path}; train it first with launch/train.py"
+    assert said(read_best, tmp_path) == missing
+    save(path.parent, "best.pt", content(5))
     assert read_best(tmp_path)["step"] == 5
-    (tmp_path / "checkpoints" / "best.pt").write_bytes(b"PK")
-    with pytest.raises(InputError, match="is broken"):
-        read_best(tmp_path)
+    path.write_bytes(b"PK")
+    assert (
+        said(read_best, tmp_path) == f"{path} is broken (File is not a zip file); go on with the run to write it again"
+    )
+
+
+def test_a_network_starts_from_the_best_weights_of_another_run(tmp_path):
+    network = torch.nn.Linear(3, 2)
+    save(tmp_path / "checkpoints", "best.pt", {"step": 1, "model": {"weight": torch.ones(2, 3), "bias": torch.ones(2)}})
+    start_from(network, tmp_path)
+    assert torch.equal(network.weight, torch.ones(2, 3))
+    other = said(start_from, torch.nn.Sequential(*[torch.nn.Linear(3, 2)] * 9), tmp_path)
+    start = f"train.init_from: {tmp_path} holds another network than model describes: "
+    assert other.startswith(start + 'Error(s) in loading state_dict for Sequential: Missing key(s) in state_dict: "0.w')
+    assert len(other) == len(start) + 200 and "\n" not in other
