@@ -1,12 +1,13 @@
 # make demo   the whole chain on a sample of real CT, in minutes, on two CPU cores
 # make pretrained   the network that ships, redcnn-general, trained again; at most two hours on two CPU cores
+# make findings   docs/findings.md: both sweeps, evaluated, with SHARDS=, PAIRS=, SWEEPS=, SET=; goes on where it stopped
 # make test   every check and test; what .ci/run calls
 # make mutants   faults planted in the deciding modules, and which of them no test notices; hours
 PYTHON ?= python3
 BIN := .venv/bin
 CORES := $(shell nproc)
 
-.PHONY: env demo pretrained packages test lint mutants clean
+.PHONY: env demo findings pretrained packages test lint mutants clean
 
 env: .venv/ready
 
@@ -24,6 +25,16 @@ demo: env
 	$(BIN)/python launch/evaluate.py runs/demo --shards data/shards
 	$(BIN)/python launch/compare.py runs/demo --output runs/demo/report.html \
 		--require-gain 2 --require-best-gain 3
+
+SHARDS ?= data/shards
+SWEEPS ?= attention redcnn_variants
+findings: env
+	for sweep in $(SWEEPS); do \
+		$(BIN)/python launch/sweep.py configs/sweeps/$$sweep.yaml --cluster configs/clusters/local.yaml \
+			--set data.shards=$(SHARDS) $(SET) || exit; done
+	$(BIN)/python launch/evaluate.py $(SWEEPS:%=runs/%) --ablate $(if $(PAIRS),--pairs $(PAIRS),--shards $(SHARDS))
+	$(BIN)/python launch/findings.py $(SWEEPS:%=runs/%) --shards $(SHARDS) --split $(if $(PAIRS),pairs,test) \
+		-o docs/findings.md
 
 pretrained: env
 	$(BIN)/python shards/sample.py data/sample

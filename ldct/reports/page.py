@@ -78,6 +78,7 @@ def render(page: Page, title: str) -> str:
         head=tables.head(evaluation) if evaluation else [],
         ranking=ranking(page),
         table=every_protocol(page),
+        physics=physics(page),
         definitions=definitions(page),
         tests=significance.matrix(evaluation, rows) if evaluation else None,
         tests_note=significance.note(evaluation, rows) if evaluation else "",
@@ -160,6 +161,21 @@ def every_protocol(page: Page) -> list[dict[str, Any]]:
         }
         for row in page.rows
     ]
+
+
+def physics(page: Page) -> tuple[list[registry.Metric], list[dict[str, Any]]]:
+    """What no protocol changes: the metrics, and of every method text, sort value and whether it is flagged."""
+    if not page.evaluation:
+        return [], []
+    metrics = [registry.find(name) for name in page.evaluation.metrics if not registry.find(name).per_protocol]
+    lines = []
+    for row in page.rows:
+        estimates = [row.values[metric.key] for metric in metrics]
+        flagged = [bool(registry.outside({metric.key: e.mean})) for metric, e in zip(metrics, estimates, strict=True)]
+        texts = [tables.cell(estimate, metric.key) for metric, estimate in zip(metrics, estimates, strict=True)]
+        means = [estimate.mean for estimate in estimates]
+        lines.append({"row": row, "cells": list(zip(texts, means, flagged, strict=True))})
+    return metrics, lines
 
 
 def definitions(page: Page) -> dict[str, str]:

@@ -12,10 +12,11 @@ from made import make_run
 
 from ldct.evaluation import datasets, evaluate
 from ldct.evaluation.results import Evaluation, Result
+from ldct.metrics import registry
 from ldct.metrics.intervals import Measured
 from ldct.reports import charts, comparison, page_charts, tables
 from ldct.reports.labels import differing
-from ldct.reports.page import alarms, build, ranking, render
+from ldct.reports.page import alarms, build, physics, ranking, render
 from ldct.runs import folder as runs
 from shards.common.command import InputError
 
@@ -65,6 +66,15 @@ def test_the_ranking_holds_runs_and_baselines_by_psnr(page):
     assert worst.label == "RED-CNN + channel + spatial" and worst.worse and worst.gain.mean < 0
     names = {line["row"].name for line in found}
     assert names == {"low dose", "Gaussian blur", "non-local means", "0-good", "1-worse"}
+
+
+def test_what_no_protocol_changes_has_a_table_with_its_flags(page):
+    metrics, lines = physics(page)
+    assert [metric.key for metric in metrics] == [m.key for m in registry.METRICS if not m.per_protocol]
+    for line in lines:
+        for metric, (_, mean, flagged) in zip(metrics, line["cells"], strict=True):
+            assert flagged == bool(registry.outside({metric.key: mean}))
+    assert len(lines) == len(page.rows)
 
 
 def test_only_what_differs_is_listed(page):
