@@ -10,6 +10,7 @@ for diagnosis.
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from shards.common.command import InputError, command
@@ -24,6 +25,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("source", nargs="?", type=Path, metavar="IN", help="folder with DICOM series, at any depth")
     parser.add_argument("out", nargs="?", type=Path, metavar="OUT", help="folder to write to; run again, it goes on")
     parser.add_argument("--strength", type=float, default=1.0, help="0 = the input, 1 = fully denoised (%(default)s)")
+    parser.add_argument(
+        "--deidentify", type=Path, metavar="KEY", help="headers without the patient; KEY: file of a secret"
+    )
     parser.add_argument("--force", action="store_true", help="also what is far from what the network was trained on")
     parser.add_argument("--export", type=Path, metavar="FILE", help="write the network as one file (torch.export)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
@@ -42,6 +46,7 @@ def main() -> None:
     from ldct.inference.export import export, open_model
     from ldct.inference.guard import check
     from ldct.inference.series import find_series, first_few, uneven
+    from shards.deidentify import Deidentifier
 
     keep_freed()
     device = pick_device(options.device)
@@ -63,9 +68,11 @@ def main() -> None:
     if options.model:
         series, lines = check(series, pretrained.read_card(path), options.force)
         print(*lines, sep="\n", flush=True)
+    deidentifier = Deidentifier(options.deidentify) if options.deidentify else None
+    series = [dataclasses.replace(each, numbered=deidentifier is not None) for each in series]
     model = network if options.strength == 1 else Blended(network, options.strength)
     try:
-        count, seconds, left_out = denoise_series(series, model, model.about, model.name)
+        count, seconds, left_out = denoise_series(series, model, model.about, model.name, deidentifier)
     except OSError as error:
         what = "make room or choose another OUT, and run again"
         raise InputError(f"cannot write to {options.out}: {error.strerror}; {what}") from None

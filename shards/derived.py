@@ -11,6 +11,7 @@ from pydicom.valuerep import DSfloat
 from scipy import ndimage
 
 from shards.common.atomic import atomic
+from shards.deidentify import Deidentifier
 from shards.dicom import Slice, read_file
 from shards.pixels import PADDING
 
@@ -108,9 +109,28 @@ def write(dataset: FileDataset, path: Path) -> None:
         pydicom.dcmwrite(file, dataset, enforce_file_format=True, implicit_vr=False, little_endian=True)
 
 
-def write_derived(source: Slice, hu: np.ndarray, path: Path, description: str, series: str, number: int) -> None:
-    """``derive`` and ``write``."""
-    write(derive(source, hu, description, series, number), path)
+def write_derived(
+    source: Slice,
+    hu: np.ndarray,
+    path: Path,
+    description: str,
+    series: str,
+    number: int,
+    deidentifier: Deidentifier | None = None,
+) -> None:
+    """``derive``, take the patient out where that is wanted, and ``write``."""
+    dataset = derive(source, hu, description, series, number)
+    if deidentifier is not None:
+        deidentifier.apply(dataset, derived=True)
+    write(dataset, path)
+
+
+def write_copy(source: Path, path: Path, deidentifier: Deidentifier) -> None:
+    """Write an image as it is, without the patient; its folder must exist."""
+    dataset = read_file(source)
+    deidentifier.apply(dataset, derived=False)
+    with atomic(path) as file:
+        pydicom.dcmwrite(file, dataset, enforce_file_format=True)
 
 
 def _flatten(dataset: FileDataset, source: Slice) -> None:

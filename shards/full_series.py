@@ -52,13 +52,14 @@ def find_series(folder: Path) -> tuple[dict[str, list[Slice]], dict[str, str]]:
 
 
 def _name_series(folder: Path, slices: dict[Path, list[Slice]], names: dict[Path, str]) -> dict[str, list[Slice]]:
-    """Give each folder's series its patient's name, without two of one name."""
-    ids = {where: pieces[0].patient_id for where, pieces in slices.items()}
+    """Give each folder's series its patient's name, without two of one name.
+
+    The name comes from the path and never from the header: what stands in a PatientID stays there.
+    """
     named: dict[str, list[Slice]] = {}
     for where, pieces in slices.items():
-        unique = ids[where] and ids[where] != "Anonymous" and list(ids.values()).count(ids[where]) == 1
         inside = where.relative_to(folder).as_posix()
-        name = names.get(where) or (ids[where] if unique else inside if inside != "." else folder.resolve().name)
+        name = names.get(where) or (inside if inside != "." else folder.resolve().name)
         name = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")
         name = "patient" if not name or names_a_dose(name) else name
         if name in named:

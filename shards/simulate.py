@@ -25,7 +25,8 @@ from shards import noise_model, variation
 from shards.common.atomic import atomic, write_text
 from shards.common.command import InputError, Progress, command
 from shards.common.pool import Workers
-from shards.derived import resampled, shrunk, write_derived
+from shards.deidentify import Deidentifier
+from shards.derived import resampled, shrunk, write_copy, write_derived
 from shards.dicom import Slice, Unusable
 from shards.full_series import content, cut_off, exposures, find_series, pick_kernel
 from shards.noise_level import noise_sd, soft_tissue
@@ -67,6 +68,7 @@ class Task:
     copy: Copy
     i0: float
     settings: Settings
+    deidentifier: Deidentifier | None = None
 
 
 def parse_i0(text: str) -> str:
@@ -162,7 +164,7 @@ def _write_pair(task: Task) -> None:
         _write_full(task, piece, full, f"simulated target at {full_dose:.4f} of its dose, {about}")
     if not task.low.exists():
         about = f"simulated low dose, dose fraction {dose:.4f} of a target at {full_dose:.4f} of its dose, {about}"
-        write_derived(piece, low, task.low, about, f"{task.patient} {settings}", task.number)
+        write_derived(piece, low, task.low, about, f"{task.patient} {settings}", task.number, task.deidentifier)
 
 
 def _with_noise(hu: np.ndarray, extra: np.ndarray) -> np.ndarray:
@@ -178,7 +180,9 @@ def _write_full(task: Task, piece: Slice, full: np.ndarray, about: str) -> None:
     changed = any(r is not None for r in (ranges.spacing, ranges.shrink, ranges.full_dose, ranges.kernel_half))
     if changed or piece.frame is not None:
         about = about if changed else f"frame {piece.frame} of a multi-frame image"
-        return write_derived(piece, full, task.full, about, f"{task.patient} full", task.number)
+        return write_derived(piece, full, task.full, about, f"{task.patient} full", task.number, task.deidentifier)
+    if task.deidentifier is not None:
+        return write_copy(task.source.path, task.full, task.deidentifier)
     with atomic(task.full) as target, open(task.source.path, "rb") as source:
         shutil.copyfileobj(source, target)
 
@@ -227,10 +231,11 @@ def check_out(full: Path, out: Path) -> None:
         raise InputError(f"OUT {out} is FULL {full} or lies inside it; choose a folder beside it")
 
 
-def note_of(settings: Settings, series: dict[str, list[Slice]]) -> dict[str, Any]:
+def note_of(settings: Settings, series: dict[str, list[Slice]], deidentified: bool = False) -> dict[str, Any]:
     """What simulation.json says: model, settings and sources, these known by their content."""
     sources = {name: {"slices": len(pieces), "sha256": content(pieces)} for name, pieces in series.items()}
-    return json.loads(json.dumps({"model": MODEL, **dataclasses.asdict(settings), "sources": sources}))
+    fields = {"model": MODEL, **dataclasses.asdict(settings), "sources": sources}
+    return json.loads(json.dumps(fields | ({"deidentified": True} if deidentified else {})))
 
 
 def check_note(out: Path, note: dict[str, Any]) -> None:
@@ -242,7 +247,7 @@ def check_note(out: Path, note: dict[str, Any]) -> None:
         raise InputError(f"{path}: cannot be read ({error}); delete {out} or choose another folder") from None
     if before == note:
         return
-    differing = [key for key in note if before.get(key) != note[key]] or ["settings"]
+    differing = [key for key in before | note if before.get(key) != note.get(key)] or ["settings"]
     if differing == ["sources"]:
         old, new = before["sources"], note["sources"]
         names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
@@ -314,6 +319,9 @@ def arguments() -> argparse.Namespace:
         "--kernel", choices=("auto", "soft", "sharp"), default="auto", help="auto: by ConvolutionKernel"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--deidentify", type=Path, metavar="KEY", help="headers without the patient; KEY: file of a secret"
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes (%(default)s); the bytes do not depend on it")
     return parser.parse_args()
 
@@ -335,12 +343,17 @@ def main() -> None:
     series, passed = find_series(options.full)
     for reason, count in collections.Counter(passed.values()).most_common():
         print(f"passed over {count} file{'s' * (count > 1)}: {reason}")
-    note = note_of(settings, series)
+    deidentifier = Deidentifier(options.deidentify) if options.deidentify else None
+    if deidentifier:  # not even the names of folders; by content, so that a second run gives the same
+        by_content = sorted(series.values(), key=content)
+        series = {f"patient-{number:03d}": pieces for number, pieces in enumerate(by_content, 1)}
+    note = note_of(settings, series, deidentifier is not None)
     check_note(options.out, note)
     with Workers(options.workers) as workers:
         plans = [plan(options.out, name, pieces, settings, workers) for name, pieces in series.items()]
         begin(options.out, note)
-        write_all(options.out, [task for tasks in plans for task in tasks], workers)
+        tasks = [dataclasses.replace(task, deidentifier=deidentifier) for tasks in plans for task in tasks]
+        write_all(options.out, tasks, workers)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from ldct.inference.denoiser import NotFinite
 from ldct.inference.header import write_denoised
 from ldct.inference.series import Series, is_done
 from shards.common.command import InputError, Progress
+from shards.deidentify import Deidentifier
 from shards.dicom import Slice, Unusable
 from shards.pixels import read_hu
 
@@ -25,7 +26,9 @@ Model = Callable[[np.ndarray], np.ndarray]
 """HU to HU, int16 (B, H, W)."""
 
 
-def denoise_series(series: list[Series], model: Model, about: str, name: str) -> tuple[int, float, list[str]]:
+def denoise_series(
+    series: list[Series], model: Model, about: str, name: str, deidentifier: Deidentifier | None = None
+) -> tuple[int, float, list[str]]:
     """Denoise all series that are not left out; those that are there already are kept.
 
     A series is written to a hidden folder and moved from there when it is whole, so nothing half-written is ever found.
@@ -36,6 +39,8 @@ def denoise_series(series: list[Series], model: Model, about: str, name: str) ->
         What denoises, for DerivationDescription.
     name : str
         Short, for SeriesDescription.
+    deidentifier : Deidentifier, optional
+        Takes the patient out of the headers.
 
     Returns
     -------
@@ -53,7 +58,7 @@ def denoise_series(series: list[Series], model: Model, about: str, name: str) ->
     with Progress("denoise", sum(len(s.slices) for s in todo), "slices") as progress, ThreadPoolExecutor(BATCH) as pool:
         for each in todo:
             try:
-                for slices in _write_series(each, model, made_by + each.note, name, pool):
+                for slices in _write_series(each, model, made_by + each.note, name, pool, deidentifier):
                     progress.update(slices)
                 count += len(each.slices)
             except Unusable as reason:
@@ -61,7 +66,9 @@ def denoise_series(series: list[Series], model: Model, about: str, name: str) ->
     return count, time.monotonic() - began, left_out
 
 
-def _write_series(series: Series, model: Model, made_by: str, name: str, pool: ThreadPoolExecutor) -> Iterator[int]:
+def _write_series(
+    series: Series, model: Model, made_by: str, name: str, pool: ThreadPoolExecutor, deidentifier: Deidentifier | None
+) -> Iterator[int]:
     """Write one series, all of it or nothing; yields the slices of each part that was written."""
     hidden = series.folder / HIDDEN
     shutil.rmtree(hidden, ignore_errors=True)
@@ -69,7 +76,7 @@ def _write_series(series: Series, model: Model, made_by: str, name: str, pool: T
     try:
 
         def write(piece: Slice, hu: np.ndarray, index: int) -> None:
-            write_denoised(hidden / series.files[index].name, piece, hu, made_by, name, index + 1)
+            write_denoised(hidden / series.files[index].name, piece, hu, made_by, name, index + 1, deidentifier)
 
         yield from _in_parts(series.slices, model, write, pool)
         if len(written := list(hidden.iterdir())) != len(series.slices):

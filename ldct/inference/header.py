@@ -6,6 +6,7 @@ import numpy as np
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.pixels import pixel_array
 
+from shards.deidentify import Deidentifier
 from shards.derived import derive, write
 from shards.dicom import Slice, read_file
 from shards.pixels import NO_TISSUE
@@ -13,7 +14,15 @@ from shards.pixels import NO_TISSUE
 PADDING_TAGS = ("PixelPaddingValue", "PixelPaddingRangeLimit")
 
 
-def write_denoised(path: Path, source: Slice, hu: np.ndarray, made_by: str, name: str, number: int) -> None:
+def write_denoised(
+    path: Path,
+    source: Slice,
+    hu: np.ndarray,
+    made_by: str,
+    name: str,
+    number: int,
+    deidentifier: Deidentifier | None = None,
+) -> None:
     """Write ``hu``, the denoised slice ``source``, to ``path``, atomically.
 
     Parameters
@@ -28,6 +37,8 @@ def write_denoised(path: Path, source: Slice, hu: np.ndarray, made_by: str, name
         Short, for SeriesDescription.
     number : int
         InstanceNumber, where the source has none.
+    deidentifier : Deidentifier, optional
+        Takes the patient out of the header.
     """
     dataset = derive(source, hu, made_by, f"{source.series_uid or source.path.parent} {made_by}", number)
     original = read_file(source.path)
@@ -38,6 +49,8 @@ def write_denoised(path: Path, source: Slice, hu: np.ndarray, made_by: str, name
             dataset.InstanceNumber = original.InstanceNumber
         keep_rescale(dataset, original, hu)
     keep_padding(dataset, original, pixels, source)
+    if deidentifier is not None:
+        deidentifier.apply(dataset, derived=True)
     write(dataset, path)
 
 

@@ -32,11 +32,15 @@ class Series:
     known, and none may lose a slice unseen. Or the network was not trained on such."""
     note: str = ""
     """Said behind what denoised it, in DerivationDescription."""
+    numbered: bool = False
+    """Whether files are called 0001.dcm and so on, and not as their sources, which often have a UID for a name."""
     files: list[Path] = field(init=False)
     """File to write for each slice, no two alike."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "files", [self.folder / name for name in unique_names(self.slices)])
+        numbers = [f"{number:04d}.dcm" for number in range(1, len(self.slices) + 1)]
+        names = numbers if self.numbered else unique_names(self.slices)
+        object.__setattr__(self, "files", [self.folder / name for name in names])
 
 
 def find_series(folder: Path, out: Path) -> tuple[list[Series], dict[str, list[Path]]]:
