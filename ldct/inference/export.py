@@ -61,10 +61,10 @@ def _exportable(model: Network, patch: int) -> Network:
     model = copy.deepcopy(model).eval()
     # torch.export.load warns of weights in channels_last
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    for place, gate in model.gates.items():
+    for stage, gate in model.gates.items():
         for name, part in gate.named_children():
             if isinstance(part, ChannelGate):
-                gate.add_module(name, _Gate(part, model.feature_size(int(place), patch)))
+                gate.add_module(name, _Gate(part, model.feature_size(int(stage), patch)))
     return model
 
 

@@ -129,7 +129,7 @@ def newest(folder: Path) -> dict[str, Any] | None:
     return next(readable(folder), None)
 
 
-def check_same_run(found: dict[str, Any], config: Config, manifest_sha256: str, where: Path) -> None:
+def check_same_run(content: dict[str, Any], config: Config, manifest_sha256: str, where: Path) -> None:
     """Refuse to go on from another run's checkpoint.
 
     Raises
@@ -137,13 +137,13 @@ def check_same_run(found: dict[str, Any], config: Config, manifest_sha256: str, 
     InputError
         Naming the fields that differ, or the shards.
     """
-    changed = configuration.differences(configuration.from_dict(found["config"]), config)
+    changed = configuration.differences(configuration.from_dict(content["config"]), config)
     if changed:
         listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in changed.items())
         raise InputError(f"{where} belongs to another configuration: {listed}; change it back or use another --run_dir")
-    if found["manifest_sha256"] != manifest_sha256:
+    if content["manifest_sha256"] != manifest_sha256:
         raise InputError(
-            f"{where} was trained on other shards (manifest {found['manifest_sha256'][:8]}, "
+            f"{where} was trained on other shards (manifest {content['manifest_sha256'][:8]}, "
             f"now {manifest_sha256[:8]}); give those shards or use another --run_dir"
         )
 

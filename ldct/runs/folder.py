@@ -134,18 +134,18 @@ def find_runs(roots: list[Path]) -> list[Path]:
     InputError
         If a root does not exist, or no run is found.
     """
-    found: set[Path] = set()
+    folders: set[Path] = set()
     for root in roots:
         if not root.is_dir():
             raise InputError(f"expected a folder of runs, found nothing at {root}")
         for folder, below, files in os.walk(root):
             if "config.yaml" in files:
-                found.add(Path(folder))
+                folders.add(Path(folder))
                 below.clear()  # a run holds no other run, and its checkpoints need no walk
             below[:] = [name for name in below if not name.startswith(".")]
-    if not found:
+    if not folders:
         raise InputError(f"no run below {', '.join(map(str, roots))}: none of the folders holds a config.yaml")
-    return sorted(found)
+    return sorted(folders)
 
 
 class Metrics:

@@ -35,20 +35,20 @@ def fetch(project: str, folder: Path) -> list[Path]:
         raise InputError(f"--wandb: expected ENTITY/PROJECT, found {project!r}")
     import wandb  # 1.5 s
 
-    found = []
+    folders = []
     try:
         every = list(wandb.Api(timeout=TIMEOUT_S).runs(project))
         with Progress(project, len(every), "runs") as progress:
             for run in every:
                 if (target := _fetch_run(run, folder)) is not None:
-                    found.append(target)
+                    folders.append(target)
                 progress.update()
     except (wandb.Error, ValueError, OSError) as error:  # wandb's API raises ValueError for a project that is not there
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"cannot read {project} from W&B: {why}; check the name, WANDB_BASE_URL and the key") from None
-    if not found:
+    if not folders:
         raise InputError(f"{project}: none of its {len(every)} runs was sent by this project; see docs/wandb.md")
-    return sorted(found)
+    return sorted(folders)
 
 
 def _fetch_run(run: Any, folder: Path) -> Path | None:

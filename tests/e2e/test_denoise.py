@@ -73,10 +73,10 @@ def weights(run, tiny_shards, tmp_path_factory):
 
 def descriptions(folder):
     """DerivationDescription of each series below ``folder``, each of one kind."""
-    found = {}
+    texts = {}
     for path in sorted(folder.rglob("*.dcm")):
-        found.setdefault(path.parent.name, set()).add(str(pydicom.dcmread(path).DerivationDescription))
-    return {name: text for name, (text,) in found.items()}
+        texts.setdefault(path.parent.name, set()).add(str(pydicom.dcmread(path).DerivationDescription))
+    return {name: text for name, (text,) in texts.items()}
 
 
 def test_a_network_that_ships_knows_what_it_was_trained_on(weights, tmp_path):

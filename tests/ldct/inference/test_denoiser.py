@@ -36,8 +36,8 @@ def write_series(folder, series="a", slices=3, z0=0.0, **changes):
 
 
 def denoised(source, out, model):
-    found, _ = find_series(source, out)
-    return denoise_series(found, model, model.about, model.name)
+    series, _ = find_series(source, out)
+    return denoise_series(series, model, model.about, model.name)
 
 
 def test_pixels_are_the_models_and_the_header_is_the_sources(tmp_path, model):
@@ -89,21 +89,21 @@ def test_files_whose_names_differ_in_dcm_alone_stay_apart(tmp_path, names):
     hu = images("L001", "quarter", len(names), size=96)
     for number, (name, image) in enumerate(zip(names, hu, strict=True), 1):
         write_slice(tmp_path / "in" / name, image, number, number, "a")
-    found, _ = find_series(tmp_path / "in", tmp_path / "out")
-    assert denoise_series(found, lambda low: low, "a", "b")[0] == len(names)
+    series, _ = find_series(tmp_path / "in", tmp_path / "out")
+    assert denoise_series(series, lambda low: low, "a", "b")[0] == len(names)
     written = [pydicom.dcmread(path) for path in sorted((tmp_path / "out").iterdir())]
     assert sorted(int(dataset.InstanceNumber) for dataset in written) == list(range(1, len(names) + 1))
     for dataset in written:
         np.testing.assert_array_equal(dataset.pixel_array - 1024.0, hu[dataset.InstanceNumber - 1])
-    assert denoise_series(found, lambda low: low, "a", "b")[0] == 0
+    assert denoise_series(series, lambda low: low, "a", "b")[0] == 0
 
 
 def test_a_folder_called_as_a_series_is_numbered_keeps_its_place(tmp_path):
     write_series(tmp_path / "in", "a", slices=1)
     write_series(tmp_path / "in", "b", slices=1)
     write_series(tmp_path / "in" / "series-1", "c", slices=1)
-    found, _ = find_series(tmp_path / "in", tmp_path / "out")
-    assert [str(series.folder.relative_to(tmp_path / "out")) for series in found] == [
+    series, _ = find_series(tmp_path / "in", tmp_path / "out")
+    assert [str(each.folder.relative_to(tmp_path / "out")) for each in series] == [
         "series-2",
         "series-3",
         "series-1",
@@ -113,16 +113,16 @@ def test_a_folder_called_as_a_series_is_numbered_keeps_its_place(tmp_path):
 @pytest.mark.parametrize("size", [0, 100, 300, 9000])
 def test_a_file_that_was_cut_off_is_written_again(tmp_path, size):
     write_series(tmp_path / "in")
-    found, _ = find_series(tmp_path / "in", tmp_path / "out")
-    denoise_series(found, lambda low: low, "a", "b")
+    series, _ = find_series(tmp_path / "in", tmp_path / "out")
+    denoise_series(series, lambda low: low, "a", "b")
     path = tmp_path / "out" / "1.2.a.2.dcm"
     whole = path.read_bytes()
     path.write_bytes(whole[:size])
-    assert denoise_series(found, lambda low: low, "a", "b")[0] == 3
+    assert denoise_series(series, lambda low: low, "a", "b")[0] == 3
     assert path.read_bytes() == whole
     path.write_bytes(b"a letter to my aunt, longer than the first lines of a DICOM file" * 3)
     with pytest.raises(InputError, match="holds files made by 'something else'; choose another folder"):
-        denoise_series(found, lambda low: low, "a", "b")
+        denoise_series(series, lambda low: low, "a", "b")
 
 
 def test_gaps_and_doubles_along_z_are_named(tmp_path):
@@ -166,8 +166,8 @@ def test_what_was_lossy_stays_lossy(tmp_path):
         "LossyImageCompressionMethod": "ISO_10918_1",
     }
     write_series(tmp_path / "in", slices=1, **lossy)
-    found, _ = find_series(tmp_path / "in", tmp_path / "out")
-    denoise_series(found, lambda low: low, "a", "b")
+    series, _ = find_series(tmp_path / "in", tmp_path / "out")
+    denoise_series(series, lambda low: low, "a", "b")
     after = pydicom.dcmread(tmp_path / "out" / "1.2.a.1.dcm")
     assert {name: after[name].value for name in lossy} == lossy
 
@@ -191,8 +191,8 @@ def test_padding_stays_padding(tmp_path, padding, limit, tagged, rescale):
     if limit is not None:
         dataset.add_new("PixelPaddingRangeLimit", "SS", limit)
     dataset.save_as(path)
-    found, _ = find_series(tmp_path / "in", tmp_path / "out")
-    denoise_series(found, lambda low: low + 9, "a", "b")
+    series, _ = find_series(tmp_path / "in", tmp_path / "out")
+    denoise_series(series, lambda low: low + 9, "a", "b")
     after = pydicom.dcmread(tmp_path / "out" / "a.dcm")
     shift = 0 if rescale == "the source's" else 0.5  # whole HU are stored, as near as they come
     assert np.abs(after.pixel_array[:11] - stored[:11]).max() <= shift
@@ -203,8 +203,8 @@ def test_padding_stays_padding(tmp_path, padding, limit, tagged, rescale):
 
 def test_hu_below_the_sources_range_are_kept_under_another_rescale(tmp_path, model):
     write_series(tmp_path / "in", slices=1)
-    found, _ = find_series(tmp_path / "in", tmp_path / "out")
-    denoise_series(found, lambda low: np.full_like(low, -1200), "a", "b")
+    series, _ = find_series(tmp_path / "in", tmp_path / "out")
+    denoise_series(series, lambda low: np.full_like(low, -1200), "a", "b")
     after = pydicom.dcmread(tmp_path / "out" / "1.2.a.1.dcm")
     assert (after.RescaleIntercept, after.RescaleSlope, after.PixelRepresentation) == (0, 1, 1)
     assert (after.pixel_array == -1200).all()
@@ -214,18 +214,18 @@ def test_several_series_in_one_folder_and_other_files(tmp_path, model):
     write_series(tmp_path / "in", "a")
     write_series(tmp_path / "in", "b", slices=2, z0=50)
     (tmp_path / "in" / "notes.txt").write_text("no DICOM")
-    found, passed = find_series(tmp_path / "in", tmp_path / "out")
-    assert [(s.folder.name, len(s.slices)) for s in found] == [("series-1", 3), ("series-2", 2)]
+    series, passed = find_series(tmp_path / "in", tmp_path / "out")
+    assert [(s.folder.name, len(s.slices)) for s in series] == [("series-1", 3), ("series-2", 2)]
     assert passed == {"not DICOM": [tmp_path / "in" / "notes.txt"]}
-    denoise_series(found, model, model.about, model.name)
+    denoise_series(series, model, model.about, model.name)
     assert len(list((tmp_path / "out").rglob("*.dcm"))) == 5
 
 
 def test_parts_of_a_series_keep_their_order(tmp_path, monkeypatch):
     monkeypatch.setattr(dicom, "BATCH", 2)
     hu, batches = write_series(tmp_path / "in", slices=5), []
-    found, _ = find_series(tmp_path / "in", tmp_path / "out")
-    assert denoise_series(found, lambda low: batches.append(len(low)) or low + 7, "a", "b")[0] == 5
+    series, _ = find_series(tmp_path / "in", tmp_path / "out")
+    assert denoise_series(series, lambda low: batches.append(len(low)) or low + 7, "a", "b")[0] == 5
     assert batches == [2, 2, 1]
     for number, low in enumerate(hu, 1):
         after = pydicom.dcmread(tmp_path / "out" / f"1.2.a.{number}.dcm")
@@ -281,8 +281,8 @@ def test_frames_of_an_enhanced_file_are_numbered(tmp_path, monkeypatch):
     monkeypatch.setattr(dicom, "BATCH", 2)
     (tmp_path / "in").mkdir()
     multi_frame(tmp_path / "in" / "a.dcm", images("L001", "quarter", 3, size=96))
-    found, _ = find_series(tmp_path / "in", tmp_path / "out")
-    assert denoise_series(found, lambda low: low, "a", "b")[0] == 3
+    series, _ = find_series(tmp_path / "in", tmp_path / "out")
+    assert denoise_series(series, lambda low: low, "a", "b")[0] == 3
     written = [pydicom.dcmread(path) for path in sorted((tmp_path / "out").iterdir())]
     assert [dataset.InstanceNumber for dataset in written] == [1, 2, 3]
     assert [dataset.SourceImageSequence[0].ReferencedFrameNumber for dataset in written] == [1, 2, 3]
@@ -317,7 +317,7 @@ def test_what_the_scheme_clips_comes_back(model):
 
 def test_slices_together_are_slices_alone(model):
     low = images("L001", "quarter", 3, size=96)
-    np.testing.assert_array_equal(model(low), np.stack([model(one) for one in low]))
+    np.testing.assert_array_equal(model(low), np.stack([model(image) for image in low]))
 
 
 @pytest.mark.parametrize("attention", ["none", "channel", "spatial", "both"])
@@ -339,7 +339,7 @@ def test_an_exported_model_takes_any_size_and_is_the_same_within_one_hu(tmp_path
     bf16 = open_model(tmp_path / "model.pt2", CPU)(low).astype(int)
     assert np.abs(bf16 - model(low)).max() <= 1 and (bf16 != fp32).any()
     pair = np.stack([low, low[::-1]])
-    np.testing.assert_array_equal(loaded(pair), np.stack([loaded(one) for one in pair.copy()]))
+    np.testing.assert_array_equal(loaded(pair), np.stack([loaded(image) for image in pair.copy()]))
     with pytest.raises(InputError, match="exported for slices of 56 x 56 pixels or more, found 64 x 55; use the run"):
         loaded(low[:, :55])
 

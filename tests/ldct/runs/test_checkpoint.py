@@ -51,8 +51,8 @@ def test_the_last_two_steps_and_the_best_are_kept(tmp_path):
     save(tmp_path, "best.pt", content(2))
     save_steps(tmp_path, 1, 2, 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "step-00000002.pt", "step-00000003.pt"]
-    found = newest(tmp_path)
-    assert found["step"] == 3 and torch.equal(found["model"]["weight"], content(3)["model"]["weight"])
+    restored = newest(tmp_path)
+    assert restored["step"] == 3 and torch.equal(restored["model"]["weight"], content(3)["model"]["weight"])
 
 
 class RunsCode:
@@ -80,8 +80,8 @@ def damage_tensor_bit(data):
 
 
 def damage_pickle_byte(data):
-    place = data.index(b"model")
-    return data[:place] + b"M" + data[place + 1 :]
+    position = data.index(b"model")
+    return data[:position] + b"M" + data[position + 1 :]
 
 
 def damage_other_file(data):
@@ -163,15 +163,15 @@ def test_a_file_that_would_run_code_is_broken(tmp_path, capsys):
 
 def test_another_configuration_or_other_shards_are_refused(tmp_path):
     old = from_dict({"train": {"seed": 0, "steps": 10}})
-    found = {"config": to_dict(old), "manifest_sha256": "a" * 64}
-    check_same_run(found, from_dict({"train": {"seed": 0, "steps": 99}}), "a" * 64, tmp_path)
+    earlier = {"config": to_dict(old), "manifest_sha256": "a" * 64}
+    check_same_run(earlier, from_dict({"train": {"seed": 0, "steps": 99}}), "a" * 64, tmp_path)
     changed = from_dict({"train": {"seed": 1}, "model": {"name": "unet"}})
     with pytest.raises(InputError) as error:
-        check_same_run(found, changed, "a" * 64, tmp_path)
+        check_same_run(earlier, changed, "a" * 64, tmp_path)
     assert str(error.value).startswith(f"{tmp_path} belongs to another configuration: model.name was 'redcnn', now 'un")
     assert str(error.value).endswith("; train.seed was 0, now 1; change it back or use another --run_dir")
     with pytest.raises(InputError) as error:
-        check_same_run(found, old, "b" * 64, tmp_path)
+        check_same_run(earlier, old, "b" * 64, tmp_path)
     assert str(error.value) == (
         f"{tmp_path} was trained on other shards (manifest aaaaaaaa, now bbbbbbbb); "
         "give those shards or use another --run_dir"

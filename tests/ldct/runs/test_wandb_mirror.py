@@ -109,12 +109,12 @@ def lab(tmp_path_factory, tiny_shards, home, server, full_disk):
 
     Returns name -> (run folder, [(exit status, output, errors) of each part]).
     """
-    sweep, found, slow = tmp_path_factory.mktemp("lab") / "lab", {}, Server(delay=5.0)
+    sweep, trainings, slow = tmp_path_factory.mktemp("lab") / "lab", {}, Server(delay=5.0)
 
     def run(name, url="http://127.0.0.1:9", wait_s=60.0, disturb=(), extra=None, **changes):
         folder = full_disk if name == "full" else sweep / name
         flags = tiny_flags(tiny_shards, folder, **SMALL, **changes)
-        found[name] = (folder, [])
+        trainings[name] = (folder, [])
         for attempt, what in enumerate((*disturb, None), start=1):
             process = python(url, home, *trainer(wait_s), *flags, **(extra or {}))
             try:
@@ -122,7 +122,7 @@ def lab(tmp_path_factory, tiny_shards, home, server, full_disk):
                     hold(process, folder, attempt)
                     what(process)
                     process.send_signal(signal.SIGCONT)
-                found[name][1].append(finish(process))
+                trainings[name][1].append(finish(process))
             finally:
                 process.kill()
             if runs.read_status(folder).state == "finished":
@@ -132,7 +132,7 @@ def lab(tmp_path_factory, tiny_shards, home, server, full_disk):
         return lambda process: below(process)[which].send_signal(signal.SIGKILL)
 
     def everyone(number):
-        return lambda process: [one.send_signal(number) for one in (process, *below(process))]
+        return lambda process: [each.send_signal(number) for each in (process, *below(process))]
 
     own = {"track__project": "parts", "train__log_every": 1}
     with ThreadPoolExecutor(4) as pool:
@@ -151,7 +151,7 @@ def lab(tmp_path_factory, tiny_shards, home, server, full_disk):
         for job in jobs:
             job.result()
     slow.delay = 0.0
-    yield found, slow
+    yield trainings, slow
     slow.close()
 
 
@@ -173,29 +173,29 @@ def assert_unharmed(outcome, plain):
 
 @pytest.mark.parametrize("fault", ["mirror-killed", "service-killed", "unreachable", "slow"])
 def test_tracking_that_breaks_does_not_touch_the_training(lab, fault):
-    found, _ = lab
-    plain, [(status, _, errors)] = found["disabled"]
+    trainings, _ = lab
+    plain, [(status, _, errors)] = trainings["disabled"]
     assert status == 0, errors
     assert "W&B" not in errors and not (plain / "wandb").exists()
     assert len(runs.read_metrics(plain)) == 11  # steps 0 7 14 20 validated, 3 6 9 12 15 18 20 logged
-    assert_unharmed(found[fault], plain)
+    assert_unharmed(trainings[fault], plain)
 
 
 def test_what_was_not_sent_is_sent_by_hand(lab, home):
-    found, slow = lab
+    trainings, slow = lab
     names = ("mirror-killed", "service-killed", "slow")
     status, out, errors = finish(
-        python(slow.url, home, "-m", "ldct.runs.wandb_mirror", *(found[name][0] for name in names))
+        python(slow.url, home, "-m", "ldct.runs.wandb_mirror", *(trainings[name][0] for name in names))
     )
     assert status == 0, errors
     offline = [line.partition(": wandb sync ")[2] for line in out.splitlines() if "wandb sync" in line]
-    parts = [part for name in names[:2] for part in (found[name][0] / "wandb").glob("offline-run-*")]
+    parts = [part for name in names[:2] for part in (trainings[name][0] / "wandb").glob("offline-run-*")]
     assert offline == [str(part) for part in parts]  # one part each: the one that broke was sent again in full
     status, _, errors = finish(python(slow.url, home, "-m", "wandb", "sync", *parts))
     assert status == 0, errors
     assert sorted(slow.runs) == sorted(names)
     for name in names:
-        assert_each_line_once(slow.runs[name], found[name][0])
+        assert_each_line_once(slow.runs[name], trainings[name][0])
         assert slow.runs[name].exit == 0
 
 
@@ -209,8 +209,8 @@ def test_a_run_without_tracking_is_not_sent(tmp_path):
 def test_a_full_disk_below_wandb_does_not_touch_the_training(lab, full_disk):
     if full_disk is None:
         pytest.skip("needs root and the right to mount a file system, to fill a small one")
-    found, _ = lab
-    assert_unharmed(found["full"], found["disabled"][0])
+    trainings, _ = lab
+    assert_unharmed(trainings["full"], trainings["disabled"][0])
 
 
 # ---- parts of one run
