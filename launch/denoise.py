@@ -29,7 +29,9 @@ def arguments() -> argparse.Namespace:
         "--deidentify", type=Path, metavar="KEY", help="headers without the patient; KEY: file of a secret"
     )
     parser.add_argument("--force", action="store_true", help="also what is far from what the network was trained on")
-    parser.add_argument("--export", type=Path, metavar="FILE", help="write the network as one file (torch.export)")
+    parser.add_argument(
+        "--export", type=Path, metavar="FILE", help="write the network as one file: NAME.pt2 or NAME.onnx"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     return parser.parse_args()
 

@@ -1,12 +1,17 @@
 """A trained network as one file that needs no run folder and no code of ours::
 
-torch.export.load("model.pt2").module(check_guards=False)(hu)  # float32 (1, 1, H, W)
+torch.export.load("model.pt2").module(check_guards=False)(hu)  # float32 (B, 1, H, W)
+onnxruntime.InferenceSession("model.onnx").run(None, {"hu": hu})  # the same, without torch
 """
 
 import copy
+import io
 import json
+import logging
+import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +25,9 @@ from ldct.models.cbam import ChannelGate
 from ldct.models.network import Network
 from shards.common.atomic import atomic
 from shards.common.command import InputError
+
+OPSET = 20
+"""Version of ONNX's operators: onnxruntime 1.17 and later."""
 
 ABOUT = "about.json"
 """Of an exported file: which run it is, its precision, and the least side of a slice."""
@@ -69,30 +77,60 @@ def _exportable(model: Network, patch: int) -> Network:
 
 
 def export(denoiser: Denoiser, path: Path) -> None:
-    """Write ``denoiser`` as one file in torch.export's format: HU to HU, float32 (1, 1, H, W), H and W as they come.
+    """Write ``denoiser`` as one file, HU to HU, float32 (B, 1, H, W), of any number and size of slices.
+
+    ``NAME.onnx`` is ONNX, in fp32, for onnxruntime; any other name is in torch.export's format.
 
     Raises
     ------
     InputError
-        If the file cannot be written.
+        If the file cannot be written, or ONNX's packages are not installed.
     """
-    whole = _Whole(_exportable(denoiser.model, denoiser.patch), denoiser.config.data.normalization)
-    odd = 2 * denoiser.patch + 1, 4 * denoiser.patch + 1  # no multiple of the U-Net's, so that its padding is seen
-    example = torch.zeros(1, 1, *odd, device=denoiser.device)
-    sides = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-    with torch.no_grad():
-        program = torch.export.export(whole, (example,), dynamic_shapes=(sides,))
     about = {
         "name": denoiser.name,
         "about": denoiser.about,
         "precision": denoiser.precision,
         "least": denoiser.patch + 1,
     }
+    program = _program(denoiser)
+    content = _onnx(program, about) if path.suffix == ".onnx" else _pt2(program, about)
     try:
         with atomic(path) as file:
-            torch.export.save(program, file, extra_files={ABOUT: json.dumps(about)})
+            file.write(content)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; choose another place") from None
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another folder") from None
+
+
+def _program(denoiser: Denoiser) -> torch.export.ExportedProgram:
+    """The network from HU to HU, its batch and both sides left open."""
+    whole = _Whole(_exportable(denoiser.model, denoiser.patch), denoiser.config.data.normalization)
+    odd = 2 * denoiser.patch + 1, 4 * denoiser.patch + 1  # no multiple of the U-Net's, so that its padding is seen
+    example = torch.zeros(2, 1, *odd, device=denoiser.device)
+    open_sizes = {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}
+    with torch.no_grad():
+        return torch.export.export(whole, (example,), dynamic_shapes=(open_sizes,))
+
+
+def _pt2(program: torch.export.ExportedProgram, about: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={ABOUT: json.dumps(about)})
+    return buffer.getvalue()
+
+
+def _onnx(program: torch.export.ExportedProgram, about: dict[str, Any]) -> bytes:
+    """``program`` as ONNX; ``about`` is its metadata. It computes in fp32, whatever the run was trained in."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # that torchvision is not installed, four times
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            onnx = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=OPSET)
+    except ImportError as error:
+        raise InputError(f"ONNX needs more packages ({error}): pip install -e .[onnx] -c constraints.txt") from None
+    assert onnx is not None
+    model = onnx.model_proto
+    for key, value in (about | {"precision": "fp32"}).items():
+        model.metadata_props.add(key=key, value=str(value))
+    return model.SerializeToString()
 
 
 class Exported:

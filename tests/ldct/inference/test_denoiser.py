@@ -11,7 +11,6 @@ from phantom import images, multi_frame, write_slice
 from ldct.inference import dicom
 from ldct.inference.denoiser import Denoiser
 from ldct.inference.dicom import denoise_series
-from ldct.inference.export import export, open_model
 from ldct.inference.series import find_series, first_few, uneven
 from shards.common.command import InputError
 from shards.dicom import read_slices
@@ -318,36 +317,6 @@ def test_what_the_scheme_clips_comes_back(model):
 def test_slices_together_are_slices_alone(model):
     low = images("L001", "quarter", 3, size=96)
     np.testing.assert_array_equal(model(low), np.stack([model(image) for image in low]))
-
-
-@pytest.mark.parametrize("attention", ["none", "channel", "spatial", "both"])
-@pytest.mark.parametrize("network", [{"name": "redcnn"}, {"name": "unet", "depth": 3}])
-def test_an_exported_model_takes_any_size_and_is_the_same_within_one_hu(tmp_path, tiny_shards, network, attention):
-    run = make_run(tmp_path / "0-run", tiny_shards, scale=0.3, attention=attention, **network)
-    model = Denoiser(run, CPU)
-    export(model, tmp_path / "model.pt2")
-    loaded = open_model(tmp_path / "model.pt2", CPU)
-    assert (loaded.name, loaded.about) == (model.name, model.about)
-    everything = images("L001", "quarter", 1, size=192)[0]
-    for rows, columns in ((192, 192), (128, 96), (101, 158), (64, 56)):
-        low = np.ascontiguousarray(everything[-rows:, -columns:])
-        assert np.abs(loaded(low).astype(int) - model(low)).max() <= 1, (rows, columns)
-        assert np.abs(model(low).astype(int) - low).max() > 5  # the model does something
-    fp32 = model(low)
-    model.precision = "bf16"
-    export(model, tmp_path / "model.pt2")
-    bf16 = open_model(tmp_path / "model.pt2", CPU)(low).astype(int)
-    assert np.abs(bf16 - model(low)).max() <= 1 and (bf16 != fp32).any()
-    pair = np.stack([low, low[::-1]])
-    np.testing.assert_array_equal(loaded(pair), np.stack([loaded(image) for image in pair.copy()]))
-    with pytest.raises(InputError, match="exported for slices of 56 x 56 pixels or more, found 64 x 55; use the run"):
-        loaded(low[:, :55])
-
-
-def test_a_file_that_is_no_model_is_one_line(tmp_path):
-    (tmp_path / "x.pt2").write_bytes(b"PK nothing")
-    with pytest.raises(InputError, match=r"x.pt2 is no model written by launch/denoise.py --export"):
-        open_model(tmp_path / "x.pt2", CPU)
 
 
 @pytest.mark.skipif(not shutil.which("dciodvfy"), reason="no dciodvfy here: apt-get install dicom3tools")
