@@ -18,14 +18,15 @@ _KEPT = """
     SpecificCharacterSet ImageType SOPClassUID SOPInstanceUID Modality Manufacturer ManufacturerModelName
     SourceImageSequence ReferencedSOPClassUID ReferencedSOPInstanceUID ReferencedFrameNumber BodyPartExamined
     ScanOptions SliceThickness KVP DataCollectionDiameter ReconstructionDiameter DistanceSourceToDetector
-    DistanceSourceToPatient GantryDetectorTilt TableHeight RotationDirection ExposureTime XRayTubeCurrent Exposure FilterType GeneratorPower
-    FocalSpots ConvolutionKernel PatientPosition SpiralPitchFactor SingleCollimationWidth TotalCollimationWidth
-    TableSpeed TableFeedPerRotation CTDIvol ExposureModulationType StudyInstanceUID SeriesInstanceUID SeriesNumber
-    AcquisitionNumber InstanceNumber ImagePositionPatient ImageOrientationPatient FrameOfReferenceUID
-    PositionReferenceIndicator SliceLocation SamplesPerPixel PhotometricInterpretation Rows Columns PixelSpacing
-    BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit BurnedInAnnotation
-    WindowCenter WindowWidth RescaleIntercept RescaleSlope RescaleType LossyImageCompression LossyImageCompressionRatio
-    LossyImageCompressionMethod SmallestImagePixelValue LargestImagePixelValue PixelData
+    DistanceSourceToPatient GantryDetectorTilt TableHeight RotationDirection ExposureTime XRayTubeCurrent Exposure
+    FilterType GeneratorPower FocalSpots ConvolutionKernel PatientPosition SpiralPitchFactor SingleCollimationWidth
+    TotalCollimationWidth TableSpeed TableFeedPerRotation CTDIvol ExposureModulationType StudyInstanceUID
+    SeriesInstanceUID SeriesNumber AcquisitionNumber InstanceNumber ImagePositionPatient ImageOrientationPatient
+    FrameOfReferenceUID PositionReferenceIndicator SliceLocation SamplesPerPixel PhotometricInterpretation Rows
+    Columns PixelSpacing BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue
+    PixelPaddingRangeLimit BurnedInAnnotation WindowCenter WindowWidth RescaleIntercept RescaleSlope RescaleType
+    LossyImageCompression LossyImageCompressionRatio LossyImageCompressionMethod SmallestImagePixelValue
+    LargestImagePixelValue PixelData
 """
 KEPT = frozenset(_KEPT.split())
 """Keywords that say how an image was taken and how to read it, and nothing of whom it shows."""
