@@ -65,14 +65,21 @@ def main() -> None:
         data = datasets.open_pairs(options.pairs, options.series)
     try:
         with Workers(options.workers) as workers:
-            found = evaluate.evaluate(runs, data, chosen, device, workers)
+            evaluation = evaluate.evaluate(runs, data, chosen, device, workers)
     except OSError as error:
         raise InputError(f"cannot write the results: {error}; give a folder of runs that is yours") from None
-    rows = tables.rows(found, {run.name: read_config(run) for run in runs})
-    print(tables.as_text(found, rows))
-    print(*tables.warnings(rows), "", significance.as_text(found, rows), tables.about(found), sep="\n", flush=True)
+    rows = tables.rows(evaluation, {run.name: read_config(run) for run in runs})
+    print(tables.as_text(evaluation, rows))
+    print(
+        *tables.warnings(rows),
+        "",
+        significance.as_text(evaluation, rows),
+        tables.about(evaluation),
+        sep="\n",
+        flush=True,
+    )
     if options.ablate:
-        losses = {run: ablation.ablate(run, data, chosen[0], found.get(run.name).mark, device) for run in runs}
+        losses = {run: ablation.ablate(run, data, chosen[0], evaluation.get(run.name).mark, device) for run in runs}
         print("", ablation.as_text({row.label: losses[run] for run in runs for row in rows if row.name == run.name}),
               sep="\n", flush=True)  # fmt: skip
     wandb_mirror.tell(runs)

@@ -30,17 +30,17 @@ def usable(roots: list[Path]) -> list[Path]:
     InputError
         If there is none, or if a run given by itself has none.
     """
-    found = runs.find_runs(roots)
-    without = [run for run in found if not checkpoint.best_path(run).is_file()]
+    every = runs.find_runs(roots)
+    without = [run for run in every if not checkpoint.best_path(run).is_file()]
     for run in without:
-        if run in roots or len(without) == len(found):
+        if run in roots or len(without) == len(every):
             expected = checkpoint.best_path(run)
             raise InputError(f"{run} has no checkpoint to use: expected {expected}; train it with launch/train.py")
         print(f"left out {run}: no checkpoint yet (state: {runs.read_status(run).state})", file=sys.stderr)
-    every = [run.name for run in found]
-    if twice := {name for name in every if every.count(name) > 1}:
+    named = [run.name for run in every]
+    if twice := {name for name in named if named.count(name) > 1}:
         raise InputError(f"several runs are called {', '.join(sorted(twice))}; evaluate their sweeps one by one")
-    return [run for run in found if run not in without]
+    return [run for run in every if run not in without]
 
 
 def evaluate(

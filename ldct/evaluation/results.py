@@ -95,7 +95,7 @@ class Evaluation:
     @property
     def patients(self) -> list[str]:
         """Patients, in order."""
-        return list(dict.fromkeys(one.patient for one in self.results[0].slices))
+        return list(dict.fromkeys(measured.patient for measured in self.results[0].slices))
 
 
 def check_writable(run: Path) -> None:
@@ -118,7 +118,7 @@ def save(run: Path, evaluation: Evaluation) -> None:
         shown = {FULL: evaluation.full} | {result.name: result.pictures for result in evaluation.results}
         pictures = {f"{name}/{key}": image for name, images in shown.items() for key, image in images.items()}
         np.savez_compressed(file, allow_pickle=False, **pictures)
-    rows = [(r.name, one.patient, one.key, one.values) for r in evaluation.results for one in r.slices]
+    rows = [(r.name, m.patient, m.key, m.values) for r in evaluation.results for m in r.slices]
     _write_csv(folder / f"{split}-slices.csv", ("method", "patient", "slice"), rows)
     patients = [(r.name, p, values) for r in evaluation.results for p, values in intervals.by_patient(r.slices).items()]
     _write_csv(folder / f"{split}-patients.csv", ("method", "patient"), patients)
@@ -204,10 +204,10 @@ def load(run: Path, split: str) -> Evaluation | None:
 
 def _read_slices(path: Path) -> dict[str, list[Measured]]:
     """Slices by method."""
-    found: dict[str, list[Measured]] = {}
+    by_method: dict[str, list[Measured]] = {}
     with open(path, newline="") as file:
         for row in csv.DictReader(file):
             method, patient, key = row.pop("method"), row.pop("patient"), row.pop("slice")
             values = {name: float(text) for name, text in row.items()}
-            found.setdefault(method, []).append(Measured(patient, key, values))
-    return found
+            by_method.setdefault(method, []).append(Measured(patient, key, values))
+    return by_method

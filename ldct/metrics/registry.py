@@ -94,6 +94,18 @@ METRICS = (
         fidelity.gmsd,
     ),
     Metric(
+        "vif",
+        "VIF",
+        "",
+        3,
+        True,
+        "visual information fidelity, pixel domain (Sheikh 2006, IEEE TIP 15:430), clipped to [-160, 240] HU; 1 = no "
+        "difference",
+        fidelity.vif,
+        per_protocol=False,
+        needs="contrast",
+    ),
+    Metric(
         "texture/frequency",
         "noise frequency",
         "1/pixel",

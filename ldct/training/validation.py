@@ -90,13 +90,13 @@ class Validation:
     def flags(self, metrics: dict[str, Any]) -> list[str]:
         """What a person should look at in these metrics: an output that is constant, or worse than its input."""
         psnr = names.metric(self.config.val.protocol, "psnr")
-        found = []
+        flags = []
         if not metrics[names.OUTPUT_SD] >= CONSTANT_HU:
-            found.append("output is constant")
+            flags.append("output is constant")
         # a network that starts as the identity equals its input but for rounding
         if not metrics[names.validation(psnr)] >= metrics[names.low_dose_validation(psnr)] - 0.01:
-            found.append("worse than the low dose")
-        return found
+            flags.append("worse than the low dose")
+        return flags
 
 
 def _means(metrics: Metric | MetricCollection) -> dict[str, float]:

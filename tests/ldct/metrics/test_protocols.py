@@ -7,7 +7,7 @@ import torchmetrics.functional.image as torchmetrics
 from scipy import signal
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from ldct.metrics import protocols, registry
+from ldct.metrics import fidelity, protocols, registry
 from ldct.metrics.slice_pair import SlicePair
 from shards.common.command import InputError
 
@@ -204,3 +204,26 @@ def test_patches_of_one_value_count_where_there_is_no_other():
 def test_wrong_shapes_are_refused(name, shape, other):
     with pytest.raises(ValueError, match="expected"):
         measure(name, np.zeros(shape), np.zeros(other))
+
+
+def test_vif_is_torchmetrics():
+    a, b = pair()
+    x, y = (torch.from_numpy((np.clip(image, -160.0, 240.0) + 160) * 255 / 400)[None, None] for image in (a, b))
+    value = fidelity.vif(SlicePair(a, b))
+    assert value == pytest.approx(torchmetrics.visual_information_fidelity(x, y).item(), abs=1e-9)
+    assert 0.05 < value < 0.95
+    assert fidelity.vif(SlicePair(b, b)) == pytest.approx(1, abs=1e-9)
+    assert fidelity.vif(SlicePair(b + 0.5 * (b - b.mean()), b)) > value
+
+
+def test_vif_of_a_small_slice_or_a_constant_is_nan():
+    assert np.isnan(fidelity.vif(SlicePair(np.zeros((40, 40)), np.arange(1600.0).reshape(40, 40))))
+    assert np.isnan(fidelity.vif(SlicePair(np.zeros((128, 128)), np.zeros((128, 128)))))
+
+
+@pytest.mark.parametrize("shape", [(1, 30, 20), (3, 20, 30)])
+def test_window_means_are_those_of_whole_windows(shape):
+    images, line = np.random.default_rng(0).normal(size=shape), np.array([1.0, 2, 4, 2, 1])
+    window = np.outer(line, line) / line.sum() ** 2
+    expected = np.stack([signal.convolve2d(image, window, mode="valid") for image in images])
+    np.testing.assert_allclose(fidelity.window_means(images, line), expected, atol=1e-12)
