@@ -8,11 +8,11 @@ from pathlib import Path
 
 from shards.common.command import command
 from shards.common.lock import locked
-from slurm import plan_table, snapshot, sweep_file
+from slurm import plan_table, snapshot, squeue, sweep_file
 from slurm.cluster import load
 from slurm.local import Local
 from slurm.submit import submit
-from slurm.sweep import note_states, plan, write_configs
+from slurm.sweep import end_hung, note_states, plan, write_configs
 
 
 def main() -> int:
@@ -28,6 +28,10 @@ def main() -> int:
         "--set", action="append", default=[], metavar="FIELD=VALUE", dest="settings",
         help="the same field for every run, e.g. --set data.shards=data/shards; repeat as needed",
     )  # fmt: skip
+    parser.add_argument(
+        "--restart-lost", action="store_true",
+        help="end jobs that run without a heartbeat, and submit their runs again",
+    )  # fmt: skip
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all sweeps, default: runs")
     args = parser.parse_args()
 
@@ -39,11 +43,15 @@ def main() -> int:
         note_states(planned, folder)
         print(plan_table.of_plan(planned, cluster, args.runs))
         print(plan_table.dry_run(planned, cluster, folder))
+        if script := plan_table.script(planned, cluster, folder):
+            print(squeue.would_take(script))
         return 0
     # a launcher of local runs holds the sweep until they end, one of SLURM jobs for seconds
     wait_s = 0 if cluster.executor == "local" else 120
     with locked(folder / ".lock", f"another launcher works on {folder}", wait_s):
         note_states(planned, folder)
+        if args.restart_lost:
+            end_hung(planned, folder)
         print(plan_table.of_plan(planned, cluster, args.runs), flush=True)
         chosen = [run for run in planned if run.open]
         write_configs(chosen)
@@ -57,8 +65,9 @@ def main() -> int:
         if not chosen:
             print("nothing to submit")
             return 0
-        job = submit(cluster, folder, snapshot.take(folder), chosen)
-        print(f"submitted {len(chosen)} runs as job {job}; look at them with: python launch/status.py {folder}")
+        jobs = submit(cluster, folder, snapshot.take(folder), chosen)
+        submitted = f"submitted {len(chosen)} runs as job {', '.join(jobs)}"
+        print(f"{submitted}; look at them with: python launch/status.py {folder}")
     return 0
 
 

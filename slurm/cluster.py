@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -66,7 +67,7 @@ class Cluster:
     srun_args: list[str] = field(default_factory=list)
     """More arguments of srun, e.g. --container-image=... where pyxis is installed."""
     sbatch: dict[str, Any] = field(default_factory=dict)
-    """Any other option of sbatch, e.g. {reservation: maintenance}."""
+    """Any other option of sbatch, e.g. {reservation: maintenance}; null leaves one out."""
 
     def __post_init__(self) -> None:
         for name in ("nodes", "tasks_per_node", "cpus_per_task", "time_min"):
@@ -82,6 +83,15 @@ class Cluster:
                 f"tasks_per_node: expected {self.gpus_per_node}, one rank for each of gpus_per_node, found "
                 f"{self.tasks_per_node}"
             )
+        if self.gres and (count := gpus_of(self.gres)) not in (0, self.tasks_per_node):
+            raise InputError(
+                f"tasks_per_node: expected {count}, one rank for each GPU of gres {self.gres}, found "
+                f"{self.tasks_per_node}; the others would be held and do nothing"
+            )
+        for name in self.sbatch:
+            key = str(name).lstrip("-").replace("_", "-")
+            if key in RESERVED:
+                raise InputError(f"sbatch.{name}: this system depends on it; {RESERVED[key]}")
         if 60 * self.time_min <= self.signal_lead_s + 60:
             raise InputError(
                 f"signal_lead_s: {self.signal_lead_s} s, and up to 60 s more, before a limit of {self.time_min} min "
@@ -104,6 +114,32 @@ SLURM_ONLY = (
     *("partition", "account", "qos", "gres", "constraint", "exclude"),
     *("mem_gb", "modules", "setup", "srun_args", "sbatch"),
 )
+
+
+RESERVED = {
+    **{key: f"use {key.replace('-', '_')} instead" for key in ("nodes", "cpus-per-task", "gpus-per-node", "partition")},
+    **{key: f"use {key} instead" for key in ("account", "qos", "gres", "constraint", "exclude")},
+    **dict.fromkeys(("ntasks", "ntasks-per-node", "tasks-per-node"), "use tasks_per_node instead"),
+    "time": "use time_min instead",
+    "mem": "use mem_gb instead",
+    "signal": "use signal_lead_s instead",
+    "requeue": "use max_requeues instead",
+    "no-requeue": "use max_requeues: 0 instead",
+    "array": "the sweep file decides it, and array_parallelism",
+    "job-name": "use the sweep's name instead",
+    "comment": "the launcher finds its jobs by it",
+    **dict.fromkeys(("output", "error", "open-mode"), "launch/status.py reads the logs where they are"),
+}
+"""Options of sbatch that ``sbatch`` may not hold -> what to do."""
+
+SETUP_FAILED = "setup line failed"
+"""How the line begins that a job says before it ends for a failing line of ``modules`` or ``setup``."""
+
+
+def gpus_of(gres: str) -> int:
+    """Number of GPUs in SLURM's words, e.g. 4 for gpu:a100:4; 0 if there are none."""
+    counts = re.findall(r"(?:^|,)(?:gres:)?gpu(?::[^:,()]*[^\d:,()][^:,()]*)?(?::(\d+))?", gres)
+    return sum(int(count or 1) for count in counts)
 
 
 def load(path: Path) -> Cluster:
@@ -158,24 +194,31 @@ def slurm_parameters(cluster: Cluster, name: str, comment: str, code: Path, runs
         "mem": None if cluster.mem_gb is None else f"{int(cluster.mem_gb * 1024)}M",
         **{key: getattr(cluster, key) for key in ("partition", "account", "qos", "gres", "constraint", "exclude")},
         # submitit writes no --requeue, and a site may have JobRequeue=0
-        "additional_parameters": {"requeue": True, **cluster.sbatch},
+        "additional_parameters": {"requeue": True, **{k: v for k, v in cluster.sbatch.items() if v is not None}},
         # a dead rank would leave the others waiting: end the step with it
         "srun_args": ["--kill-on-bad-exit=1", *cluster.srun_args],
         "setup": setup_lines(cluster, code),
     }
-    return {key: value for key, value in parameters.items() if value is not None}
+    # submitit's wckey is "submitit", which a site that checks them refuses
+    return {key: value for key, value in parameters.items() if value is not None} | {"wckey": None}
 
 
 def setup_lines(cluster: Cluster, code: Path) -> list[str]:
     """Shell lines of the job before srun."""
     return [
-        *(f"module load {shlex.quote(module)}" for module in cluster.modules),
-        *cluster.setup,
+        *(or_end(f"module load {shlex.quote(module)}") for module in cluster.modules),
+        *map(or_end, cluster.setup),
         "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",  # from SLURM 22.05 on srun does not inherit it
         "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}",
         f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
         "export PYTHONSAFEPATH=1",  # else python -m imports from the working directory before PYTHONPATH
     ]
+
+
+def or_end(line: str) -> str:
+    """A shell line that ends the job if it fails, and says so; it runs in the job's shell, and may set variables."""
+    said = shlex.quote(f"{SETUP_FAILED}: {' '.join(line.split())}")
+    return f'{{ {line}\n}} || {{ status=$?; echo {said}", exit status $status" >&2; exit $status; }}'
 
 
 def slurm_executor(

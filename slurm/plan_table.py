@@ -49,6 +49,14 @@ def dry_run(planned: list[Run], cluster: Cluster, folder: Path) -> str:
         return (
             f"dry run: would train {len(chosen)} runs here, {local_parallelism(cluster)} at once; nothing was started"
         )
-    logs, code = folder / submission.LOGS / "SUBMISSION", folder / "code" / "HASH"
-    text = sbatch_text(cluster, logs, folder.name, "SUBMISSION", code, len(chosen))
+    text = script(planned, cluster, folder)
     return f"dry run: would submit this to sbatch, for {len(chosen)} runs:\n\n{text}\nnothing was submitted"
+
+
+def script(planned: list[Run], cluster: Cluster, folder: Path) -> str:
+    """The text that sbatch would get for the open runs; "" where there is none."""
+    count = sum(run.open for run in planned)
+    if not count or cluster.executor == "local":
+        return ""
+    logs, code = folder / submission.LOGS / "SUBMISSION", folder / "code" / "HASH"
+    return sbatch_text(cluster, logs, folder.name, "SUBMISSION", code, count)

@@ -2,7 +2,10 @@
 
 import getpass
 import os
+import re
+import shutil
 import subprocess
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -69,18 +72,33 @@ def ask(*command: str, timeout: float = 60.0) -> str:
     return done.stdout
 
 
-def live() -> dict[str, Job]:
-    """The user's jobs that wait or run, by id (ARRAY_TASK in an array).
+def live(jobs: Collection[str] | None = None) -> dict[str, Job]:
+    """Those of ``jobs`` that wait or run, by id (ARRAY_TASK in an array).
+
+    They are asked for by id: a colleague may have put one back into the queue. The user's own jobs are asked for where
+    no ids are given, or one is "" because sbatch's answer never came.
 
     Raises
     ------
     InputError
         If the controller does not answer.
     """
+    arrays = sorted({job.split("_")[0] for job in jobs or () if job})
+    entries = _queue("-j", ",".join(arrays)) if arrays else {}
+    return entries | _queue("-u", getpass.getuser()) if jobs is None or "" in jobs else entries
+
+
+def _queue(*which: str) -> dict[str, Job]:
     widths = {"JobArrayID": 48, "State": 20, "RestartCnt": 12, "Reason": 40, "Comment": 64, "StartTime": 24}
     fields = ",".join(f"{name}:{width}" for name, width in widths.items())
+    try:
+        answer = ask("squeue", "-h", "-r", *which, "-O", fields)
+    except InputError as error:
+        if "Invalid job id" in str(error):  # the only one that was asked for is forgotten by now
+            return {}
+        raise
     jobs: dict[str, Job] = {}
-    for line in ask("squeue", "-h", "-r", "-u", getpass.getuser(), "-O", fields).splitlines():
+    for line in answer.splitlines():
         cells, at = [], 0
         for width in widths.values():
             cells.append(line[at : at + width].strip())
@@ -88,6 +106,32 @@ def live() -> dict[str, Job]:
         if cells[1] not in ENDED:
             jobs[cells[0]] = Job(cells[1], int(cells[2] or 0), cells[3], cells[4], unix_seconds(cells[5]))
     return jobs
+
+
+def largest_array() -> int:
+    """How many tasks an array may have here."""
+    limit = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config"), re.MULTILINE)
+    return int(limit[1]) if limit else 1001
+
+
+def would_take(script: str) -> str:
+    """What sbatch says of ``script`` without submitting it; "" where SLURM is not on this machine.
+
+    Raises
+    ------
+    InputError
+        If it refuses; one line.
+    """
+    if shutil.which("sbatch") is None:
+        return ""
+    try:
+        done = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return "SLURM did not answer whether it would take it"
+    said = " ".join(done.stderr.split()).replace("sbatch: ", "")
+    if done.returncode:
+        raise InputError(f"SLURM would refuse this: {said}")
+    return f"SLURM would take it: {said}"
 
 
 def unix_seconds(text: str) -> float:
@@ -112,6 +156,12 @@ def ended(jobs: list[str]) -> dict[str, str]:
 
 
 def cancel(jobs: list[str]) -> None:
-    """Ask SLURM to end ``jobs``: they get SIGTERM, save at the next step and exit."""
-    for start in range(0, len(jobs), 500):  # a command line has a length
-        ask("scancel", *jobs[start : start + 500])
+    """Ask SLURM to end ``jobs``: they get SIGTERM, save at the next step and exit. The tasks of an array are one
+    request."""
+    tasks: dict[str, list[str]] = {}
+    for job in jobs:
+        array, _, task = job.partition("_")
+        tasks.setdefault(array, []).extend([task] if task else [])
+    asked = [f"{array}_[{','.join(numbers)}]" if numbers else array for array, numbers in tasks.items()]
+    if asked:
+        ask("scancel", *asked)

@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import signal
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +13,18 @@ from ldct.runs import reader
 from shards.common.command import InputError
 from shards.common.table import text_table
 from slurm import squeue, submission
+from slurm.cluster import SETUP_FAILED
 from slurm.submission import Submission
-from slurm.sweep import on_gpu, state_of
+from slurm.sweep import HUNG, on_gpu, state_of
 
-LIVE = ("pending", "requeued", "running")
+LIVE = ("pending", "requeued", "running", HUNG)
+
+
+WITHOUT_A_WORD = {
+    "failed": "no word of why",
+    "lost": "no heartbeat, and no word of why",
+    HUNG: "no heartbeat, but its job runs; replace it with launch/sweep.py --restart-lost, or end it with --cancel",
+}
 
 
 @dataclass
@@ -27,8 +34,8 @@ class Report:
     run: str
     """SWEEP/RUN."""
     state: str
-    """pending, requeued (waits again), running, finished, failed, stopped, lost (its heartbeat is too old or its job
-    is gone) or new (never submitted)."""
+    """pending, requeued (waits again), running, finished, failed, stopped, cancelled, lost (its job is gone without a
+    word), "lost, its job runs" (no heartbeat) or new (never submitted)."""
     requeues: int
     """Times it was put back into the queue or started again."""
     step: int
@@ -57,11 +64,10 @@ def reports(roots: list[Path]) -> tuple[list[Report], str]:
     sent = {folder: latest[folder.parent].get(folder.name) for folder in folders}
     jobs: dict[str, squeue.Job] = {}
     silent = ""
-    if any(entry and entry[0].executor == "slurm" for entry in sent.values()):
-        try:
-            jobs = squeue.live()
-        except InputError as error:
-            silent = str(error)
+    try:
+        jobs = squeue.live([entry[1] for entry in sent.values() if entry and entry[0].executor == "slurm"])
+    except InputError as error:
+        silent = str(error)
     listed = [report(folder, sent[folder], jobs, bool(silent)) for folder in folders]
     if not silent:
         slurm = {f"{f.parent.name}/{f.name}" for f in folders if (entry := sent[f]) and entry[0].executor == "slurm"}
@@ -75,7 +81,7 @@ def report(folder: Path, sent: tuple[Submission, str] | None, jobs: dict[str, sq
     record, job = sent or (None, status.job)
     entry = jobs.get(job)
     state = status.state if silent and record and record.executor == "slurm" else state_of(folder, sent, jobs)
-    if state == "running" and status.lost and (not entry or time.time() - entry.began > runs.LOST_AFTER_S):
+    if state == "running" and not entry and status.lost:
         state = "lost"
     restarts = entry.restarts if entry else max(0, status.attempt - 1)
     if state == "pending" and restarts:
@@ -109,21 +115,24 @@ def explain(unclear: list[Report]) -> None:
     for run in unclear:
         run.error = last_error(Path(run.log)) or (f"SLURM: {how[run.job]}" if run.job in how else "")
         if how.get(run.job) == "CANCELLED":
-            run.state, run.error = "stopped", ""
+            run.state, run.error = "cancelled", ""
         elif run.error:
             run.state = "failed"
 
 
 def last_error(log: Path) -> str:
-    """Last line of the last traceback in a log; "" if there is none."""
+    """What ended a run, by its log: a step that hung, its last traceback, a setup line; "" if none is there."""
     try:
         with open(log, "rb") as file:
             file.seek(max(0, os.path.getsize(log) - 65536))
             text = file.read().decode(errors="replace")
     except OSError:
         return ""
+    _, hung, stacks = text.rpartition("\nTimeout (")
+    if hung and "(most recent call first)" in stacks:  # of ldct/training/watchdog.py
+        return f"a step took longer than train.hang_s ({stacks.partition(')')[0]}); the log has the stacks"
     _, begun, after = text.rpartition("Traceback (most recent call last):\n")
-    last = re.search(r"^\S.*", after, re.MULTILINE) if begun else None
+    last = re.search(r"^\S.*" if begun else f"^{SETUP_FAILED}.*", after, re.MULTILINE)
     return last[0].strip() if last else ""
 
 
@@ -161,8 +170,8 @@ def failures(listed: list[Report]) -> list[str]:
     """Failed and lost runs by their last traceback line, each group with a log to look into."""
     groups: dict[str, list[Report]] = {}
     for run in listed:
-        if run.state in ("failed", "lost"):
-            groups.setdefault(run.error or "no heartbeat, and no word of why", []).append(run)
+        if run.state in ("failed", "lost", HUNG):
+            groups.setdefault(run.error or WITHOUT_A_WORD[run.state], []).append(run)
     lines = []
     for error, group in sorted(groups.items(), key=lambda item: -len(item[1])):
         lines.append(
@@ -189,15 +198,18 @@ def cancel(roots: list[Path], listed: list[Report]) -> str:
     live = {run.run: run for run in listed if run.state in LIVE}
     jobs: list[str] = []
     local: list[tuple[Submission, str]] = []
+    cancelled: dict[tuple[Path, str], list[str]] = {}
     for folder in runs.find_runs(roots):
         run = live.get(f"{folder.parent.name}/{folder.name}")
         sent = submission.latest(folder.parent).get(folder.name) if run else None
         if sent and sent[0].executor == "slurm" and sent[1]:
             jobs.append(sent[1])
+            cancelled.setdefault((folder.parent, sent[0].id), []).append(folder.name)
         elif sent and submission.local_alive(*sent):
             local.append(sent)
-    if jobs:
-        squeue.cancel(jobs)
+    squeue.cancel(jobs)
+    for (sweep, record_id), names in cancelled.items():
+        submission.note_cancelled(sweep, record_id, names)
     # a launcher would start the next runs; it ends those it has, and takes a second signal for haste
     launchers = {record.launcher for record, _ in local if is_launcher(record.launcher)}
     for pid in launchers | {int(job) for record, job in local if record.launcher not in launchers}:

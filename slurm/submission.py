@@ -36,6 +36,8 @@ class Submission:
     """The copy of the code that the jobs run."""
     jobs: dict[str, str] = field(default_factory=dict)
     """Run -> job: ARRAY_TASK or ID of SLURM; local: the process id of submitit's controller."""
+    cancelled: list[str] = field(default_factory=list)
+    """Runs that launch/status.py --cancel ended."""
 
 
 def new(sweep: Path, executor: Kind, runs: list[str], code: Path) -> tuple[Submission, Path]:
@@ -50,6 +52,14 @@ def new(sweep: Path, executor: Kind, runs: list[str], code: Path) -> tuple[Submi
 def save(submission: Submission, folder: Path) -> None:
     """Write the record."""
     write_text(folder / NAME, json.dumps(dataclasses.asdict(submission), indent=1) + "\n")
+
+
+def note_cancelled(sweep: Path, record_id: str, runs: list[str]) -> None:
+    """Add ``runs`` to those of a record that were cancelled."""
+    folder = sweep / LOGS / record_id
+    record = Submission(**json.loads((folder / NAME).read_text()))
+    record.cancelled = sorted({*record.cancelled, *runs})
+    save(record, folder)
 
 
 def read_all(sweep: Path) -> list[Submission]:
@@ -67,6 +77,14 @@ def latest(sweep: Path) -> dict[str, tuple[Submission, str]]:
 def log_of(sweep: Path, submission: Submission, job: str) -> Path:
     """Where rank 0 of ``job`` writes its errors."""
     return sweep / LOGS / submission.id / f"{job}_0_log.err"
+
+
+def began(job: str) -> float:
+    """When the local process ``job`` was started, in Unix seconds; 0 if it is gone."""
+    try:
+        return Path(f"/proc/{int(job)}").stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def local_alive(submission: Submission, job: str) -> bool:

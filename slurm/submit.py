@@ -1,5 +1,6 @@
-"""Giving the open runs of a sweep to SLURM, all at once or not at all."""
+"""Giving the open runs of a sweep to SLURM, each array whole or not at all."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,29 @@ from slurm.job import Train
 from slurm.sweep import Run
 
 
-def submit(cluster: Cluster, sweep: Path, code: Path, chosen: list[Run]) -> str:
+def submit(cluster: Cluster, sweep: Path, code: Path, chosen: list[Run]) -> list[str]:
+    """Submit ``chosen``, as one array where SLURM allows one of that size; return the ids of the jobs.
+
+    Raises
+    ------
+    InputError
+        If SLURM does not answer or refuses; it says which runs were submitted before.
+    """
+    controller_up()
+    size = squeue.largest_array()
+    parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+    if len(parts) > 1 and cluster.array_parallelism:  # together they keep to it
+        cluster = dataclasses.replace(cluster, array_parallelism=max(1, cluster.array_parallelism // len(parts)))
+    jobs: list[str] = []
+    for part in parts:
+        try:
+            jobs.append(submit_array(cluster, sweep, code, part))
+        except InputError as error:
+            raise InputError(f"{error} (submitted before: {', '.join(jobs)})" if jobs else str(error)) from None
+    return jobs
+
+
+def submit_array(cluster: Cluster, sweep: Path, code: Path, chosen: list[Run]) -> str:
     """Submit ``chosen`` as one array (one run: as a plain job); return the job's id.
 
     The record is written first, without job ids. Should the answer of sbatch get lost although SLURM took the job,
@@ -23,7 +46,6 @@ def submit(cluster: Cluster, sweep: Path, code: Path, chosen: list[Run]) -> str:
     InputError
         If SLURM does not answer or refuses; then nothing is submitted.
     """
-    controller_up()
     record, folder = submission.new(sweep, "slurm", [run.name for run in chosen], code)
     try:
         executor = slurm_executor(cluster, folder, sweep.name, record.id, code, len(chosen))

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import socket
+import time
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from slurm import squeue, submission
 from slurm.cluster import Cluster
 from slurm.sweep_file import Search, combinations
 
+HUNG = "lost, its job runs"
+"""The state of a run whose job is there and has written no heartbeat for LOST_AFTER_S."""
+
 
 @dataclass
 class Run:
@@ -40,12 +44,12 @@ class Run:
     weights: int
     """Number of trained weights."""
     state: str = "new"
-    """new, pending, running, finished, failed, stopped or lost; see state_of."""
+    """new, pending, running, finished, failed, stopped, cancelled, lost or HUNG; see state_of."""
 
     @property
     def open(self) -> bool:
         """Whether it is to be submitted: not finished, and nothing works on it."""
-        return self.state not in ("finished", "running", "pending")
+        return self.state not in ("finished", "running", "pending", HUNG)
 
 
 def plan(search: Search, cluster: Cluster, settings: list[str], root: Path) -> list[Run]:
@@ -205,7 +209,7 @@ def count_weights(model: str) -> int:
 def note_states(planned: list[Run], folder: Path) -> None:
     """Set the state of every run from its folder, the record of submissions and, where there is one, the queue."""
     last = submission.latest(folder)
-    jobs = squeue.live() if any(record.executor == "slurm" for record, _ in last.values()) else {}
+    jobs = squeue.live([job for record, job in last.values() if record.executor == "slurm"])
     for run in planned:
         run.state = state_of(run.folder, last.get(run.name), jobs)
         if run.state == "finished" and 0 < runs.read_status(run.folder).steps < run.config.train.steps:
@@ -225,16 +229,44 @@ def state_of(folder: Path, sent: tuple[submission.Submission, str] | None, jobs:
         record, job = sent
         if record.executor == "local" and record.host == socket.gethostname():
             if submission.local_alive(record, job):
-                return "running" if status.state == "running" else "pending"
-            return "lost" if status.state == "running" else status.state.replace("pending", "new")
+                return alive(status, submission.began(job)) if status.state == "running" else "pending"
+            return ended(folder.name, status, record)
         if record.executor == "slurm":
             entry = jobs.get(job) if job else next((j for j in jobs.values() if j.comment == record.id), None)
             if entry:
-                return "pending" if entry.waiting else "running"
-            return "lost" if status.state == "running" else status.state.replace("pending", "new")
+                return "pending" if entry.waiting else alive(status, entry.began)
+            return ended(folder.name, status, record)
     if status.state == "running":  # started by hand, or from another machine: its heartbeat is all there is
         return "lost" if status.lost else "running"
     return status.state.replace("pending", "new")
+
+
+def alive(status: runs.Status, began: float) -> str:
+    """State of a run whose job has run since ``began``; until it writes, the heartbeat is that of an earlier one."""
+    silent_s = time.time() - max(status.heartbeat, began)
+    return HUNG if status.state == "running" and silent_s > runs.LOST_AFTER_S else "running"
+
+
+def ended(name: str, status: runs.Status, record: submission.Submission) -> str:
+    """State of a run whose job is gone."""
+    if status.state == "pending":
+        return "cancelled" if name in record.cancelled else "new"
+    return "lost" if status.state == "running" else status.state
+
+
+def end_hung(planned: list[Run], folder: Path) -> None:
+    """End the jobs of runs that hang, so that the runs can be submitted again.
+
+    Nobody waits for their end: what such a job still writes counts for nothing once the next one has begun.
+    """
+    last = submission.latest(folder)
+    hung = [run for run in planned if run.state == HUNG]
+    for run in hung:
+        record, job = last[run.name]
+        if record.executor == "local":
+            raise InputError(f"{run.name} hangs in process {job} of this machine; end it with kill -9, then run again")
+        run.state = "lost"
+    squeue.cancel([last[run.name][1] for run in hung])
 
 
 def device_hours(planned: list[Run], cluster: Cluster, root: Path) -> dict[str, float | None]:

@@ -1,5 +1,6 @@
 """Cluster files, and what SLURM is asked for."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -34,7 +35,8 @@ def test_every_key_of_a_gpu_cluster_reaches_sbatch():
     wanted += ["signal=USR2@180", "reservation=r", "requeue", "comment=note", "job-name=s"]
     assert {f"#SBATCH --{line}" for line in wanted} <= set(lines)
     setup = lines[lines.index("# setup") + 1 :]
-    assert setup[:2] == ["module load cuda/12", "source venv/bin/activate"]
+    assert [line for line in setup if line.startswith("{ ")] == ["{ module load cuda/12", "{ source venv/bin/activate"]
+    assert not [line for line in lines if "wckey" in line]
     assert "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK" in setup
     assert "export PYTHONPATH=/runs/s/code/abc${PYTHONPATH:+:$PYTHONPATH}" in setup
     assert "export PYTHONSAFEPATH=1" in setup
@@ -50,6 +52,29 @@ def test_the_script_names_the_python_that_runs_the_job():
 
 def test_a_key_without_a_value_is_not_given():
     assert from_dict({"nodes": None, "account": None}) == from_dict({})
+
+
+def test_an_option_without_a_value_is_left_out():
+    lines = script(sbatch={"mail-type": None, "wckey": "lab"})
+    assert "#SBATCH --wckey=lab" in lines and not [line for line in lines if "mail" in line]
+
+
+@pytest.mark.parametrize(
+    ("gres", "count"),
+    [("gpu", 1), ("gpu:4", 4), ("gpu:a100:4", 4), ("gpu:a100", 1), ("gpu:h100:2,nvme:1", 2), ("nvme:1", 0),
+     ("gpu:a100:1,gpu:v100:2", 3), ("gres:gpu:2", 2)],
+)  # fmt: skip
+def test_gpus_in_slurms_words(gres, count):
+    assert cluster.gpus_of(gres) == count
+
+
+def test_a_setup_line_that_fails_ends_the_job_with_that_line():
+    lines = [cluster.or_end(line) for line in ("export A=1", "[ $A = 1 ] && B='x y'", "(exit 3)")]
+    done = subprocess.run(["bash", "-c", "\n".join([*lines, "echo not reached"])], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == "setup line failed: (exit 3), exit status 3\n"
+    done = subprocess.run(["bash", "-c", "\n".join([*lines[:2], "echo $A$B"])], capture_output=True, text=True)
+    assert done.stdout == "1x y\n"
 
 
 def test_gres_takes_the_place_of_gpus_per_node():
@@ -82,6 +107,11 @@ def test_one_run_is_no_array():
         ({"array_parallelism": 0}, "array_parallelism: expected at least 1"),
         ({"gpus_per_node": 4}, "tasks_per_node: expected 4, one rank for each of gpus_per_node, found 1"),
         ({"gpus_per_node": 2, "tasks_per_node": 8}, "tasks_per_node: expected 2"),
+        ({"gres": "gpu:4"}, "tasks_per_node: expected 4, one rank for each GPU of gres gpu:4, found 1"),
+        ({"gres": "gpu:a100:2,nvme:1"}, "tasks_per_node: expected 2"),
+        ({"sbatch": {"time": "1:00"}}, "sbatch.time: this system depends on it; use time_min instead"),
+        ({"sbatch": {"--job_name": "x"}}, "sbatch.--job_name: this system depends on it; use the sweep's name"),
+        ({"sbatch": {"signal": None}}, "sbatch.signal: this system depends on it; use signal_lead_s"),
         ({"time_min": 2}, "leaves no time to train"),
         ({"executor": "local", "partition": "gpu"}, "partition: only the slurm executor knows it"),
         ({"executor": "local", "nodes": 2}, "nodes: the local executor has this one machine"),

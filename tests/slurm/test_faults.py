@@ -29,9 +29,12 @@ from slurm_bed import (
     wait_step,
 )
 
+from launch import sweep
+from ldct.runs import folder as runs
 from ldct.runs.folder import read_status
-from slurm import squeue, submission
+from slurm import squeue, status, submission
 from slurm.snapshot import PACKAGES
+from slurm.sweep import HUNG
 
 LONG = {"train.steps": 150, "train.save_every_s": 1.0, "train.timeout_s": 120.0, "train.log_every": 10}
 """A run that goes on for long enough to be disturbed; the same for all, so that all have the same end."""
@@ -214,6 +217,24 @@ def cut_off(bed):
     return folder
 
 
+def hung(bed):
+    """A rank that sleeps for ever: nothing but its heartbeat tells. The launcher replaces its job."""
+    values = {**LONG, "train.steps": 80, "train.seed": 0}
+    bed.launch("hung", single("n14"), values)
+    (folder,) = bed.folders("hung")
+    wait_step(folder, DISTURB_AT)
+    job, (rank,) = job_of(folder), ranks_of(job_of(folder)).values()
+    os.kill(rank, signal.SIGSTOP)
+    with pytest.MonkeyPatch.context() as patch:  # in this process alone, which trains nothing
+        patch.setattr(runs, "LOST_AFTER_S", 3.0)
+        until("it is missed", lambda: status.reports([folder.parent])[0][0].state == HUNG)
+        patch.setattr("sys.argv", ["sweep.py", *map(str, bed.files("hung", single("n14"), values)), "--restart-lost"])
+        assert sweep.main() == 0
+    wait_finished(folder)
+    wait_gone(job)
+    return folder
+
+
 def useless_gpu(bed):
     """A job with a GPU, and a torch that cannot use it."""
     bed.launch("useless", single("n14", gpus_per_node=1), LONG)
@@ -223,7 +244,7 @@ def useless_gpu(bed):
 
 
 SCENARIOS = [undisturbed, time_limit, preemption, operator_requeue, node_loss, killed_rank, eight, cancelled]
-SCENARIOS += [useless_gpu, cut_off]
+SCENARIOS += [useless_gpu, cut_off, hung]
 
 
 @pytest.fixture(scope="module")
@@ -311,6 +332,14 @@ def test_a_node_that_was_only_cut_off(outcome):
 
 
 @pytest.mark.timeout(400)
+def test_a_run_that_hangs_is_seen_and_replaced(outcome):
+    folder = outcome(hung)
+    assert_same(folder, outcome(eight)[0][0])
+    assert read_status(folder).attempt == 2
+    assert len(submission.read_all(folder.parent)) == 2
+
+
+@pytest.mark.timeout(400)
 def test_controller_down(outcome, hurried, tiny_shards, tmp_path):
     """While the controller is away runs go on, nothing is submitted by halves, and status still reads the folders."""
     reference = outcome(undisturbed)
@@ -335,6 +364,6 @@ def test_controller_down(outcome, hurried, tiny_shards, tmp_path):
 @pytest.mark.timeout(400)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use the GPUs here; the case is one where it cannot")
 def test_a_gpu_that_torch_cannot_use_is_an_error_and_not_a_run_on_the_cpu(outcome):
-    status = outcome(useless_gpu)
-    assert (status["state"], status["step"]) == ("failed", 0)
-    assert "SLURM gave this job 1 GPUs, torch" in status["error"]
+    shown = outcome(useless_gpu)
+    assert (shown["state"], shown["step"]) == ("failed", 0)
+    assert "SLURM gave this job 1 GPUs, torch" in shown["error"]

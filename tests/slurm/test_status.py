@@ -35,7 +35,7 @@ def cluster_says(monkeypatch):
     """Stand in for squeue and sacct, whose real answers tests/slurm/test_faults.py looks at."""
 
     def says(live, ended=None):
-        monkeypatch.setattr(squeue, "live", lambda: live)
+        monkeypatch.setattr(squeue, "live", lambda jobs: live)
         monkeypatch.setattr(squeue, "ended", lambda jobs: {j: s for j, s in (ended or {}).items() if j in jobs})
 
     return says
@@ -87,26 +87,43 @@ def test_states(make, cluster_says, tmp_path):
         "failed": ("failed", 0, "ValueError: bad"),
         "gone": ("lost", 0, ""),
         "cancelled": ("stopped", 0, ""),
-        "never": ("stopped", 0, ""),
+        "never": ("cancelled", 0, ""),
         "died": ("failed", 0, "torch.OutOfMemoryError: no memory left"),
         "timeout": ("failed", 0, "SLURM: TIMEOUT"),
     }
     shown = status.show(listed, silent)
     assert "requeued 2 times" in shown
     assert "0:00:12" in shown
-    assert "11 runs: 1 new, 1 pending, 1 running, 1 requeued, 1 finished, 3 failed, 1 lost, 2 stopped" in shown
+    assert (
+        "11 runs: 1 new, 1 pending, 1 running, 1 requeued, 1 finished, 3 failed, 1 lost, 1 stopped, 1 cancelled"
+        in shown
+    )
 
 
 def test_a_running_run_without_heartbeat_is_lost(make, cluster_says, tmp_path):
     folder = make("000-silent", job="7", state="running", step=3)
     path = folder / "status.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"heartbeat": 1.0}))
-    cluster_says({"7": job("RUNNING", began=1.0)})
-    assert [run.state for run in status.reports([tmp_path])[0]] == ["lost"]
+    cluster_says({"7": job("RUNNING", began=1.0)}, {"7": "RUNNING"})
+    listed, silent = status.reports([tmp_path])
+    assert [(run.state, run.error) for run in listed] == [("lost, its job runs", "")]
+    assert "1 x no heartbeat, but its job runs; replace it with launch/sweep.py --restart" in status.show(
+        listed, silent
+    )
 
     # its job has only just been started again: the heartbeat is that of the last attempt
     cluster_says({"7": job("RUNNING", restarts=1, began=time.time())})
     assert [run.state for run in status.reports([tmp_path])[0]] == ["running"]
+
+
+def test_a_step_that_hung_is_told_by_its_log(make, cluster_says, tmp_path):
+    log = "srun: error\nTimeout (0:30:00)!\nThread 0x01 (most recent call first):\n  File x in y\n"
+    make("000-hung", job="7", state="running", step=3, log=TRACEBACK + log)
+    cluster_says({}, {"7": "FAILED"})
+    (run,) = status.reports([tmp_path])[0]
+    assert (run.state, run.error) == (
+        "failed", "a step took longer than train.hang_s (0:30:00); the log has the stacks",
+    )  # fmt: skip
 
 
 def test_failures_are_grouped_by_what_they_say(make, cluster_says, tmp_path):
