@@ -38,35 +38,35 @@ def pictures(network: Network, low: Tensor, folder: Path, patch: int = 55, chann
     maps: dict[int, Tensor] = {}
     features: dict[int, Tensor] = {}
     handles = [
-        stage.register_forward_hook(keep(features, place, channels))
-        for place, stage in enumerate(network.encoder, start=1)
+        module.register_forward_hook(keep(features, stage, channels))
+        for stage, module in enumerate(network.encoder, start=1)
     ]
-    for place, gate in network.gates.items():
+    for stage, gate in network.gates.items():
         for part in gate.children():
             if isinstance(part, SpatialGate):
-                handles.append(part.sigmoid.register_forward_hook(keep(maps, int(place), 1)))
+                handles.append(part.sigmoid.register_forward_hook(keep(maps, int(stage), 1)))
     try:
         denoise(network, low, patch)
     finally:
         for handle in handles:
             handle.remove()
     image = low[0, 0].float().cpu()
-    written = [draw(folder / "features.png", image, features)]
-    return [*written, draw(folder / "attention.png", image, maps)] if maps else written
+    written = [save_panels(folder / "features.png", image, features)]
+    return [*written, save_panels(folder / "attention.png", image, maps)] if maps else written
 
 
-def keep(kept: dict[int, Tensor], place: int, channels: int) -> Callable[[nn.Module, Any, Tensor], None]:
+def keep(kept: dict[int, Tensor], stage: int, channels: int) -> Callable[[nn.Module, Any, Tensor], None]:
     """Hook that puts the ``channels`` channels of a module's output that vary most into ``kept``."""
 
     def hook(module: nn.Module, inputs: Any, out: Tensor) -> None:
         spread = out[0].float().std((1, 2), correction=0)
-        kept[place] = out[0, spread.topk(min(channels, len(spread))).indices].float().cpu()
+        kept[stage] = out[0, spread.topk(min(channels, len(spread))).indices].float().cpu()
 
     return hook
 
 
-def draw(path: Path, image: Tensor, shown: dict[int, Tensor]) -> Path:
-    """Write a column of panels per place, ``shown`` as (n, h, w), right of the low-dose ``image``. Every panel has its
+def save_panels(path: Path, image: Tensor, shown: dict[int, Tensor]) -> Path:
+    """Write a column of panels per stage, ``shown`` as (n, h, w), right of the low-dose ``image``. Every panel has its
     own range of grey, given above it, from the 2nd to the 98th percentile."""
     rows = max(map(len, shown.values()))
     figure = Figure(figsize=(2.6 * (len(shown) + 1), 2.8 * rows), layout="constrained")
@@ -75,11 +75,11 @@ def draw(path: Path, image: Tensor, shown: dict[int, Tensor]) -> Path:
         axis.axis("off")
     axes[0, 0].imshow(image.numpy(), cmap="gray")
     axes[0, 0].set_title("low dose", fontsize=8)
-    for column, (place, panels) in enumerate(shown.items(), start=1):
+    for column, (stage, panels) in enumerate(shown.items(), start=1):
         for row, panel in enumerate(panels):
             low, high = np.percentile(panel.numpy(), (2, 98))
             axes[row, column].imshow(panel.numpy(), cmap="gray", vmin=low, vmax=high)
-            axes[row, column].set_title(f"place {place}: {low:.3g} to {high:.3g}", fontsize=8)
+            axes[row, column].set_title(f"stage {stage}: {low:.3g} to {high:.3g}", fontsize=8)
     with atomic(path) as file:
         figure.savefig(file, format="png", dpi=120)
     return path

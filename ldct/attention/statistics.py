@@ -1,7 +1,7 @@
-"""What attention shows, in numbers per place, while training or validating.
+"""What attention shows, in numbers per stage, while training or validating.
 
-At a place with channel attention, the question is whether the network selects channels there: the standard deviation of
-the weights across channels is large where it does. At a place with spatial attention it is what the map follows: edges
+At a stage with channel attention, the question is whether the network selects channels there: the standard deviation of
+the weights across channels is large where it does. At a stage with spatial attention it is what the map follows: edges
 (the input's gradient magnitude) or texture (its local standard deviation).
 """
 
@@ -41,67 +41,67 @@ class Collector:
 
     def __init__(self, network: Network) -> None:
         self.network = network
-        self.places = [int(place) for place in network.gates]
+        self.stages = [int(stage) for stage in network.gates]
         self.fields = [*CHANNEL, *SPATIAL]
         width = 2 * len(self.fields) + BINS
-        self.sums = torch.zeros(len(self.places), width, dtype=torch.float64)
-        """One row per place: a sum and a number of images for every field, then the histogram."""
+        self.sums = torch.zeros(len(self.stages), width, dtype=torch.float64)
+        """One row per stage: a sum and a number of images for every field, then the histogram."""
         self.seen: Tensor = torch.empty(0)
 
     def remember(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """Forward pre-hook of the network: keep its input for the correlations."""
         self.seen = inputs[0].detach().float()
 
-    def channel_hook(self, place: int) -> Callable[[nn.Module, Any, Tensor], None]:
+    def channel_hook(self, stage: int) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, inputs: Any, weights: Tensor) -> None:
             weights = weights.detach().float()
             for name, values in channel_values(weights).items():
-                self.add(place, name, values)
+                self.add(stage, name, values)
             bins = (weights * BINS).clamp(0, BINS - 1).to(torch.uint8)
             counts = torch.bincount(bins.flatten(), minlength=BINS).double().cpu()
-            self.sums[self.places.index(place), -BINS:] += counts * len(weights) / weights.numel()
+            self.sums[self.stages.index(stage), -BINS:] += counts * len(weights) / weights.numel()
 
         return hook
 
-    def spatial_hook(self, place: int) -> Callable[[nn.Module, Any, Tensor], None]:
+    def spatial_hook(self, stage: int) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, inputs: Any, weights: Tensor) -> None:
             weights = weights.detach().float()
-            self.add(place, "spatial_mean", weights.mean((1, 2, 3)))
-            self.add(place, "spatial_sd", weights.std((1, 2, 3), correction=0))
+            self.add(stage, "spatial_mean", weights.mean((1, 2, 3)))
+            self.add(stage, "spatial_sd", weights.std((1, 2, 3), correction=0))
             for name, look in (("spatial_edges", edges), ("spatial_texture", texture)):
-                self.add(place, name, correlation(weights, on_features(self.network, place, look(self.seen))))
+                self.add(stage, name, correlation(weights, on_features(self.network, stage, look(self.seen))))
 
         return hook
 
-    def add(self, place: int, name: str, values: Tensor) -> None:
+    def add(self, stage: int, name: str, values: Tensor) -> None:
         """Count ``values`` (B,), one per image; those that are not defined (nan) are left out."""
         values = values.double().cpu()
-        row, column = self.places.index(place), 2 * self.fields.index(name)
+        row, column = self.stages.index(stage), 2 * self.fields.index(name)
         defined = ~values.isnan()
         self.sums[row, column] += values[defined].sum()
         self.sums[row, column + 1] += defined.sum()
 
     def stats(self) -> dict[str, float]:
-        """{"attention/<place>/<stat>": mean over the images}: CHANNEL and SPATIAL, and the relative depth of the place.
+        """{"attention/<stage>/<stat>": mean over the images}: CHANNEL and SPATIAL, and the relative depth of the stage.
 
         ``depth`` is 0 at the first and 1 at the last encoder stage, so that networks can be laid side by side. What no
         image defines, such as the correlation of a constant map, is left out.
         """
         deepest = max(1, len(self.network.stages) - 1)
         out: dict[str, float] = {}
-        for row, place in enumerate(self.places):
-            out[names.attention(place, names.DEPTH)] = (place - 1) / deepest
+        for row, stage in enumerate(self.stages):
+            out[names.attention(stage, names.DEPTH)] = (stage - 1) / deepest
             for column, statistic in enumerate(self.fields):
                 total, number = self.sums[row, 2 * column : 2 * column + 2].tolist()
                 if number:
-                    out[names.attention(place, statistic)] = total / number
+                    out[names.attention(stage, statistic)] = total / number
         return out
 
     def histograms(self) -> dict[str, list[float]]:
-        """{"attention/<place>/channel_histogram": shares of the weights in BINS equal bins over 0..1}."""
+        """{"attention/<stage>/channel_histogram": shares of the weights in BINS equal bins over 0..1}."""
         return {
-            names.attention(place, names.HISTOGRAM): (row / row.sum()).tolist()
-            for place, row in zip(self.places, self.sums[:, -BINS:], strict=True)
+            names.attention(stage, names.HISTOGRAM): (row / row.sum()).tolist()
+            for stage, row in zip(self.stages, self.sums[:, -BINS:], strict=True)
             if row.sum()
         }
 
@@ -110,13 +110,13 @@ class Collector:
 def collect(network: Network) -> Iterator[Collector]:
     """Within the block every pass through ``network`` (bare or inside DDP) is counted; outside, nothing is hooked."""
     collector = Collector(network)
-    handles = [network.register_forward_pre_hook(collector.remember)] if collector.places else []
-    for place, gate in network.gates.items():
+    handles = [network.register_forward_pre_hook(collector.remember)] if collector.stages else []
+    for stage, gate in network.gates.items():
         for part in gate.children():
             if isinstance(part, ChannelGate):
-                handles.append(part.sigmoid.register_forward_hook(collector.channel_hook(int(place))))
+                handles.append(part.sigmoid.register_forward_hook(collector.channel_hook(int(stage))))
             elif isinstance(part, SpatialGate):
-                handles.append(part.sigmoid.register_forward_hook(collector.spatial_hook(int(place))))
+                handles.append(part.sigmoid.register_forward_hook(collector.spatial_hook(int(stage))))
     try:
         yield collector
     finally:
@@ -125,7 +125,7 @@ def collect(network: Network) -> Iterator[Collector]:
 
 
 def channel_values(weights: Tensor) -> dict[str, Tensor]:
-    """CHANNEL for every image of ``weights`` (B, C, h, w), averaged over the places (h, w) where they were pooled."""
+    """CHANNEL for every image of ``weights`` (B, C, h, w), averaged over the positions (h, w) they were pooled at."""
     shares = weights / weights.sum(1, keepdim=True)
     entropy = torch.special.entr(shares).sum(1) / max(math.log(weights.shape[1]), 1e-12)
     values = (
@@ -153,12 +153,12 @@ def texture(image: Tensor) -> Tensor:
     return (F.avg_pool2d(padded.square(), TEXTURE_WINDOW, 1) - mean.square()).clamp(min=0).sqrt()
 
 
-def on_features(network: Network, place: int, image: Tensor) -> Tensor:
-    """``image`` (B, 1, H, W), of the network's input, on the pixels of the features at ``place``."""
-    stage = network.stages[place - 1]
+def on_features(network: Network, stage: int, image: Tensor) -> Tensor:
+    """``image`` (B, 1, H, W), of the network's input, on the pixels of the features at ``stage``."""
+    where = network.stages[stage - 1]
     padded = F.pad(image, network.padding(*image.shape[-2:]), mode="replicate")
-    height, width = (size - stage.margin for size in padded.shape[-2:])
-    return F.avg_pool2d(padded[..., stage.margin : height, stage.margin : width], stage.stride)
+    height, width = (size - where.margin for size in padded.shape[-2:])
+    return F.avg_pool2d(padded[..., where.margin : height, where.margin : width], where.stride)
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:

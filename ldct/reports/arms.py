@@ -64,12 +64,14 @@ def difference(table: dict[int, dict[str, float]], against: dict[int, dict[str, 
 
 def group(runs: list[Run]) -> list[Arm]:
     """The arms that ``runs`` make up; of runs alike in all, also in their seed, the first counts."""
-    found: dict[str, Arm] = {}
+    by_identity: dict[str, Arm] = {}
     for run in runs:
         data = run.provenance[-1]["manifest_sha256"] if run.provenance else ""
-        arm = found.setdefault(json.dumps([identity(run.config), data], sort_keys=True), Arm("", run.config, data))
+        arm = by_identity.setdefault(
+            json.dumps([identity(run.config), data], sort_keys=True), Arm("", run.config, data)
+        )
         arm.runs.setdefault(run.config.train.seed, run)
-    arms = list(found.values())
+    arms = list(by_identity.values())
     seedless = {str(i): replace(arm.config, train=replace(arm.config.train, seed=0)) for i, arm in enumerate(arms)}
     labelled = labels(seedless)
     several = len({arm.data for arm in arms}) > 1

@@ -85,13 +85,13 @@ class Claim:
 
         All must agree to confirm (the largest p); one is enough to refute (the smallest, times their number).
         """
-        found = {
+        every = {
             ALIKE: [quantity.p_alike for quantity in self.quantities],
             CONFIRMED: [quantity.p_confirmed for quantity in self.quantities],
             REFUTED: [quantity.p_refuted for quantity in self.quantities],
         }
-        tested = {verdict: [p for p in values if not math.isnan(p)] for verdict, values in found.items()}
-        whole = {verdict: values for verdict, values in tested.items() if values and len(values) == len(found[verdict])}
+        tested = {verdict: [p for p in values if not math.isnan(p)] for verdict, values in every.items()}
+        whole = {verdict: values for verdict, values in tested.items() if values and len(values) == len(every[verdict])}
         joint = {verdict: max(values) for verdict, values in whole.items() if verdict != REFUTED}
         refuted = tested[REFUTED]
         return joint | ({REFUTED: min(1.0, len(refuted) * min(refuted))} if refuted else {})
@@ -171,14 +171,14 @@ def of_networks(arms: list[Arm], metric: str) -> list[Claim]:
 def of_attention(arms: list[Arm], metric: str) -> list[Claim]:
     """What attention does to PSNR; both kinds at once were not tried."""
     none = {"model__attention": "none"}
-    found = []
+    claims = []
     for kind in ("channel", "spatial"):
         text, fields = f"{kind} attention", {"model__attention": kind}
         redcnn = better(arms, {"model__name": "redcnn"} | fields, none, metric, above=False, threshold=MATTERS_DB)
         unet = better(arms, {"model__name": "unet"} | fields, none, metric, above=False, matters=MATTERS_DB)
-        found.append(Claim(f"RED-CNN gains nothing from {text}", "within 0.02 dB of the network without", redcnn))
-        found.append(Claim(f"U-Net loses by {text}", "a loss, between arms that also differed in batch norm", unet))
-    return found
+        claims.append(Claim(f"RED-CNN gains nothing from {text}", "within 0.02 dB of the network without", redcnn))
+        claims.append(Claim(f"U-Net loses by {text}", "a loss, between arms that also differed in batch norm", unet))
+    return claims
 
 
 def of_depth(arms: list[Arm], patients: int) -> list[Claim]:
@@ -245,7 +245,7 @@ def prefers(run: Run, what: str, stage: int) -> float:
 
 def of_gates(arms: list[Arm]) -> list[Claim]:
     """At which depth a gate's choice matters: what is lost when it is replaced by its mean (evaluate.py --ablate)."""
-    found = []
+    claims = []
     for name, network, shallow in (("redcnn", "RED-CNN", True), ("unet", "U-Net", False)):
         for kind in ("channel", "spatial"):
             quantities = [
@@ -262,19 +262,19 @@ def of_gates(arms: list[Arm]) -> list[Claim]:
             ]
             where = "shallow" if shallow else "deep"
             text = f"the choice of {network}'s {kind} gates matters most at {where} depth"
-            found.append(Claim(text, "statistics of the gates by depth", quantities))
-    return found
+            claims.append(Claim(text, "statistics of the gates by depth", quantities))
+    return claims
 
 
 def losses_by_depth(arm: Arm) -> dict[float, list[float]]:
     """What is lost by replacing a stage's gate by its mean: mean over patients, of every seed, by relative depth."""
     deepest = max(1, models.describe(arm.config.model).stages - 1)
-    found: dict[float, list[float]] = {}
+    by_depth: dict[float, list[float]] = {}
     for run in arm.runs.values():
         for stage in sorted(run.ablation):
             loss = float(np.mean(list(run.ablation[stage].values())))
-            found.setdefault((stage - 1) / deepest, []).append(loss)
-    return found
+            by_depth.setdefault((stage - 1) / deepest, []).append(loss)
+    return by_depth
 
 
 def losses(arm: Arm, stage: int) -> dict[int, dict[str, float]]:

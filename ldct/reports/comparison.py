@@ -72,12 +72,12 @@ def gather(roots: list[Path], split: str) -> list[Run]:
     ]
     contents = {name: reader.contents(folder) for name, folder in zip(unique, folders, strict=True)}
     labelled = labels({name: fields["config"] for name, fields in contents.items()})
-    found = []
+    gathered = []
     for name, fields in contents.items():
         evaluation = results.load(fields["folder"], split)
         losses = ablation.load(fields["folder"], evaluation)
-        found.append(Run(name=name, label=labelled[name], evaluation=evaluation, ablation=losses, **fields))
-    return found
+        gathered.append(Run(name=name, label=labelled[name], evaluation=evaluation, ablation=losses, **fields))
+    return gathered
 
 
 def joined(runs: list[Run]) -> Evaluation | None:

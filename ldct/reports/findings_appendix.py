@@ -120,13 +120,13 @@ def depths(findings: Findings, charts: dict[str, str], stem: str) -> list[str]:
     tabled = {"ablation": ("loss with its mean in place of a stage's gate (dB)", losses_by_depth)}
     tabled |= {name: (text, partial(statistic, name)) for name, text in MAPS.items()}
     for name, (text, points) in tabled.items():
-        found = {arm.label: values for arm in findings.arms if (values := points(arm))}
-        if not found:
+        by_label = {arm.label: values for arm in findings.arms if (values := points(arm))}
+        if not by_label:
             continue
-        every = sorted({depth for values in found.values() for depth in values})
+        every = sorted({depth for values in by_label.values() for depth in values})
         rows = [
             [label, *(spread(values.get(depth, []), 3) for depth in every), agreement(values)]
-            for label, values in found.items()
+            for label, values in by_label.items()
         ]
         head = ["", *(f"depth {depth:.2f}" for depth in every), "agreement"]
         lines += [f"{text[0].upper()}{text[1:]}:", "", *table(head, rows), f"![{text} by depth]({stem}-{name}.svg)", ""]

@@ -75,20 +75,20 @@ def curves(
     """One curve per arm through the means over seeds, with their SD; empty where no arm has points."""
     drawn = []
     for number, arm in enumerate(findings.arms):
-        found = points(arm)
-        means, sd = ([float(f(values)) for values in found.values()] for f in (np.mean, np.std))
-        drawn.append(Curve(arm.label, charts.look(number), list(found), means, sd))
+        by_x = points(arm)
+        means, sd = ([float(f(values)) for values in by_x.values()] for f in (np.mean, np.std))
+        drawn.append(Curve(arm.label, charts.look(number), list(by_x), means, sd))
     drawn = [curve for curve in drawn if curve.x]
     return charts.curves(name, drawn, x, y, log=log) if drawn else ""
 
 
 def statistic(name: str, arm: Arm) -> dict[float, list[float]]:
     """An attention statistic of every seed by relative depth."""
-    found: dict[float, list[float]] = {}
+    by_depth: dict[float, list[float]] = {}
     for profile in arm.profiles(name):
         for depth, value in profile.items():
-            found.setdefault(depth, []).append(value)
-    return dict(sorted(found.items()))
+            by_depth.setdefault(depth, []).append(value)
+    return dict(sorted(by_depth.items()))
 
 
 def followed(findings: Findings) -> dict[str, tuple[str, str]]:
@@ -106,12 +106,12 @@ def over_groups(arm: Arm, name: str, size: int) -> dict[int, list[float]]:
 
     Step 0 is before the first group.
     """
-    found: dict[int, list[float]] = {}
+    means: dict[int, list[float]] = {}
     for run in arm.runs.values():
         groups: dict[int, list[float]] = {}
         for step, value in zip(*run.curve(name), strict=True):
             if step > 0:
                 groups.setdefault((step - 1) // size, []).append(value)
         for number, values in groups.items():
-            found.setdefault(number, []).append(float(np.mean(values)))
-    return dict(sorted(found.items()))
+            means.setdefault(number, []).append(float(np.mean(values)))
+    return dict(sorted(means.items()))

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ldct import config as configuration
+from ldct.evaluation.baselines import LOW
 from ldct.evaluation.extremes import WHICH
 from ldct.evaluation.results import REGION, Evaluation
 from ldct.metrics import names, protocols, registry
@@ -131,8 +132,8 @@ def ranking(page: Page) -> list[dict[str, Any]]:
 
 def extremes(page: Page) -> list[tuple[Row, list[viewer.Extreme]]]:
     """The median and the worst slice of each method."""
-    found = viewer.extremes(page.evaluation, page.rows) if page.evaluation else []
-    pairs = [(row, [extreme for extreme in found if extreme.method == row.name]) for row in page.rows]
+    extremes = viewer.extremes(page.evaluation, page.rows) if page.evaluation else []
+    pairs = [(row, [extreme for extreme in extremes if extreme.method == row.name]) for row in page.rows]
     return [(row, both) for row, both in pairs if both]
 
 
@@ -171,7 +172,10 @@ def physics(page: Page) -> tuple[list[registry.Metric], list[dict[str, Any]]]:
     lines = []
     for row in page.rows:
         estimates = [row.values[metric.key] for metric in metrics]
-        flagged = [bool(registry.outside({metric.key: e.mean})) for metric, e in zip(metrics, estimates, strict=True)]
+        flagged = [
+            row.name != LOW and bool(registry.outside({metric.key: estimate.mean}))
+            for metric, estimate in zip(metrics, estimates, strict=True)
+        ]
         texts = [tables.cell(estimate, metric.key) for metric, estimate in zip(metrics, estimates, strict=True)]
         means = [estimate.mean for estimate in estimates]
         lines.append({"row": row, "cells": list(zip(texts, means, flagged, strict=True))})

@@ -68,15 +68,15 @@ def matrix(evaluation: Evaluation, rows: list[Row]) -> tuple[list[str], list[tup
     """The tests as a table: its columns, and for each run a test or nothing in each."""
     runs = [row for row in rows if row.is_run]
     columns = [*baselines.NAMES] + [runs[0].label] * (len(runs) > 1)
-    found = {(test.row.name, test.against): test for test in tests(evaluation, rows)}
-    return columns, [(row, [found.get((row.name, column)) for column in columns]) for row in runs]
+    by_pair = {(test.row.name, test.against): test for test in tests(evaluation, rows)}
+    return columns, [(row, [by_pair.get((row.name, column)) for column in columns]) for row in runs]
 
 
 def note(evaluation: Evaluation, rows: list[Row]) -> str:
     """What was tested and how, or why nothing could be."""
     metric = registry.find(registry.RANKING)
     what = f"{metric.label} difference in {metric.unit}, {evaluation.protocols[0]}, mean over patients"
-    made = [test for test in tests(evaluation, rows) if not math.isnan(test.p)]
+    tested = [test for test in tests(evaluation, rows) if not math.isnan(test.p)]
     patients = len(evaluation.patients)
     if patients < intervals.LEAST_PATIENTS:
         plural = "s" if patients > 1 else ""
@@ -84,7 +84,7 @@ def note(evaluation: Evaluation, rows: list[Row]) -> str:
             f"{what}; not tested: {patients} patient{plural}, a test needs {intervals.LEAST_PATIENTS} "
             "(slices of one patient resemble each other and do not count as so many)"
         )
-    count = len(made)
+    count = len(tested)
     return (
         f"{what}, ± half its 95 % interval; paired t test over {patients} patients, two-sided, p corrected for "
         f"{count} test{'s' if count != 1 else ''} (Holm)"

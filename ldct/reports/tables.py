@@ -39,7 +39,7 @@ class Row:
     @property
     def speed(self) -> str:
         """Slices per second for a table."""
-        return f"{self.slices_per_s:.1f}" if math.isfinite(self.slices_per_s) else "-"
+        return f"{self.slices_per_s:.3g}" if math.isfinite(self.slices_per_s) else "-"
 
     @property
     def unlike_ct(self) -> list[str]:

@@ -47,13 +47,13 @@ class Extreme:
 def extremes(evaluation: Evaluation, rows: list[Row]) -> list[Extreme]:
     """The median and the worst slice of every method by registry.JUDGED under the ranking protocol."""
     protocol = evaluation.protocols[0]
-    metric, found = registry.find(registry.JUDGED), []
+    metric, chosen = registry.find(registry.JUDGED), []
     for row in rows:
         slices = median_and_worst(evaluation.get(row.name).slices, protocol)
         for which, measured in zip(WHICH, slices, strict=False):
             text = f"{metric.text(measured.values[name_under(protocol, metric.key)])} {metric.unit}".strip()
-            found.append(Extreme(row.name, which, measured.key, text))
-    return found
+            chosen.append(Extreme(row.name, which, measured.key, text))
+    return chosen
 
 
 def content(evaluation: Evaluation, rows: list[Row]) -> dict[str, Any] | None:

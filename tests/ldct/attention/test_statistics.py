@@ -36,14 +36,14 @@ def smooth_images(number, size=40):
 
 
 def weights_of(model, images):
-    """{place: (channel weights (B, C), spatial maps (B, h, w))} of the gates, read one by one."""
+    """{stage: (channel weights (B, C), spatial maps (B, h, w))} of the gates, read one by one."""
     seen = {}
     hooks = []
-    for place, gate in model.gates.items():
+    for stage, gate in model.gates.items():
         for kind, part in gate.named_children():
             hooks.append(
                 part.sigmoid.register_forward_hook(
-                    lambda module, inputs, out, key=(int(place), kind): seen.update({key: out.numpy().squeeze()})
+                    lambda module, inputs, out, key=(int(stage), kind): seen.update({key: out.numpy().squeeze()})
                 )
             )
     with torch.no_grad():
@@ -56,19 +56,19 @@ def weights_of(model, images):
 @pytest.mark.parametrize("name", ["redcnn", "unet"])
 def test_statistics_by_numpy(name):
     model, images = network(name), smooth_images(5)
-    with torch.no_grad(), collect(model) as found:
+    with torch.no_grad(), collect(model) as collector:
         model(images)
-    stats, histograms = found.stats(), found.histograms()
+    stats, histograms = collector.stats(), collector.histograms()
     seen = weights_of(model, images)
-    places = range(1, len(model.stages) + 1)
-    assert {key.split("/")[1] for key in stats} == set(map(str, places))
-    for place in places:
-        weights, maps = seen[place, "channel"].astype(np.float64), seen[place, "spatial"].astype(np.float64)
+    stages = range(1, len(model.stages) + 1)
+    assert {key.split("/")[1] for key in stats} == set(map(str, stages))
+    for stage in stages:
+        weights, maps = seen[stage, "channel"].astype(np.float64), seen[stage, "spatial"].astype(np.float64)
         shares = weights / weights.sum(1, keepdims=True)
         entropy = -(shares * np.log(shares)).sum(1) / math.log(weights.shape[1])
         counts, _ = np.histogram(weights, BINS, (0, 1))
         wanted = {
-            "depth": (place - 1) / (len(model.stages) - 1),
+            "depth": (stage - 1) / (len(model.stages) - 1),
             "channel_mean": weights.mean(),
             "channel_sd": weights.std(1).mean(),
             "channel_entropy": entropy.mean(),
@@ -78,15 +78,15 @@ def test_statistics_by_numpy(name):
             "spatial_sd": maps.std((1, 2)).mean(),
         }
         for look, stat in ((edges, "spatial_edges"), (texture, "spatial_texture")):
-            like = on_features(model, place, look(images))[:, 0].numpy()
+            like = on_features(model, stage, look(images))[:, 0].numpy()
             pairs = zip(maps, like, strict=True)
             wanted[stat] = np.mean([np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in pairs])
-        assert {f"attention/{place}/{stat}" for stat in wanted} == {k for k in stats if k.split("/")[1] == str(place)}
+        assert {f"attention/{stage}/{stat}" for stat in wanted} == {k for k in stats if k.split("/")[1] == str(stage)}
         for stat, value in wanted.items():
-            assert stats[f"attention/{place}/{stat}"] == pytest.approx(value, abs=1e-5), stat
-        assert histograms[f"attention/{place}/channel_histogram"] == pytest.approx(counts / counts.sum(), abs=1e-6)
+            assert stats[f"attention/{stage}/{stat}"] == pytest.approx(value, abs=1e-5), stat
+        assert histograms[f"attention/{stage}/channel_histogram"] == pytest.approx(counts / counts.sum(), abs=1e-6)
     json.dumps(stats)
-    assert max(stats[f"attention/{place}/channel_over_0.9"] for place in places) > 0
+    assert max(stats[f"attention/{stage}/channel_over_0.9"] for stage in stages) > 0
 
 
 def test_known_gates():
@@ -94,15 +94,15 @@ def test_known_gates():
     model = network(attention="both")
     for gate in model.gates.values():
         gate.channel.sigmoid, gate.spatial.sigmoid = Ones(), Ones()
-    with torch.no_grad(), collect(model) as found:
+    with torch.no_grad(), collect(model) as collector:
         model(smooth_images(2))
-    stats = found.stats()
+    stats = collector.stats()
     assert stats["attention/2/channel_mean"] == stats["attention/2/channel_over_0.9"] == 1
     assert stats["attention/2/channel_sd"] == stats["attention/2/channel_under_0.1"] == 0
     assert stats["attention/2/channel_entropy"] == pytest.approx(1)
     assert stats["attention/2/spatial_sd"] == 0
     assert "attention/2/spatial_edges" not in stats
-    assert found.histograms()["attention/2/channel_histogram"] == [0] * (BINS - 1) + [1]
+    assert collector.histograms()["attention/2/channel_histogram"] == [0] * (BINS - 1) + [1]
 
 
 class Ones(torch.nn.Module):
@@ -119,9 +119,9 @@ def test_one_open_channel_of_many():
 
     model = network(attention="channel")
     model.gates["1"].channel.sigmoid = One()
-    with torch.no_grad(), collect(model) as found:
+    with torch.no_grad(), collect(model) as collector:
         model(smooth_images(2))
-    stats = found.stats()
+    stats = collector.stats()
     assert stats["attention/1/channel_entropy"] == 0
     assert stats["attention/1/channel_sd"] == pytest.approx(math.sqrt(15) / 16)
     assert stats["attention/1/channel_under_0.1"] == pytest.approx(15 / 16)
@@ -132,32 +132,32 @@ def test_batches_and_processes_add_up():
     with torch.no_grad():
         with collect(model) as whole:
             model(images)
-        with collect(model) as one:
+        with collect(model) as first:
             model(images[:4])
             model(images[4:5])
-        with collect(model) as two:
+        with collect(model) as second:
             model(images[5:])
-    one.sums += two.sums
-    assert one.stats() == pytest.approx(whole.stats(), abs=1e-6)
-    assert one.histograms()["attention/1/channel_histogram"] == pytest.approx(
+    first.sums += second.sums
+    assert first.stats() == pytest.approx(whole.stats(), abs=1e-6)
+    assert first.histograms()["attention/1/channel_histogram"] == pytest.approx(
         whole.histograms()["attention/1/channel_histogram"]
     )
 
 
 def test_nothing_is_hooked_outside():
     model = network()
-    with collect(model) as found:
+    with collect(model) as collector:
         assert any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
         model(smooth_images(1))
-    before = found.sums.clone()
+    before = collector.sums.clone()
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
     model(smooth_images(1))
-    assert torch.equal(found.sums, before)
+    assert torch.equal(collector.sums, before)
     plain = network(attention="none")
-    with collect(plain) as found:
+    with collect(plain) as collector:
         assert not any(part._forward_hooks or part._forward_pre_hooks for part in plain.modules())
         plain(smooth_images(1))
-    assert found.stats() == {} and found.histograms() == {}
+    assert collector.stats() == {} and collector.histograms() == {}
 
 
 def test_training_is_not_changed():
@@ -165,7 +165,7 @@ def test_training_is_not_changed():
     plain = torch.autograd.grad(model(images).square().mean(), list(model.parameters()))
     with collect(model):
         counted = torch.autograd.grad(model(images).square().mean(), list(model.parameters()))
-    assert all(torch.equal(one, two) for one, two in zip(plain, counted, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(plain, counted, strict=True))
 
 
 def test_local_pooling_averages_over_the_windows():
@@ -182,15 +182,15 @@ def test_local_pooling_averages_over_the_windows():
 
 def test_images_count_the_same_whatever_their_size():
     model, small, large = network(attention="channel"), smooth_images(1, 20), smooth_images(1, 60)
-    found = []
+    rows = []
     for images in ([small], [large], [small, large]):
         with collect(model) as collector:
             for image in images:
                 denoise(model, image, 20, "local")
         values = torch.tensor(list(collector.stats().values()))
-        found.append(torch.cat([values, torch.tensor(list(collector.histograms().values())).flatten()]))
-    assert not torch.allclose(found[0], found[1], atol=1e-3)
-    torch.testing.assert_close(found[2], (found[0] + found[1]) / 2)
+        rows.append(torch.cat([values, torch.tensor(list(collector.histograms().values())).flatten()]))
+    assert not torch.allclose(rows[0], rows[1], atol=1e-3)
+    torch.testing.assert_close(rows[2], (rows[0] + rows[1]) / 2)
 
 
 @pytest.mark.parametrize("attention", ["channel", "spatial"])
@@ -216,14 +216,14 @@ def test_edges_and_texture():
 
 
 def test_maps_lie_over_the_input():
-    """A map that is the input itself, as the features at that place see it, correlates fully; shifted, it does not."""
-    for name, place, size in (("redcnn", 3, 40), ("unet", 2, 37)):
+    """A map that is the input itself, as the features at that stage see it, correlates fully; shifted, it does not."""
+    for name, stage, size in (("redcnn", 3, 40), ("unet", 2, 37)):
         model = network(name, kernel=3, depth=3)
         image = torch.randn(1, 1, size, size)
         seen = []
-        model.encoder[place - 1].register_forward_hook(lambda module, inputs, out, seen=seen: seen.append(out.shape))
+        model.encoder[stage - 1].register_forward_hook(lambda module, inputs, out, seen=seen: seen.append(out.shape))
         model(image)
-        there = on_features(model, place, image)
+        there = on_features(model, stage, image)
         assert there.shape[-2:] == seen[0][-2:]
         if name == "redcnn":
             assert torch.equal(there, image[..., 3:-3, 3:-3])
@@ -239,9 +239,9 @@ def test_correlation():
 
 def test_one_stage_has_depth_zero():
     model = network(attention="channel", depth=1)
-    with torch.no_grad(), collect(model) as found:
+    with torch.no_grad(), collect(model) as collector:
         model(smooth_images(1))
-    assert found.stats()["attention/1/depth"] == 0
+    assert collector.stats()["attention/1/depth"] == 0
 
 
 @pytest.mark.parametrize("attention", ["none", "channel", "both"])
