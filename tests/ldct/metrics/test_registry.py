@@ -1,8 +1,9 @@
 import math
 
 import pytest
+from conftest import ROOT
 
-from ldct.metrics import registry
+from ldct.metrics import protocols, registry
 
 
 def test_names_of_results_in_the_order_of_columns():
@@ -34,3 +35,14 @@ def test_what_is_outside_its_range_is_said_with_the_range():
     assert registry.outside({"texture/high_band": math.nan}) == []
     assert registry.outside({"texture/high_band": 0.05}) == ["smoothed: high band 0.05, expected 0.20 to 2.00"]
     assert registry.outside({"texture/high_band": 6.2}) == ["noisy: high band 6.20, expected 0.20 to 2.00"]
+
+
+def test_the_documentation_has_every_metric_and_protocol_in_its_words():
+    text = (ROOT / "docs" / "metrics.md").read_text()
+    for metric in registry.METRICS:
+        better = {True: "more", False: "less", None: "-"}[metric.higher_is_better]
+        expected = "-" if metric.expected is None else f"{metric.expected[0]:g} to {metric.expected[1]:g}"
+        name = f"PROTOCOL/{metric.key}" if metric.per_protocol else metric.key
+        assert f"| `{name}` | {metric.unit or '-'} | {better} | {expected} | {metric.definition} |\n" in text
+    for name in protocols.names():
+        assert f"| `{name}` | {protocols.get(name).text} |\n" in text
