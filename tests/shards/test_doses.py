@@ -9,7 +9,7 @@ import pydicom
 import pytest
 from phantom import make_dataset
 
-from shards import build, pairing_report
+from shards import build, dose_comparison
 
 
 @pytest.fixture
@@ -113,6 +113,6 @@ def test_level_difference_is_that_of_the_tissue_alone():
     full = np.full((128, 128), 50)
     full[:64] = -100
     low = full + np.where(full == 50, 7, -3)
-    assert pairing_report.level_difference(full, low, pairing_report.SOFT) == 7
-    assert pairing_report.level_difference(full, low, pairing_report.FAT) == -3
-    assert np.isnan(pairing_report.level_difference(full, low, (500, 600)))
+    assert dose_comparison.level_difference(full, low, dose_comparison.SOFT) == 7
+    assert dose_comparison.level_difference(full, low, dose_comparison.FAT) == -3
+    assert np.isnan(dose_comparison.level_difference(full, low, (500, 600)))
