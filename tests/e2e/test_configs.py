@@ -96,7 +96,7 @@ def test_dry_run_describes_the_network_and_its_data(tiny_shards):
     assert lines["parameters"] == "1,854,625, 5,760 of them attention's"  # 1,152 at each of five places
     assert lines["receptive field"] == "41 x 41 pixels"
     assert lines["encoder stages"].startswith("5,")
-    assert lines["budget"] == "16 steps of 8 pairs: 128 pairs"
+    assert lines["budget"] == "16 steps of 8 patches: 128 patches"
     assert lines["data"] == "128 tiles of 55 x 55: 1.0 epochs"
 
 
