@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ldct.metrics import edges, fidelity, noise_texture, tissue
+from ldct.metrics import edges, fidelity, noise_texture, observer, tissue
 from ldct.metrics.names import metric as name_under
 from ldct.metrics.protocols import Protocol
 from ldct.metrics.slice_pair import Clipped, SlicePair
@@ -191,6 +191,18 @@ METRICS = (
         edges.residual_follows_edges,
         per_protocol=False,
         needs="a body and something removed",
+    ),
+    Metric(
+        "observer/disc",
+        "d' of a disc",
+        "",
+        2,
+        True,
+        "detectability of a disc of 5 mm and 10 HU in flat soft tissue by a non-prewhitening observer, from transfer "
+        "function and noise power spectrum (Samei 2019, Med Phys 46:e735)",
+        observer.disc_detectability,
+        per_protocol=False,
+        needs="flat soft tissue and edges of high contrast",
     ),
     Metric(
         "body/rmse",

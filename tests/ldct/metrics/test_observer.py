@@ -1,0 +1,48 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from ldct.metrics.observer import disc_detectability
+from ldct.metrics.slice_pair import SlicePair
+
+
+def phantom(size=512):
+    """Flat soft tissue beside discs of bone, whose edges are a pixel wide; noiseless HU."""
+    y, x = np.mgrid[:size, :size]
+    image = np.full((size, size), 50.0)
+    for row in range(40, size // 2, 48):
+        for column in range(40, size, 48):
+            image[(y - row) ** 2 + (x - column) ** 2 < 12**2] = 1000
+    return ndimage.gaussian_filter(image, 0.5)
+
+
+def noise(sd, seed):
+    return np.random.default_rng(seed).normal(0, sd, (512, 512))
+
+
+@pytest.mark.parametrize(("sd", "spacing"), [(10, 0.7), (20, 0.7), (10, 0.5)])
+def test_in_white_noise_it_is_the_matched_filters(sd, spacing):
+    """d' = contrast * sqrt(area) / (SD * side of a pixel), by Parseval."""
+    full = phantom()
+    expected = 10 * math.sqrt(math.pi * 2.5**2) / (sd * spacing)
+    assert disc_detectability(SlicePair(full + noise(sd, 1), full, spacing)) == pytest.approx(expected, rel=0.05)
+
+
+def test_a_blur_of_white_noise_gains_little_where_half_the_noise_gains_double():
+    """Blurring takes the disc's own frequencies with the noise's: no more than a matched filter sees."""
+    full, grain = phantom(), noise(20, 2)
+    noisy, blurred, halved = (
+        disc_detectability(SlicePair(output, full, 0.7))
+        for output in (full + grain, ndimage.gaussian_filter(full + grain, 2), full + grain / 2)
+    )
+    assert halved == pytest.approx(2 * noisy, rel=0.01)
+    assert blurred < 1.3 * noisy
+
+
+def test_what_it_needs_is_missing():
+    full = phantom()
+    assert math.isnan(disc_detectability(SlicePair(full + noise(10, 3), full)))
+    flat = np.full((512, 512), 50.0)
+    assert math.isnan(disc_detectability(SlicePair(flat + noise(10, 3), flat, 0.7)))
