@@ -93,11 +93,11 @@ def test_dry_run_describes_the_network_and_its_data(tiny_shards):
         f"--data.shards={tiny_shards}", "--data.min_body=0", "--train.steps=16", "--train.global_batch=8",
     )  # fmt: skip
     lines = {line[:17].strip(): line[17:] for line in done.stdout.splitlines()}
-    assert lines["parameters"] == "1,854,625, 5,760 of them attention's"  # 1,152 at each of five places
+    assert lines["parameters"] == "1,854,625, 5,760 of them attention's"  # 1,152 at each of five stages
     assert lines["receptive field"] == "41 x 41 pixels"
     assert lines["encoder stages"].startswith("5,")
     assert lines["budget"] == "16 steps of 8 patches: 128 patches"
-    assert lines["data"] == "128 tiles of 55 x 55: 1.0 epochs"
+    assert lines["data"] == "128 patches of 55 x 55: 1.0 epochs"
 
 
 def test_dry_run_of_what_cannot_be_is_one_line():
