@@ -41,7 +41,7 @@ def write_denoised(
         Takes the patient out of the header.
     """
     dataset = derive(source, hu, made_by, f"{source.series_uid or source.path.parent} {made_by}", number)
-    original = read_file(source.path)
+    original = read_file(source.path, stop_before_pixels=source.frame is not None)  # a frame is read by itself
     identify(dataset, original, source.frame, name)
     pixels = original.pixel_array if source.frame is None else pixel_array(source.path, index=source.frame)
     if source.frame is None:
