@@ -25,13 +25,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("source", nargs="?", type=Path, metavar="IN", help="folder with DICOM series, at any depth")
     parser.add_argument("out", nargs="?", type=Path, metavar="OUT", help="folder to write to; run again, it goes on")
     parser.add_argument("--strength", type=float, default=1.0, help="0 = the input, 1 = fully denoised (%(default)s)")
-    parser.add_argument(
-        "--deidentify", type=Path, metavar="KEY", help="headers without the patient; KEY: file of a secret"
-    )
+    parser.add_argument("--deidentify", type=Path, metavar="KEY", help="no patient in headers; KEY: file of a secret")
     parser.add_argument("--force", action="store_true", help="also what is far from what the network was trained on")
-    parser.add_argument(
-        "--export", type=Path, metavar="FILE", help="write the network as one file: NAME.pt2 or NAME.onnx"
-    )
+    parser.add_argument("--export", type=Path, metavar="FILE", help="write the network as one file, .pt2 or .onnx")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     return parser.parse_args()
 
@@ -43,11 +39,11 @@ def main() -> None:
         raise InputError("expected IN and OUT, or --export FILE; --help shows examples")
     from ldct.device import device_name, keep_freed, pick_device
     from ldct.inference import pretrained  # --help and a typo need no torch
-    from ldct.inference.denoiser import Blended, Denoiser
+    from ldct.inference.denoiser import Blended
     from ldct.inference.dicom import denoise_series
     from ldct.inference.export import export, open_model
     from ldct.inference.guard import check
-    from ldct.inference.series import find_series, first_few, uneven
+    from ldct.inference.series import find_series, oddities
     from shards.deidentify import Deidentifier
 
     keep_freed()
@@ -55,21 +51,16 @@ def main() -> None:
     path = pretrained.find(options.model) if options.model else options.run
     network = open_model(path, device)
     if options.export:
-        if not isinstance(network, Denoiser):
-            raise InputError(f"--export needs a network or a run folder, {path} is an exported model already")
         export(network, options.export)
         print(f"{options.export}: {network.about}")
     if not (options.source and options.out):
         return
     series, passed_over = find_series(options.source, options.out)
-    for reason, paths in passed_over.items():
-        print(f"passed over {len(paths)} file{'s' * (len(paths) > 1)}: {reason}: {first_few(paths)}")
-    for each in series:
-        for line in uneven(each.slices):
-            print(f"{each.slices[0].path.parent}: {line}")
+    lines = oddities(series, passed_over)
     if options.model:
-        series, lines = check(series, pretrained.read_card(path), options.force)
-        print(*lines, sep="\n", flush=True)
+        series, measured = check(series, pretrained.read_card(path), options.force)
+        lines += measured
+    print("".join(f"{line}\n" for line in lines), end="", flush=True)
     deidentifier = Deidentifier(options.deidentify) if options.deidentify else None
     series = [dataclasses.replace(each, numbered=deidentifier is not None) for each in series]
     model = network if options.strength == 1 else Blended(network, options.strength)

@@ -76,7 +76,7 @@ def _exportable(model: Network, patch: int) -> Network:
     return model
 
 
-def export(denoiser: Denoiser, path: Path) -> None:
+def export(denoiser: "Denoiser | Exported", path: Path) -> None:
     """Write ``denoiser`` as one file, HU to HU, float32 (B, 1, H, W), of any number and size of slices.
 
     ``NAME.onnx`` is ONNX, in fp32, for onnxruntime; any other name is in torch.export's format.
@@ -84,8 +84,10 @@ def export(denoiser: Denoiser, path: Path) -> None:
     Raises
     ------
     InputError
-        If the file cannot be written, or ONNX's packages are not installed.
+        If the file cannot be written, ONNX's packages are not installed, or ``denoiser`` is an exported model already.
     """
+    if isinstance(denoiser, Exported):
+        raise InputError(f"--export needs a network or a run folder; {denoiser.name} is an exported model already")
     about = {
         "name": denoiser.name,
         "about": denoiser.about,

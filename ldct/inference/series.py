@@ -124,6 +124,15 @@ def uneven(slices: list[Slice]) -> list[str]:
     return lines
 
 
+def oddities(series: list[Series], passed_over: dict[str, list[Path]]) -> list[str]:
+    """What a person should know of the files that ``find_series`` found: passed over, gaps and doubles."""
+    lines = [
+        f"passed over {len(paths)} file{'s' * (len(paths) > 1)}: {reason}: {first_few(paths)}"
+        for reason, paths in passed_over.items()
+    ]
+    return lines + [f"{each.slices[0].path.parent}: {line}" for each in series for line in uneven(each.slices)]
+
+
 def is_done(series: Series, made_by: str) -> bool:
     """Whether every slice of ``series`` is there, whole, with the DerivationDescription ``made_by``.
 

@@ -40,7 +40,7 @@ def test_the_files_hold_the_pixels_that_evaluate_measured(run, tiny_shards, tmp_
         if record.key in measured:
             np.testing.assert_array_equal(files[record.z], measured[record.key])
             compared += 1
-    assert compared == len(measured) == 2
+    assert compared == len(measured) == 4
     again = run_command("launch/denoise.py", "--run", run, tmp_path / "dicom", tmp_path / "out")
     assert "0 of 8 slices" in again.stdout
 
