@@ -53,6 +53,14 @@ def full_precision() -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that the device's memory does not suffice; cuDNN and cuBLAS have errors of their own."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    signs = ("CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory", "not enough memory")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
 def keep_freed() -> None:
     """Let this process keep the memory it frees, to use it again.
 

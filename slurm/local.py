@@ -13,7 +13,7 @@ from typing import Any
 import submitit
 
 from ldct.runs import folder as runs
-from shards.common.command import Progress
+from shards.common.command import InputError, Progress
 from slurm import submission
 from slurm.cluster import Cluster, cores, local_parallelism
 from slurm.job import Train
@@ -42,7 +42,8 @@ class Local:
 
     def __init__(self, cluster: Cluster, sweep: Path, code: Path) -> None:
         self.cluster, self.sweep, self.code = cluster, sweep, code
-        self.slots = local_parallelism(cluster)
+        self.gpus = gpus_here() if cluster.gpus_per_node else []
+        self.slots = slots(cluster, self.gpus)
         self.busy: dict[str, tuple[int, Submission, str]] = {}
         self.jobs: list[Any] = []  # submitit's, kept so that ended controllers are reaped
 
@@ -73,14 +74,14 @@ class Local:
                 progress.update(max(0, steps - progress.done), f"{len(self.busy)} running, {len(waiting)} waiting")
 
     def _start(self, run: Run) -> None:
-        slot = min(set(range(self.slots + len(self.busy))) - {used for used, *_ in self.busy.values()})
+        slot = min(set(range(self.slots)) - {used for used, *_ in self.busy.values()})
         cluster = self.cluster
         executor = submitit.LocalExecutor(self.logs, max_num_timeout=cluster.max_requeues, python=cluster.python)
         gpus = cluster.gpus_per_node
         executor.update_parameters(
             tasks_per_node=cluster.tasks_per_node,
             gpus_per_node=gpus,
-            visible_gpus=list(range(slot * gpus, (slot + 1) * gpus)),
+            visible_gpus=self.gpus[slot * gpus : (slot + 1) * gpus],
             timeout_min=cluster.time_min,
             signal_delay_s=cluster.signal_lead_s,
         )
@@ -115,6 +116,44 @@ class Local:
                 for job in self.jobs:
                     job.get_info()
                 self.busy = {k: v for k, v in self.busy.items() if submission.local_alive(*v[1:])}
+
+
+def gpus_here() -> list[int]:
+    """Numbers of the GPUs that this process may use: CUDA_VISIBLE_DEVICES where it is set, else all of the machine.
+
+    Raises
+    ------
+    InputError
+        If CUDA_VISIBLE_DEVICES names them in another way: submitit passes on numbers.
+    """
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if told is None:
+        import torch  # takes seconds, and few sweeps here have GPUs
+
+        return list(range(torch.cuda.device_count()))
+    try:
+        return [int(number) for number in told.split(",") if number.strip()]
+    except ValueError:
+        raise InputError(f"CUDA_VISIBLE_DEVICES: expected numbers, as in 0,1, found {told!r}; set it so") from None
+
+
+def slots(cluster: Cluster, gpus: list[int]) -> int:
+    """Runs at once: as many as the cluster's file or the cores say, and no more than there are GPUs for.
+
+    Raises
+    ------
+    InputError
+        If there are not even GPUs for one run: it would train on the CPU without a word.
+    """
+    wanted = local_parallelism(cluster)
+    if not cluster.gpus_per_node:
+        return wanted
+    if len(gpus) < cluster.gpus_per_node:
+        raise InputError(
+            f"gpus_per_node: expected at most the {len(gpus)} GPUs that this machine shows, found "
+            f"{cluster.gpus_per_node}; lower it, or set it to 0 to train on the CPU"
+        )
+    return min(wanted, len(gpus) // cluster.gpus_per_node)
 
 
 @contextmanager

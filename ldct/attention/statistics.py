@@ -5,6 +5,7 @@ the weights across channels is large where it does. At a stage with spatial atte
 (the input's gradient magnitude) or texture (its local standard deviation).
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,8 +36,9 @@ TEXTURE_WINDOW = 7
 class Collector:
     """Sums over the images seen, made by ``collect``.
 
-    Every image counts the same, however the images were batched. ``sums`` is one float64 tensor on the CPU: sums of
-    several processes add up (all-reduce it before reading) to those of one that saw all images.
+    Every image counts the same, however the images were batched. ``sums`` is one float64 tensor on the network's
+    device, so that nothing waits for it while images go through: sums of several processes add up (all-reduce it before
+    reading) to those of one that saw all images.
     """
 
     def __init__(self, network: Network) -> None:
@@ -44,7 +46,8 @@ class Collector:
         self.stages = [int(stage) for stage in network.gates]
         self.fields = [*CHANNEL, *SPATIAL]
         width = 2 * len(self.fields) + BINS
-        self.sums = torch.zeros(len(self.stages), width, dtype=torch.float64)
+        device = next(network.parameters()).device
+        self.sums = torch.zeros(len(self.stages), width, dtype=torch.float64, device=device)
         """One row per stage: a sum and a number of images for every field, then the histogram."""
         self.seen: Tensor = torch.empty(0)
 
@@ -57,9 +60,12 @@ class Collector:
             weights = weights.detach().float()
             for name, values in channel_values(weights).items():
                 self.add(stage, name, values)
-            bins = (weights * BINS).clamp(0, BINS - 1).to(torch.uint8)
-            counts = torch.bincount(bins.flatten(), minlength=BINS).double().cpu()
-            self.sums[self.stages.index(stage), -BINS:] += counts * len(weights) / weights.numel()
+            bins = (weights * BINS).clamp(0, BINS - 1).long().flatten()
+            # bincount would wait for the device, to see how many bins there are
+            counts = torch.zeros(BINS, dtype=torch.int64, device=bins.device).scatter_add_(
+                0, bins, torch.ones_like(bins)
+            )
+            self.sums[self.stages.index(stage), -BINS:] += counts.double() * len(weights) / weights.numel()
 
         return hook
 
@@ -75,11 +81,9 @@ class Collector:
 
     def add(self, stage: int, name: str, values: Tensor) -> None:
         """Count ``values`` (B,), one per image; those that are not defined (nan) are left out."""
-        values = values.double().cpu()
         row, column = self.stages.index(stage), 2 * self.fields.index(name)
-        defined = ~values.isnan()
-        self.sums[row, column] += values[defined].sum()
-        self.sums[row, column + 1] += defined.sum()
+        self.sums[row, column] += values.double().nan_to_num(0.0).sum()
+        self.sums[row, column + 1] += (~values.isnan()).sum()
 
     def stats(self) -> dict[str, float]:
         """{"attention/<stage>/<stat>": mean over the images}: CHANNEL and SPATIAL, and the relative depth of the stage.
@@ -88,11 +92,12 @@ class Collector:
         image defines, such as the correlation of a constant map, is left out.
         """
         deepest = max(1, len(self.network.stages) - 1)
+        sums = self.sums.cpu()
         out: dict[str, float] = {}
         for row, stage in enumerate(self.stages):
             out[names.attention(stage, names.DEPTH)] = (stage - 1) / deepest
             for column, statistic in enumerate(self.fields):
-                total, number = self.sums[row, 2 * column : 2 * column + 2].tolist()
+                total, number = sums[row, 2 * column : 2 * column + 2].tolist()
                 if number:
                     out[names.attention(stage, statistic)] = total / number
         return out
@@ -101,7 +106,7 @@ class Collector:
         """{"attention/<stage>/channel_histogram": shares of the weights in BINS equal bins over 0..1}."""
         return {
             names.attention(stage, names.HISTOGRAM): (row / row.sum()).tolist()
-            for stage, row in zip(self.stages, self.sums[:, -BINS:], strict=True)
+            for stage, row in zip(self.stages, self.sums[:, -BINS:].cpu(), strict=True)
             if row.sum()
         }
 
@@ -138,10 +143,16 @@ def channel_values(weights: Tensor) -> dict[str, Tensor]:
     return {name: value.mean((1, 2)) for name, value in zip(CHANNEL, values, strict=True)}
 
 
+@functools.cache
+def sobel(device: torch.device) -> Tensor:
+    """Sobel's two kernels, (2, 1, 3, 3); kept, since the host waits for a copy to a GPU."""
+    smooth, differ = torch.tensor([1.0, 2.0, 1.0]) / 4, torch.tensor([-1.0, 0.0, 1.0]) / 2
+    return torch.stack([smooth[:, None] * differ, differ[:, None] * smooth])[:, None].to(device)
+
+
 def edges(image: Tensor) -> Tensor:
     """Gradient magnitude of ``image`` (B, 1, H, W) by Sobel's operator."""
-    smooth, differ = image.new_tensor([1, 2, 1]) / 4, image.new_tensor([-1, 0, 1]) / 2
-    kernels = torch.stack([smooth[:, None] * differ, differ[:, None] * smooth])[:, None]
+    kernels = sobel(image.device).to(image.dtype)
     return F.conv2d(F.pad(image, (1, 1, 1, 1), mode="replicate"), kernels).square().sum(1, keepdim=True).sqrt()
 
 

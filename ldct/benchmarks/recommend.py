@@ -10,6 +10,7 @@ import yaml
 from ldct.benchmarks import common
 from ldct.benchmarks.steps import configure, trainer_repeats
 from ldct.config import Config, TrainConfig
+from ldct.device import out_of_memory
 from shards.common.table import text_table
 
 ENOUGH = 0.95
@@ -22,8 +23,10 @@ def rate(config: Config, steps: int) -> float:
         repeats = trainer_repeats(config, "", steps, 2)
         next(repeats)
         return next(repeats)[0]
-    except torch.OutOfMemoryError:
-        return 0.0
+    except RuntimeError as error:
+        if out_of_memory(error):
+            return 0.0
+        raise
 
 
 def recommend(

@@ -66,10 +66,11 @@ def trainer_repeats(config: Config, compiled: str, steps: int, repeats: int) -> 
     )
 
 
-def baseline_repeats(config: Config, steps: int, repeats: int) -> Generator[tuple[float, float]]:
+def baseline_repeats(config: Config, steps: int, repeats: int, tf32: bool = False) -> Generator[tuple[float, float]]:
     """The baseline, as ``trainer_repeats``. Its process computes fp32 in fp32, with the fastest kernels that cuDNN
     finds; threads and allocator are as torch leaves them."""
     full_precision()
+    torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = True
     with tempfile.TemporaryDirectory() as folder:
         training = start(config)

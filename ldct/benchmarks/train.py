@@ -20,7 +20,7 @@ from ldct.training.trainer import set_numerics
 from shards.common.command import InputError
 from shards.common.table import text_table
 
-OURS, BOTH, BASELINE = "ours", "ours, attention both", "baseline"
+OURS, BOTH, BASELINE, BASELINE_TF32 = "ours", "ours, attention both", "baseline", "baseline, TF32"
 
 SETTINGS = {
     OURS: [],
@@ -31,13 +31,14 @@ SETTINGS = {
     "ours, CUDA graphs": [],
     "ours, 128 filters for 96": ["model.channels=128"],
     BASELINE: [],
+    BASELINE_TF32: [],
 }
 """The variants, by the fields they change."""
 
 COMPILED = {"ours, torch.compile": "default", "ours, CUDA graphs": "reduce-overhead"}
 """Modes of torch.compile."""
 
-ON_GPU_ONLY = ("ours, CUDA graphs", "ours, 128 filters for 96")
+ON_GPU_ONLY = ("ours, CUDA graphs", "ours, 128 filters for 96", BASELINE_TF32)
 
 PATCH = 55
 """Side in pixels of the patches that FLOP are counted for."""
@@ -53,9 +54,9 @@ def variants(network: str, every: bool) -> list[str]:
     """Names of the variants to train ``network``: ours without and with attention, and the baseline; with ``every``
     also what else was tried."""
     cuda = torch.cuda.is_available()
-    names = [name for name in SETTINGS if every or name in (OURS, BOTH, BASELINE)]
+    names = [name for name in SETTINGS if every or name in (OURS, BOTH, BASELINE, BASELINE_TF32)]
     names = [name for name in names if cuda or name not in ON_GPU_ONLY]
-    names = [name for name in names if network in baseline.BASELINES or name != BASELINE]
+    names = [name for name in names if network in baseline.BASELINES or name not in (BASELINE, BASELINE_TF32)]
     return [name for name in names if network == "redcnn" or "filters" not in name]
 
 
@@ -98,8 +99,8 @@ def group(
     asks: dict[str, Callable[[], Any]] = {}
     with ExitStack() as processes:
         for name, config in configs.items():
-            if name == BASELINE:
-                variant = common.apart(baseline_repeats, config, steps, rounds)
+            if name in (BASELINE, BASELINE_TF32):
+                variant = common.apart(baseline_repeats, config, steps, rounds, name == BASELINE_TF32)
             else:
                 variant = common.apart(trainer_repeats, config, COMPILED.get(name, ""), steps, rounds)
             asks[name] = processes.enter_context(variant)
@@ -117,7 +118,7 @@ def compare(configs: dict[str, Config], measured: dict[str, list[tuple[float, fl
             "network": config.model.name,
             "variant": name,
             "batch": config.train.global_batch,
-            "precision": "fp32" if name == BASELINE else config.train.precision,
+            "precision": "fp32" if name in (BASELINE, BASELINE_TF32) else config.train.precision,
             "patches_per_s": common.spread(rates[name]),
             "ratio": common.ratio(rates[name], rates[base]),
             "flop_per_s": common.spread(rates[name])["median"] * flops(config.model, PATCH),

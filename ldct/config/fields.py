@@ -30,6 +30,9 @@ class DataConfig:
     store: Literal["auto", "mmap", "device"] = "auto"
     """Where the training patches are read from: the mapped tars, or a copy on the device. auto = device on a GPU where
     they take at most half of its free memory."""
+    stage: str = ""
+    """Folder on a disk of the node (e.g. $TMPDIR or /dev/shm) that the shards are copied to before training, once per
+    node, and read from; empty = they are read where they are."""
     augment: bool = True
     """Flips and quarter turns, drawn for each patch from (seed, step)."""
 

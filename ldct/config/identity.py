@@ -12,7 +12,16 @@ from ldct.config import renamed
 from ldct.config.fields import Config
 
 RESUMABLE = (
-    *("run_dir", "data.shards", "data.store", "train.steps", "train.save_every_s", "train.timeout_s", "train.hang_s"),
+    *(
+        "run_dir",
+        "data.shards",
+        "data.store",
+        "data.stage",
+        "train.steps",
+        "train.save_every_s",
+        "train.timeout_s",
+        "train.hang_s",
+    ),
     "track",
 )
 """What may change between two parts of one run; anything else is another run. The shards are known by their manifest's

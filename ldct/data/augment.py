@@ -18,7 +18,8 @@ def augment(pairs: Tensor, codes: Tensor) -> Tensor:
     bits = codes.view(-1, 1, 1, 1)
     pairs = torch.where(bits & 1 > 0, pairs.transpose(-1, -2), pairs)
     pairs = torch.where(bits & 2 > 0, pairs.flip(-2), pairs)
-    return torch.where(bits & 4 > 0, pairs.flip(-1), pairs)
+    # contiguous: torch.where keeps the order of a transposed input, and everything behind would copy it once more
+    return torch.where(bits & 4 > 0, pairs.flip(-1), pairs).contiguous()
 
 
 def augmentation_codes(seed: int, step: int, global_batch: int) -> Tensor:

@@ -12,7 +12,8 @@ from ldct.data.sampler import Sampler
 
 
 class Loader:
-    """This rank's share of the batches from one step to another, fetched ahead by a single thread.
+    """This rank's share of the batches from one step to another, fetched ahead by a single thread; from a copy on the
+    device without one, since there is nothing to wait for.
 
     A thread and not worker processes: twice as fast here (118 k against 56-61 k pairs/s on 2 cores), nothing to fork
     and no child to catch SLURM's signals.
@@ -32,19 +33,25 @@ class Loader:
         self.waited_s = 0.0
         """Seconds that the loop has waited for batches."""
         self.closed = threading.Event()
-        self.thread = threading.Thread(target=self._fetch, name="loader", daemon=True)
-        self.thread.start()
+        self.left = iter(self.steps)
+        self.thread = None if isinstance(store, DeviceStore) else threading.Thread(target=self._fetch, name="loader")
+        if self.thread:
+            self.thread.daemon = True
+            self.thread.start()
 
     def _fetch(self) -> None:
         item: Tensor | BaseException | None
         try:
             for step in self.steps:
-                if not self._put(self.store.fetch(self.sampler[step][self.share])):
+                if not self._put(self._batch(step)):
                     return
             item = None
         except BaseException as error:  # shown by the loop, which is the one that waits
             item = error
         self._put(item)
+
+    def _batch(self, step: int) -> Tensor:
+        return self.store.fetch(self.sampler[step][self.share])
 
     def _put(self, item: Tensor | BaseException | None) -> bool:
         while not self.closed.is_set():
@@ -59,6 +66,8 @@ class Loader:
         return self
 
     def __next__(self) -> Tensor:
+        if self.thread is None:
+            return self._batch(next(self.left))
         began = time.perf_counter()
         item = self.ready.get()
         self.waited_s += time.perf_counter() - began
@@ -83,4 +92,5 @@ class Loader:
     def close(self) -> None:
         """Stop the thread; batches fetched ahead are forgotten."""
         self.closed.set()
-        self.thread.join()
+        if self.thread:
+            self.thread.join()

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.export.passes import move_to_device_pass
 
 from ldct.device import full_precision
 from ldct.inference.denoiser import Denoiser, finite_hu, through
@@ -105,9 +106,10 @@ def export(denoiser: "Denoiser | Exported", path: Path) -> None:
 
 def _program(denoiser: Denoiser) -> torch.export.ExportedProgram:
     """The network from HU to HU, its batch and both sides left open."""
-    whole = _Whole(_exportable(denoiser.model, denoiser.patch), denoiser.config.data.normalization)
+    # on the CPU: the graph checks the device it was made on, and Exported moves it from there
+    whole = _Whole(_exportable(denoiser.model, denoiser.patch).cpu(), denoiser.config.data.normalization)
     odd = 2 * denoiser.patch + 1, 4 * denoiser.patch + 1  # no multiple of the U-Net's, so that its padding is seen
-    example = torch.zeros(2, 1, *odd, device=denoiser.device)
+    example = torch.zeros(2, 1, *odd)
     open_sizes = {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}
     with torch.no_grad():
         return torch.export.export(whole, (example,), dynamic_shapes=(open_sizes,))
@@ -152,6 +154,8 @@ class Exported:
         try:
             program = torch.export.load(str(path), extra_files=extra)
             about = json.loads(extra[ABOUT])
+            if device.type != "cpu":
+                program = move_to_device_pass(program, device)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             why = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"{path} is no model written by launch/denoise.py --export: {why}") from None

@@ -69,15 +69,18 @@ class Average:
         self.model, self.copy, self.decay = model, copy, decay
         self.copy.requires_grad_(False).eval()
         self.copy.load_state_dict(model.state_dict())
+        # the tensors themselves, which stay where they are: to list them again would take longer than to move them
+        pairs = list(zip(self.copy.state_dict().values(), model.state_dict().values(), strict=True))
+        self.floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        self.counts = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     def update(self, step: int) -> None:
         """Move the average after update number ``step``, from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        average, weights = list(self.copy.state_dict().values()), list(self.model.state_dict().values())
-        floats = [i for i, tensor in enumerate(average) if tensor.is_floating_point()]
-        torch._foreach_lerp_([average[i] for i in floats], [weights[i] for i in floats], 1 - decay)
-        for i in set(range(len(average))) - set(floats):  # batch norm's count of batches
-            average[i].copy_(weights[i])
+        averages, weights = map(list, zip(*self.floats, strict=True))
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+        for average, count in self.counts:  # batch norm's count of batches
+            average.copy_(count)
 
 
 class FiniteGuard:

@@ -128,7 +128,8 @@ class Training:
         """Gradients of the mean loss, averaged over the ranks; this rank's loss."""
         config = self.config.train
         total = torch.zeros((), device=pairs.device)
-        self.parallel.train()
+        if not self.model.training:  # a validation came in between; else walking over all modules is waste
+            self.parallel.train()
         parts = pairs.chunk(config.accumulate)
         for number, part in enumerate(parts):
             with self.ranks.averaging(self.parallel, number == len(parts) - 1):

@@ -11,7 +11,8 @@ import torch
 from ldct.config import Config
 from ldct.data.loader import Loader
 from ldct.data.patches import open_store
-from ldct.device import give_back, keep_freed
+from ldct.data.staging import staged
+from ldct.device import full_precision, give_back, keep_freed, out_of_memory
 from ldct.metrics import names
 from ldct.models.network import Network
 from ldct.runs import checkpoint
@@ -50,15 +51,30 @@ def train(config: Config, latch: Latch) -> signal.Signals | None:
     if recorder.finished:
         return None
     try:
-        with recorder, ranks.together():
+        with recorder, ranks.together(), staged(config) as local:
             ranks.wait()
-            stop = Trainer(Training(config, ranks), recorder, latch).run()
+            stop = Trainer(Training(local, ranks), recorder, latch).run()
             recorder.close("stopped" if stop else "finished")
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise InputError(memory_advice(config, ranks.world_size)) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise InputError(f"cannot write to {config.run_dir}: {error.strerror}; make room and run again") from None
     return stop
+
+
+def memory_advice(config: Config, world_size: int) -> str:
+    """What to do where a step does not fit into the device's memory."""
+    share = config.train.global_batch // world_size
+    parts = next((n for n in range(config.train.accumulate + 1, share + 1) if share % n == 0), None)
+    smaller = f"--train.accumulate={parts} (now {config.train.accumulate})" if parts else "a smaller train.global_batch"
+    return (
+        f"a step of {share // config.train.accumulate} patches at once does not fit into a rank's memory: "
+        f"try {smaller}, which trains the same, or --data.store=mmap"
+    )
 
 
 def check(config: Config, world_size: int) -> None:
@@ -76,8 +92,8 @@ def check(config: Config, world_size: int) -> None:
 
 
 def set_numerics(config: Config) -> None:
-    """Process-wide switches of torch."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.train.precision == "bf16"
+    """Process-wide switches of torch. In bf16 too, what stays in fp32 (the image's convolution) is computed in fp32."""
+    full_precision()
     torch.use_deterministic_algorithms(config.train.deterministic)
     torch.backends.cudnn.benchmark = not config.train.deterministic
     if config.train.deterministic:

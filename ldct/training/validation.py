@@ -110,5 +110,5 @@ def attention_lines(attention: Collector, ranks: Ranks) -> dict[str, Any]:
     """Attention statistics over the images that all ranks have seen; nothing for a network without attention."""
     if not attention.stages:
         return {}
-    attention.sums = torch.stack(ranks.gather(attention.sums)).sum(0)
+    attention.sums = torch.stack(ranks.gather(attention.sums.cpu())).sum(0)
     return attention.stats() | attention.histograms()

@@ -84,6 +84,7 @@ def test_a_run_may_change_these_fields_on_its_way_and_no_other():
         "run_dir",
         "data.shards",
         "data.store",
+        "data.stage",
         "train.steps",
         "train.save_every_s",
         "train.timeout_s",

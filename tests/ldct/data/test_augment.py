@@ -21,3 +21,8 @@ def test_augmentation_codes_depend_on_seed_and_step_alone():
     assert not torch.equal(augmentation_codes(0, 5, 64), augmentation_codes(0, 6, 64))
     assert not torch.equal(augmentation_codes(0, 5, 64), augmentation_codes(1, 5, 64))
     assert sorted(set(augmentation_codes(0, 0, 512).tolist())) == list(range(8))
+
+
+def test_what_comes_out_is_in_order_in_memory():
+    """A transposed input would hand its order on, and the normalisation and the network copy it again."""
+    assert augment(torch.zeros(8, 2, 5, 5), torch.arange(8)).stride() == (50, 25, 5, 1)

@@ -53,6 +53,18 @@ def test_device_store_holds_what_the_mapped_one_reads(patches):
     assert isinstance(open_store(patches, "auto", CPU), MappedStore)
 
 
+def test_a_shard_cut_off_while_it_is_read_is_named(tiny_shards, tmp_path):
+    for path in tiny_shards.iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    patches = Patches(tmp_path, DataConfig())
+    store = MappedStore(patches, CPU)
+    with open(patches.paths[0], "r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(InputError, match=r"train-00000.tar is cut off; run shards/verify.py"):
+        store.fetch(np.arange(len(patches)))
+
+
 def test_a_short_shard_is_found_before_training(tiny_shards, tmp_path):
     for path in tiny_shards.iterdir():
         if path.is_file():

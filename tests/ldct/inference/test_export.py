@@ -12,7 +12,7 @@ from made import make_run
 from phantom import images, write_slice
 
 from ldct.inference.denoiser import Denoiser
-from ldct.inference.export import export, open_model
+from ldct.inference.export import Exported, export, open_model
 from shards.common.command import InputError
 
 CPU = torch.device("cpu")
@@ -96,3 +96,13 @@ def test_the_example_of_the_docs_denoises_with_onnxruntime_alone(tmp_path, tiny_
         written = pydicom.dcmread(tmp_path / "out" / f"{number}.dcm")
         assert np.abs(written.pixel_array + written.RescaleIntercept - model(image)).max() <= 1
         assert written.ImageType[0] == "DERIVED"
+
+
+def test_an_exported_model_runs_on_another_kind_of_device(tiny_shards, tmp_path):
+    """Its graph checks the device it was made on, and moving the weights leaves the checks; here to the device meta."""
+    run = make_run(tmp_path / "0-run", tiny_shards)
+    export(Denoiser(run, CPU), tmp_path / "model.pt2")
+    program = Exported(tmp_path / "model.pt2", torch.device("meta")).program
+    checks = [node for node in program.graph.nodes if "assert_tensor_metadata" in str(node.target)]
+    assert {str(node.kwargs["device"]) for node in checks} == {"meta"}
+    assert program(torch.zeros(1, 1, 128, 130, device="meta")).device.type == "meta"
