@@ -50,21 +50,21 @@ def page(sweep):
 
 
 def test_what_is_wrong_stands_on_top(page):
-    found = "\n".join(alarms(page))
-    assert "RED-CNN + channel + spatial scores below: " in found and "low dose" in found
-    assert "U-Net + channel is failed at step 7 of 20: NotFinite: loss not finite at step 7" in found
-    assert "RED-CNN + spatial is running at step 20 of 20" in found
-    assert "U-Net + channel has no evaluation" in found
-    assert "RED-CNN is" not in found
+    text = "\n".join(alarms(page))
+    assert "RED-CNN + channel + spatial scores below: " in text and "low dose" in text
+    assert "U-Net + channel is failed at step 7 of 20: NotFinite: loss not finite at step 7" in text
+    assert "RED-CNN + spatial is running at step 20 of 20" in text
+    assert "U-Net + channel has no evaluation" in text
+    assert "RED-CNN is" not in text
 
 
 def test_the_ranking_holds_runs_and_baselines_by_psnr(page):
-    found = ranking(page)
-    psnr = [line["cells"][1][1] for line in found]
+    lines = ranking(page)
+    psnr = [line["cells"][1][1] for line in lines]
     assert psnr == sorted(psnr, reverse=True)
-    worst = found[-1]["row"]
+    worst = lines[-1]["row"]
     assert worst.label == "RED-CNN + channel + spatial" and worst.worse and worst.gain.mean < 0
-    names = {line["row"].name for line in found}
+    names = {line["row"].name for line in lines}
     assert names == {"low dose", "Gaussian blur", "non-local means", "0-good", "1-worse"}
 
 
@@ -171,22 +171,22 @@ def named(page, *names):
 )
 def test_shortfalls_say_what_is_missing(page, runs, missing):
     measured = evaluated(**{"low_dose": 30, "Gaussian_blur": 30.5, **runs})
-    found = comparison.shortfalls(named(page, "a", "b"), measured, 2, 3)
-    assert len(found) == len(missing)
-    assert all(part in line for part, line in zip(missing, found, strict=True))
+    lines = comparison.shortfalls(named(page, "a", "b"), measured, 2, 3)
+    assert len(lines) == len(missing)
+    assert all(part in line for part, line in zip(missing, lines, strict=True))
 
 
 def test_a_blur_that_wins_is_a_shortfall(page):
-    found = comparison.shortfalls(named(page, "a"), evaluated(low_dose=30, Gaussian_blur=33, a=32.9), 2, 2)
-    assert found == ["a has 32.90 dB, not more than the best Gaussian blur's 33.00 dB (abd400)"]
+    lines = comparison.shortfalls(named(page, "a"), evaluated(low_dose=30, Gaussian_blur=33, a=32.9), 2, 2)
+    assert lines == ["a has 32.90 dB, not more than the best Gaussian blur's 33.00 dB (abd400)"]
     assert comparison.shortfalls(named(page, "a"), None, 0, 0) == ["no run is evaluated"]
 
 
 def test_runs_of_one_name_keep_their_sweeps(tmp_path, tiny_shards):
     make_run(tmp_path / "a" / "0-x", tiny_shards)
     make_run(tmp_path / "b" / "0-x", tiny_shards, seed=1)
-    found = comparison.gather([tmp_path], "test")
-    assert [(run.name, run.label) for run in found] == [("a/0-x", "RED-CNN, seed 0"), ("b/0-x", "RED-CNN, seed 1")]
+    gathered = comparison.gather([tmp_path], "test")
+    assert [(run.name, run.label) for run in gathered] == [("a/0-x", "RED-CNN, seed 0"), ("b/0-x", "RED-CNN, seed 1")]
 
 
 def test_runs_that_were_never_trained_are_an_error(tmp_path, tiny_shards):
