@@ -1,5 +1,6 @@
 """What a slice shows at both doses: noise, level, air, and whether it is one anatomy."""
 
+import hashlib
 import math
 from dataclasses import dataclass
 
@@ -64,6 +65,8 @@ class Comparison:
     """Share of the full dose's pixels from -200 to 300 HU."""
     identical: bool
     """Whether both doses have the same pixels."""
+    digest: str
+    """Names the full dose's pixels."""
 
 
 def compare(pair: Pair) -> Comparison | None:
@@ -83,4 +86,5 @@ def compare(pair: Pair) -> Comparison | None:
         air_reduced=air_level(low),
         tissue=float(((full >= -200) & (full <= 300)).mean()),
         identical=np.array_equal(full, low),
+        digest=hashlib.blake2b(full.tobytes(), digest_size=16).hexdigest(),
     )

@@ -47,6 +47,11 @@ class Patient:
     pairs: list[Pair] = field(default_factory=list)
 
 
+def person(patient: str) -> str:
+    """Whose images they are: simulate.py --variants makes NAME-v00, NAME-v01, ... of NAME's."""
+    return re.sub(r"-v\d\d$", "", patient)
+
+
 def micrometres(z: float) -> int:
     """A table position in mm, in whole micrometres: DICOM's decimal texts have no more digits that mean anything."""
     return round(z * 1000)

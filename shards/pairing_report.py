@@ -12,13 +12,15 @@ from shards.common.command import InputError
 from shards.common.pool import Workers
 from shards.common.table import text_table
 from shards.dose_comparison import Comparison, compare
-from shards.matching import Pair, Patient
+from shards.matching import Pair, Patient, person
 from shards.pairing import Pairing
 
 SAME_LEVEL = 5.0
 """Largest difference of the doses' levels in HU. Measured on 22 real pairs of four patients: at most 0.3."""
 AIR = (-1100.0, -850.0)
 """Where the darkest percent of a slice has to end, in HU. Measured on the same: -1022 to -1019."""
+BODY = 0.01
+"""Least share of soft tissue in a slice of a body."""
 SAMPLED = 3
 """Slices of each patient in which noise and anatomy are compared."""
 SAME_ANATOMY = 0.9
@@ -45,10 +47,26 @@ def patient_rows(pairing: Pairing, workers: Workers) -> list[dict[str, Any]]:
     for (name, _), comparison in zip(sampled, workers.each(compare, [pair for _, pair in sampled]), strict=True):
         if comparison is not None:
             comparisons[name].append(comparison)
-    return [_row(patient, comparisons[patient.name]) for patient in pairing.patients]
+    twins = _twins(pairing.patients, comparisons)
+    return [_row(patient, comparisons[patient.name], twins[patient.name]) for patient in pairing.patients]
 
 
-def _row(patient: Patient, comparisons: list[Comparison]) -> dict[str, Any]:
+def _twins(patients: list[Patient], comparisons: dict[str, list[Comparison]]) -> dict[str, list[str]]:
+    """For each patient the others that have an image of it, by SOPInstanceUID or by the pixels that were compared."""
+    owners: dict[str, set[str]] = collections.defaultdict(set)
+    images: dict[str, set[str]] = {}
+    for patient in patients:
+        uids = {piece.sop_uid for pair in patient.pairs for piece in (pair.full, pair.low)} - {""}
+        images[patient.name] = uids | {look.digest for look in comparisons[patient.name] if look.tissue >= BODY}
+        for image in images[patient.name]:
+            owners[image].add(patient.name)
+    return {
+        name: sorted({twin for image in some for twin in owners[image] if person(twin) != person(name)})
+        for name, some in images.items()
+    }
+
+
+def _row(patient: Patient, comparisons: list[Comparison], twins: list[str]) -> dict[str, Any]:
     """The facts of one patient."""
     pairs = patient.pairs
     doses = sorted({pair.dose for pair in pairs if pair.dose is not None})
@@ -84,6 +102,7 @@ def _row(patient: Patient, comparisons: list[Comparison]) -> dict[str, Any]:
         "level": {"soft": median("level_soft"), "fat": median("level_fat")},
         "air": {"full": median("air_full"), "reduced": median("air_reduced")},
         "tissue": median("tissue"),
+        "twins": twins,
         "identical": sum(comparison.identical for comparison in comparisons),
         "same_instance": same("sop_uid"),
         "same_series": same("series_uid"),
@@ -102,7 +121,9 @@ def _doubts(row: dict[str, Any]) -> Iterator[str]:
         air = row["air"][dose]
         if air is not None and not AIR[0] <= air <= AIR[1]:
             yield f"air lies at {air:.0f} HU at {dose} dose, expected near -1000: are the values HU?"
-    if row["tissue"] is not None and row["tissue"] < 0.01:
+    if row["twins"]:
+        yield f"has images of {', '.join(row['twins'])}: one patient under two names would stand in two splits"
+    if row["tissue"] is not None and row["tissue"] < BODY:
         yield "its slices show no body (less than 1 % of the pixels from -200 to 300 HU): are the values HU?"
     yield from _doubts_of_doses(row)
 

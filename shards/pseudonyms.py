@@ -15,6 +15,7 @@ from pathlib import Path
 
 from shards.common.atomic import write_text
 from shards.common.command import InputError
+from shards.matching import person
 from shards.pairing import Pairing
 
 COLUMNS = ["patient", "pseudonym"]
@@ -53,15 +54,19 @@ class Pseudonyms:
             self.of[patient] = pseudonym
 
     def names(self, patients: Iterable[str]) -> dict[str, str]:
-        """The pseudonym of each patient; new ones get numbers in random order, and go into the file at once."""
-        new = [patient for patient in patients if patient not in self.of]
+        """The pseudonym of each patient; new ones get numbers in random order, and go into the file at once.
+
+        Copies that simulate.py --variants made stay copies of one patient: NAME-v00 becomes P0001-v00.
+        """
+        persons = {patient: person(patient) for patient in patients}
+        new = [name for name in dict.fromkeys(persons.values()) if name not in self.of]
         free = [f"P{number:04d}" for number in range(1, len(self.of) + len(new) + 1)]
         free = [name for name in free if name not in self.of.values()]
         secrets.SystemRandom().shuffle(free)
         self.of |= dict(zip(new, free, strict=False))
         if new:
             self._write(self.path, [COLUMNS, *sorted(self.of.items())])
-        return {patient: self.of[patient] for patient in patients}
+        return {patient: self.of[name] + patient[len(name) :] for patient, name in persons.items()}
 
     def hide(self, pairing: Pairing) -> Path:
         """Take the names of files out of a pairing's reasons; return the file beside the table that keeps them."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from shards.common.command import InputError
-from shards.matching import Pair, Patient
+from shards.matching import Pair, Patient, person
 
 FRACTION = {"val": 0.15, "test": 0.15}
 """Share of the patients, by a hash of their names, where no list is given."""
@@ -33,7 +33,7 @@ def _position(name: str) -> float:
 
 
 def by_patient(patients: list[Patient], val: list[str] | None, test: list[str] | None, fold: str | None) -> Split:
-    """Each patient wholly in one split.
+    """Each patient wholly in one split, with all copies that simulate.py --variants made of it.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def by_patient(patients: list[Patient], val: list[str] | None, test: list[str] |
     InputError
         If a name is unknown or in two splits, or a split that should have patients has none.
     """
-    names = [patient.name for patient in patients if patient.pairs]
+    names = list(dict.fromkeys(person(patient.name) for patient in patients if patient.pairs))
     if len(names) == 1:
         raise InputError(f"{names[0]} is the only patient, so no split by patient is possible; use --split slabs")
     if fold is not None:
@@ -59,7 +59,7 @@ def by_patient(patients: list[Patient], val: list[str] | None, test: list[str] |
         chosen, note = _lists(names, val, test)
     if not any(split == "train" for split in chosen.values()):
         raise InputError(f"no patient is left to train on, of {', '.join(names)}; name fewer in --val and --test")
-    pairs = {split: [p for patient in patients for p in patient.pairs if chosen[patient.name] == split]
+    pairs = {split: [p for patient in patients for p in patient.pairs if chosen[person(patient.name)] == split]
              for split in ("train", "val", "test")}  # fmt: skip
     return Split(pairs, {"by": "patient", "note": note}, [])
 
@@ -105,7 +105,7 @@ def _lists(names: list[str], val: list[str] | None, test: list[str] | None) -> t
 def _choose_named(chosen: dict[str, str], names: list[str], split: str, given: list[str]) -> None:
     folded = {name.casefold(): name for name in names}
     for name in given:
-        known = folded.get(name.casefold())
+        known = folded.get(name.casefold(), folded.get(person(name.casefold())))
         if known is None:
             raise InputError(f"--{split} {name}: no such patient; there are {', '.join(names)}")
         if known in chosen:
@@ -146,7 +146,7 @@ def by_slab(patients: list[Patient]) -> Split:
         If there are several patients that are no copies, or one has fewer than 8 slices.
     """
     with_pairs = [patient for patient in patients if patient.pairs]
-    copies = all(re.fullmatch(r".+-v\d\d", patient.name) for patient in with_pairs)
+    copies = all(person(patient.name) != patient.name for patient in with_pairs)
     if len(with_pairs) != 1 and not copies:
         raise InputError(f"--split slabs is for one patient, found {len(with_pairs)}; use --split patient")
     chosen: dict[str, list[Pair]] = {"train": [], "val": [], "test": []}
@@ -161,7 +161,7 @@ def by_slab(patients: list[Patient]) -> Split:
             for pair in patient.pairs
             if pair.key not in used
         ]
-    whose = ", ".join(sorted({re.sub(r"-v\d\d$", "", patient.name) for patient in with_pairs}))
+    whose = ", ".join(sorted({person(patient.name) for patient in with_pairs}))
     note = (
         f"not by patient: slabs of one patient, {whose}, {gap} slice{'s' * (gap > 1)} apart; "
         "figures from such a split say nothing about other patients"

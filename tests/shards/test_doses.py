@@ -98,6 +98,20 @@ def test_a_modality_lut_is_not_ignored(source, tmp_path, monkeypatch, capsys):
     assert "left out 3: its values go through a Modality LUT, which is not supported" in out
 
 
+@pytest.mark.parametrize("new_uids", [False, True])
+def test_one_patient_under_two_names_stops_the_build(source, tmp_path, monkeypatch, capsys, new_uids):
+    shutil.copytree(source / "L096", source / "L500")
+    if new_uids:
+        for path in (source / "L500").rglob("*.IMA"):
+            dataset = pydicom.dcmread(path)
+            dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID + ".1"
+            dataset.SeriesInstanceUID += ".1"
+            dataset.save_as(path)
+    status, _, err = main(monkeypatch, capsys, source, tmp_path / "out")
+    assert status == 2 and "L096: has images of L500: one patient under two names would stand in two splits" in err
+    assert "L500: has images of L096" in err and err.endswith("--allow L096 L500\n")
+
+
 def test_noise_ratio_and_levels_stand_in_the_report(source, tmp_path, monkeypatch, capsys):
     change(source / "L067/quarter_1mm", shifted(2))
     status, out, err = main(monkeypatch, capsys, source, tmp_path / "out")

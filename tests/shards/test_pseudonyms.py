@@ -11,6 +11,7 @@ from phantom import write_series
 
 from shards import build, verify
 from shards.manifest import load
+from shards.pseudonyms import Pseudonyms
 
 NAMES = ["Doe^Jane", "4711234", "Müller Hans"]
 SECRET = ["Doe", "Jane", "4711234", "Müller", "Hans", "MRN-", "IMG_"]
@@ -80,6 +81,12 @@ def test_the_table_is_kept_and_grows(source, tmp_path, monkeypatch, capsys):
     assert status == 0 and "there already" in out
     status, _, err = main(monkeypatch, capsys, *call(source, tmp_path, "--val", "P0002")[:-4], "--val", "P0002")
     assert (status == 2 and "no such patient; there are 4711234" in err) or "pseudonyms was True, is None" in err
+
+
+def test_copies_of_a_patient_stay_copies(tmp_path):
+    names = Pseudonyms(tmp_path / "names.csv").names(["Doe-v00", "Doe-v01", "Roe"])
+    assert names["Doe-v00"][:5] == names["Doe-v01"][:5] != names["Roe"][:5]
+    assert [name[5:] for name in names.values()] == ["-v00", "-v01", ""]
 
 
 def test_what_could_not_be_read_is_named_only_beside_the_table(source, tmp_path, monkeypatch, capsys):

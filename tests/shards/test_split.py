@@ -99,6 +99,17 @@ def test_with_few_patients_named_ones_stay_where_they_are_named():
     assert got["val"] == ["L096"] and len(got["test"]) == 1 and len(got["train"]) == 2
 
 
+def test_copies_of_one_patient_stand_in_one_split():
+    copies = [patient(f"{n}-v{copy:02d}") for n in TEN for copy in range(2)]
+    got = names(by_patient(copies, None, None, None))
+    assert got["val"] == ["L067-v00", "L067-v01", "L506-v00", "L506-v01"]
+    assert {len({n[:4] for n in got[split]}) * 2 == len(got[split]) for split in got} == {True}
+    for val in ("L333", "l333-v01"):
+        assert names(by_patient(copies, [val], None, None))["val"] == ["L333-v00", "L333-v01"]
+    with pytest.raises(InputError, match=r"L067 is the only patient.*--split slabs"):
+        by_patient(copies[:2], None, None, None)
+
+
 def test_all_for_test():
     split = all_test([patient(n) for n in TEN])
     assert names(split) == {"train": [], "val": [], "test": TEN}
