@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from shards.noise_model import SHARP, SOFT, Scan, mu_water, noise
+from shards.noise_model import PHOTONS_PER_MAS, SHARP, SOFT, Scan, mu_water, noise
 
 
 def body():
@@ -46,3 +46,8 @@ def test_the_full_dose_as_low_dose_adds_nothing():
 def test_water_attenuates_less_at_a_higher_voltage_and_120_kv_is_meant_where_none_is_said():
     voltages = [None, 80, 100, 110, 120, 140]
     assert [mu_water(kvp) for kvp in voltages] == pytest.approx([0.0192, 0.0206, 0.0206, 0.0199, 0.0192, 0.0192])
+
+
+def test_photons_are_those_of_the_calibration():
+    """With real pairs of both kernels (docs/data.md); another number is another dose."""
+    assert PHOTONS_PER_MAS * 200 == 375_000
