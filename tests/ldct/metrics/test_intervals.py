@@ -5,6 +5,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from ldct.metrics.intervals import (
+    ALPHA,
     Interval,
     Measured,
     by_patient,
@@ -59,6 +60,16 @@ def test_a_test_is_over_patients_and_agrees_with_its_interval():
     interval = expected.confidence_interval(0.95)
     assert test.estimate.mean == pytest.approx((interval.low + interval.high) / 2)
     assert test.estimate.ci95_half_width == pytest.approx((interval.high - interval.low) / 2)
+
+
+@pytest.mark.parametrize(("mean", "differs"), [(3.0, False), (3.3, True)])
+def test_a_difference_is_found_where_its_interval_leaves_out_zero(mean, differs):
+    """p = 0.057 and 0.043 of five patients: the level of the tests is that of the intervals."""
+    spread = np.array([-2.0, -1.0, 0.0, 1.0, 2.0]) * 1.6
+    first = measured({name: [mean + value] for name, value in zip("ABCDE", spread, strict=True)})
+    test = paired(first, measured({name: [0] for name in "ABCDE"}), "x")
+    assert (test.p < ALPHA) is (test.estimate.ci95_half_width < test.estimate.mean) is differs
+    assert 0.04 < test.p < 0.06
 
 
 def test_the_difference_is_that_of_the_means_however_many_slices_a_patient_has():
