@@ -21,6 +21,16 @@ from shards.pairing import find_pairs
 from shards.pixels import read_hu
 
 
+@dataclass(frozen=True)
+class Acquisition:
+    """How a slice was taken; None: not known."""
+
+    spacing: float | None
+    """Side of a pixel in mm."""
+    dose: float | None
+    """The low dose as a fraction of the full dose."""
+
+
 class Cases(typing.Protocol):
     """Slices by number: the record, and int16 HU of shape (2, H, W): low dose, full dose."""
 
@@ -28,8 +38,8 @@ class Cases(typing.Protocol):
 
     def __getitem__(self, number: int, /) -> tuple[Record, np.ndarray]: ...
 
-    def spacing(self, number: int, /) -> float | None:
-        """Side of a pixel in mm; None if it is not known."""
+    def acquisition(self, number: int, /) -> Acquisition:
+        """How the slice was taken."""
 
 
 @dataclass
@@ -50,10 +60,10 @@ class Data:
 
 
 class ShardSlices(Slices):
-    """Whole slices of a split, with the size of their pixels."""
+    """Whole slices of a split, and how they were taken."""
 
-    def spacing(self, number: int) -> float | None:
-        """Side of a pixel in mm, from the record's KEY.json, which lies behind its pixels; None if it does not say."""
+    def acquisition(self, number: int) -> Acquisition:
+        """From the record's KEY.json, which lies behind its pixels."""
         path, record = self.chosen[number]
         end = record.offset + 2 * math.prod(record.shape)
         with open(path, "rb") as file:
@@ -62,9 +72,10 @@ class ShardSlices(Slices):
                 with tarfile.open(fileobj=file) as rest:
                     member = rest.next()
                     content = rest.extractfile(member) if member and member.name == f"{record.key}.json" else None
-                    return json.load(content)["spacing"][0] if content else None
+                    fields = json.load(content) if content else {}
+                    return Acquisition(fields["spacing"][0], fields["dose"])
             except (tarfile.TarError, KeyError, ValueError, IndexError):
-                return None
+                return Acquisition(None, None)
 
 
 def open_shards(folder: Path, split: str) -> Data:
@@ -114,9 +125,9 @@ class DicomPairs:
         pixels = np.stack(images)
         return Record(pair.key, pair.patient, pair.full.z, 0, list(pixels.shape)), pixels
 
-    def spacing(self, number: int) -> float:
-        """Distance of two rows in mm."""
-        return self.pairs[number].full.spacing[0]
+    def acquisition(self, number: int) -> Acquisition:
+        """From the headers of the pair; the distance of two rows counts as the side of a pixel."""
+        return Acquisition(self.pairs[number].full.spacing[0], self.pairs[number].dose)
 
     def digest(self) -> str:
         """sha256 of what decides the numbers: pixels, their coding and rescale, geometry, which patient they belong to.

@@ -10,7 +10,7 @@ import numpy as np
 from torchmetrics import MetricCollection
 
 from ldct.evaluation.baselines import LOW, Method
-from ldct.evaluation.datasets import Cases
+from ldct.evaluation.datasets import Acquisition, Cases
 from ldct.evaluation.results import Result
 from ldct.inference.denoiser import NotFinite
 from ldct.metrics import averages, protocols, registry
@@ -31,8 +31,7 @@ class Task:
     record: Record
     low: np.ndarray
     full: np.ndarray
-    spacing: float | None
-    """Side of a pixel in mm, where it is known."""
+    acquisition: Acquisition
     keep: bool
     """Whether its output is for people to look at."""
     output: np.ndarray | None = None
@@ -86,7 +85,9 @@ def values_of(task: Task, chosen: list[str]) -> dict[str, float]:
     """
     metrics = _metrics(tuple(chosen))
     assert task.output is not None
-    values = metrics(SlicePair(task.output, task.full, task.spacing, task.low))  # in the order of the protocols' names
+    acquisition = task.acquisition
+    pair = SlicePair(task.output, task.full, acquisition.spacing, task.low, acquisition.dose)
+    values = metrics(pair)  # in the order of the protocols' names
     metrics.reset()
     return {name: values[name].item() for name in registry.names(chosen)}
 
@@ -185,7 +186,7 @@ def _tasks(cases: Cases, method: Method | None) -> Iterator[Task]:
     kept = shown(len(cases))
     for number in range(len(cases)):
         record, (low, full) = cases[number]
-        task = Task(record, low, full, cases.spacing(number), number in kept)
+        task = Task(record, low, full, cases.acquisition(number), number in kept)
         yield apply(method, task) if method else task
 
 

@@ -215,6 +215,18 @@ METRICS = (
         per_protocol=False,
         needs="a body",
     ),
+    Metric(
+        "body/dose",
+        "dose equivalent",
+        "of full",
+        2,
+        True,
+        "fraction of the full dose at which the low dose itself would have this RMSE inside the body: the variance "
+        "that its noise adds goes with 1 / dose - 1",
+        tissue.dose_equivalent,
+        per_protocol=False,
+        needs="a body and a known dose",
+    ),
     *(_of_tissue(name) for name in tissue.CLASSES),
     *(_of_tissue(name, spread=True) for name in tissue.CLASSES),
 )

@@ -39,6 +39,8 @@ class SlicePair:
         Side of a pixel in mm; without it what is measured in mm is nan.
     low : array_like, optional
         The low dose that the output was made from; without it what needs it is nan.
+    dose : float, optional
+        What fraction of the full dose that is.
 
     Raises
     ------
@@ -47,10 +49,15 @@ class SlicePair:
     """
 
     def __init__(
-        self, output: ArrayLike, full: ArrayLike, spacing: float | None = None, low: ArrayLike | None = None
+        self,
+        output: ArrayLike,
+        full: ArrayLike,
+        spacing: float | None = None,
+        low: ArrayLike | None = None,
+        dose: float | None = None,
     ) -> None:
         self.output, self.full = np.asarray(output, np.float64), np.asarray(full, np.float64)
-        self.spacing = spacing
+        self.spacing, self.dose = spacing, dose
         self.low = None if low is None else np.asarray(low, np.float64)
         if self.output.shape != self.full.shape or self.full.ndim != 2:
             raise ValueError(f"expected two equal shapes (H, W), found {self.output.shape} and {self.full.shape}")

@@ -73,7 +73,25 @@ def body(pair: SlicePair) -> np.ndarray:
 
 def body_rmse(pair: SlicePair) -> float:
     """Root of the mean squared difference inside the body, nothing clipped, HU; nan where there is no body."""
+    return _rmse_inside(pair.output, pair)
+
+
+def _rmse_inside(image: np.ndarray, pair: SlicePair) -> float:
     mask = pair.once(body)
     if np.count_nonzero(mask) < LEAST_PIXELS:
         return math.nan
-    return float(np.sqrt(np.mean((pair.output - pair.full)[mask] ** 2)))
+    return float(np.sqrt(np.mean((image - pair.full)[mask] ** 2)))
+
+
+def dose_equivalent(pair: SlicePair) -> float:
+    """Fraction of the full dose at which the low dose itself would have the output's RMSE inside the body.
+
+    Noise has a variance of v / dose, and a low dose r has that of the full dose and v (1/r - 1) more. nan where the
+    dose is not known or full, or the slice has no body.
+    """
+    if pair.low is None or pair.dose is None or not 0 < pair.dose < 1:
+        return math.nan
+    of_low = _rmse_inside(pair.low, pair)
+    if not of_low > 0:
+        return math.nan
+    return 1 / (1 + (1 / pair.dose - 1) * (_rmse_inside(pair.output, pair) / of_low) ** 2)

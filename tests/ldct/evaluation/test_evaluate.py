@@ -75,8 +75,8 @@ class Noisy:
     def __getitem__(self, number):
         return Record("k0", "P", 0.0, 0, list(self.pixels.shape)), self.pixels
 
-    def spacing(self, number):
-        return None
+    def acquisition(self, number):
+        return datasets.Acquisition(None, None)
 
 
 @pytest.mark.parametrize("sd", [2.0, 60.0, 250.0])
@@ -237,9 +237,11 @@ def test_compressed_pixels_are_in_the_digest(two_pairs):
     assert digests[0] != digests[1]
 
 
-def test_the_size_of_pixels_is_known(two_pairs, tiny_shards):
-    assert datasets.open_pairs(two_pairs).cases.spacing(1) == 0.7
-    assert [datasets.open_shards(tiny_shards, "test").cases.spacing(number) for number in range(4)] == [0.7] * 4
+def test_how_a_slice_was_taken_is_known(two_pairs, tiny_shards):
+    quarter = datasets.Acquisition(spacing=0.7, dose=0.25)
+    assert datasets.open_pairs(two_pairs).cases.acquisition(1) == quarter
+    cases = datasets.open_shards(tiny_shards, "test").cases
+    assert [cases.acquisition(number) for number in range(4)] == [quarter] * 4
 
 
 class TwoSlices:
@@ -251,8 +253,8 @@ class TwoSlices:
     def __getitem__(self, number):
         return Record(f"k{number}", "P", 0.0, 0, [2, 40, 40]), np.zeros((2, 40, 40), np.int16)
 
-    def spacing(self, number):
-        return None
+    def acquisition(self, number):
+        return datasets.Acquisition(None, None)
 
 
 def test_a_protocol_that_does_not_fit_is_one_line():

@@ -64,3 +64,19 @@ def test_the_rmse_of_the_body_is_of_the_body_alone():
     assert tissue.body_rmse(SlicePair(clean + np.where(inside, 4.0, 100.0), clean)) == pytest.approx(4)
     air = np.full((64, 64), -1000.0)
     assert np.isnan(tissue.body_rmse(SlicePair(air, air)))
+
+
+@pytest.mark.parametrize("dose", [0.1, 0.25, 0.5, 0.9])
+def test_the_dose_equivalent_of_a_dose_is_that_dose(dose):
+    """A full dose of 10 HU of noise; a dose r adds a variance of 100 (1/r - 1)."""
+    full = phantom() + noise(10, 5)
+    low = full + noise(10 * np.sqrt(1 / 0.25 - 1), 6)
+    other = full + noise(10 * np.sqrt(1 / dose - 1), 7)
+    assert tissue.dose_equivalent(SlicePair(other, full, low=low, dose=0.25)) == pytest.approx(dose, rel=0.03)
+    assert tissue.dose_equivalent(SlicePair(low, full, low=low, dose=0.25)) == pytest.approx(0.25)
+    assert tissue.dose_equivalent(SlicePair(full, full, low=low, dose=0.25)) == 1
+
+
+@pytest.mark.parametrize(("low", "dose"), [(None, 0.25), (phantom(), None), (phantom(), 0.25), (phantom() + 1, 1.0)])
+def test_without_a_known_reduced_dose_there_is_no_equivalent(low, dose):
+    assert np.isnan(tissue.dose_equivalent(SlicePair(phantom(), phantom(), low=low, dose=dose)))
