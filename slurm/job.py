@@ -58,9 +58,11 @@ def export_environment() -> int:
     """Export RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; return the rank.
 
     The port follows from the job's own number. submitit draws it at random from (array, task), which may meet the port
-    of a neighbour on the same node; jobs of one array have consecutive numbers, so these ports differ.
+    of a neighbour on the same node; jobs of one array have consecutive numbers, so these ports differ. Runs of the
+    local executor take the numbers of their processes: inside an allocation of SLURM all of them have its job id.
     """
-    number = os.environ.get("SLURM_JOB_ID") or os.environ["SUBMITIT_LOCAL_JOB_ID"]
+    local = os.environ.get("SUBMITIT_EXECUTOR") == "local"
+    number = os.environ["SUBMITIT_LOCAL_JOB_ID" if local else "SLURM_JOB_ID"]
     os.environ["MASTER_PORT"] = str(PORTS[int(number) % len(PORTS)])
     # set_cuda_visible_devices would set CUDA_VISIBLE_DEVICES to the local rank, and a job that was given GPU 1 would
     # end up on GPU 0

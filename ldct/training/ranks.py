@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ldct.training import placement
+from shards.common.command import InputError
 
 PULSE_S = 2.0
 """Seconds between two pulses of a rank."""
@@ -38,9 +39,21 @@ class Ranks:
     Two kinds of waiting: what all ranks do at once has ``timeout_s``, so that a rank that hangs is noticed; what one of
     them does alone, or each in its own time, is waited for with PATIENCE (``wait``, ``patiently``). nccl has PATIENCE
     too: its watchdog aborts the process, and gloo, which raises an error, has to be first.
+
+    Parameters
+    ----------
+    timeout_s : float
+        Seconds to wait for what all ranks do at once.
+    run : str
+        Which run this is a rank of, the same for all of them: its folder.
+
+    Raises
+    ------
+    InputError
+        If MASTER_PORT belongs to another run, or to another start of this one.
     """
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, run: str = "") -> None:
         self.rank = int(os.environ.get("RANK", 0))
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
         self.device = placement.device_of(int(os.environ.get("LOCAL_RANK", 0)))
@@ -49,6 +62,7 @@ class Ranks:
             return
         placement.choose_interface(os.environ["MASTER_ADDR"])
         store, _, _ = next(dist.rendezvous("env://", self.rank, self.world_size, timeout=PATIENCE))
+        store = _own_part(store, self.rank, run)
         self.pulse = Pulse(store, self.rank, self.world_size)
         backend = "nccl" if self.device.type == "cuda" else "gloo"
         dist.init_process_group(
@@ -201,6 +215,25 @@ class Pulse:
     def close(self) -> None:
         """Stop the pulse."""
         self.ended.set()
+
+
+def _own_part(store: Any, rank: int, run: str) -> Any:
+    """The part of the rendezvous ``store`` that belongs to this start of ``run``.
+
+    A rank that is left over from an earlier start, or of another run that was given the same port, would be taken for
+    one of this run's: it is sent away instead.
+    """
+    starts = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SUBMITIT_LOCAL_JOB_ID", "TORCHELASTIC_RUN_ID")
+    token = " ".join([run, *(f"{name}={os.environ[name]}" for name in starts if name in os.environ)])
+    if rank == 0:
+        store.set("run", token)
+    owner = store.get("run").decode()
+    if owner != token:
+        port = f"port {os.environ['MASTER_PORT']} of {os.environ['MASTER_ADDR']}"
+        raise InputError(
+            f"{port} belongs to another start or run, {owner}; this is {token}; end that one, or run again"
+        )
+    return dist.PrefixStore(token, store)
 
 
 def _first_line(error: BaseException) -> str:

@@ -43,7 +43,7 @@ def train(config: Config, latch: Latch) -> signal.Signals | None:
     NotFinite, RankLost
         If the numbers, or another rank, broke.
     """
-    ranks = Ranks(config.train.timeout_s)
+    ranks = Ranks(config.train.timeout_s, os.path.abspath(config.run_dir))
     check(config, ranks.world_size)
     set_numerics(config)
     keep_freed()

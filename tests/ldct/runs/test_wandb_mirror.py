@@ -283,7 +283,7 @@ def assert_summary_is_of_the_whole_run(run, folder):
     assert last.keys() <= run.summary.keys()
     assert run.summary["train/loss"] == pytest.approx({"min": min(loss), "last": loss[-1]})
     assert run.summary["val/abd400/psnr"] == pytest.approx({"max": max(psnr), "last": psnr[-1]})
-    single = [key for key in last if key not in runs.TIMES and not isinstance(run.summary[key], dict)]
+    single = [key for key in last if key not in runs.VARYING and not isinstance(run.summary[key], dict)]
     assert {key: run.summary[key] for key in single} == pytest.approx({key: last[key] for key in single})
     assert run.summary.keys() >= {f"pictures/{path.stem}" for path in wandb_rows.picture_files(folder)}
 

@@ -18,13 +18,16 @@ HERE = Path(__file__).parent
 NEVER = ("0", "-1", "TERM")
 
 
-def start(flags, world_size=2, act=NEVER):
-    """Start the ranks of a run, one of which acts as interrupted_rank.py says."""
+def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = []
-    for rank in range(world_size):
+        return probe.getsockname()[1]
+
+
+def start(flags, world_size=2, act=NEVER, port=None, only=None):
+    """Start the ranks of a run, or ``only`` one, one of which acts as interrupted_rank.py says."""
+    port, ranks = port or free_port(), []
+    for rank in range(world_size) if only is None else [only]:
         env = {**os.environ, "PYTHONPATH": f"{ROOT}", "OMP_NUM_THREADS": "1"}
         env |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -110,6 +113,20 @@ def test_what_rank_0_does_alone_is_waited_for(tiny_shards, tmp_path, undisturbed
     slow = {line.split()[1] for line in errors[0].splitlines() if line.startswith("slow: ")}
     assert slow == {"_choose", "save", "pictures", "__enter__", "line", "heartbeat"}
     assert_same(tmp_path, undisturbed)
+
+
+def test_a_rank_of_another_run_at_the_same_port_is_sent_away(tiny_shards, tmp_path, undisturbed):
+    flags, port = tiny_flags(tiny_shards, tmp_path / "run"), free_port()
+    ranks = start(flags, port=port, only=0)
+    (stray,) = start(tiny_flags(tiny_shards, tmp_path / "other"), port=port, only=1)
+    error = stray.communicate(timeout=100)[1]
+    assert stray.returncode == 2
+    assert error.startswith(f"error: port {port} of 127.0.0.1 belongs to another start or run, {tmp_path / 'run'}")
+    assert len(error.splitlines()) == 1
+    ranks += start(flags, port=port, only=1)
+    errors = [rank.communicate(timeout=100)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    assert_same(tmp_path / "run", undisturbed)
 
 
 def test_a_step_that_hangs_ends_its_rank_and_says_where(tiny_shards, tmp_path):
