@@ -80,6 +80,7 @@ def render(page: Page, title: str) -> str:
         ranking=ranking(page),
         table=every_protocol(page),
         physics=physics(page),
+        left_out=tables.left_out(evaluation, evaluation.metrics) if evaluation else [],
         definitions=definitions(page),
         tests=significance.matrix(evaluation, rows) if evaluation else None,
         tests_note=significance.note(evaluation, rows) if evaluation else "",

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ldct.config import Config
@@ -11,7 +12,7 @@ from ldct.evaluation.results import REGION, Evaluation
 from ldct.metrics import intervals, protocols, registry
 from ldct.metrics.intervals import Estimate
 from ldct.metrics.names import metric as name_under
-from ldct.reports.labels import labels
+from ldct.reports.labels import labels as labels_of
 from shards.common.table import text_table
 
 
@@ -39,7 +40,9 @@ class Row:
     @property
     def speed(self) -> str:
         """Slices per second for a table."""
-        return f"{self.slices_per_s:.3g}" if math.isfinite(self.slices_per_s) else "-"
+        if not math.isfinite(self.slices_per_s):
+            return "-"
+        return f"{self.slices_per_s:,.0f}" if self.slices_per_s >= 100 else f"{self.slices_per_s:.3g}"
 
     @property
     def unlike_ct(self) -> list[str]:
@@ -51,13 +54,13 @@ class Row:
 def rows(evaluation: Evaluation, configs: dict[str, Config]) -> list[Row]:
     """Runs and baselines together, the best in the metric that ranks first."""
     metric, low = registry.ranking(evaluation.protocols[0]), evaluation.get(LOW).slices
-    labelled = labels(configs) if configs else {}
+    labelled = labels_of(configs) if configs else {}
     table = [
         Row(
             result.name,
             labelled.get(result.name, result.name),
             result.name in labelled,
-            intervals.paired(result.slices, low, metric).estimate,
+            Estimate(0.0, None) if result.name == LOW else intervals.paired(result.slices, low, metric).estimate,
             result.means,
             result.rate,
             result.detail,
@@ -140,20 +143,21 @@ def about(evaluation: Evaluation) -> str:
     ]
     if patients < intervals.LEAST_PATIENTS:
         parts.append(f"no interval with fewer than {intervals.LEAST_PATIENTS} patients")
-    return "; ".join([*parts, *left_out(evaluation)])
+    main = registry.main_names(evaluation.protocols[0], evaluation.metrics)
+    return "; ".join([*parts, *left_out(evaluation, main)])
 
 
-def left_out(evaluation: Evaluation) -> list[str]:
-    """What slices lack, and how many do, so that metrics have no value on them for any method: flat tissue, for one."""
+def left_out(evaluation: Evaluation, metrics: Iterable[str]) -> list[str]:
+    """What slices lack, and how many do, so that ``metrics`` have no value on them for any method: flat tissue, say."""
     undefined = [intervals.undefined(result.slices) for result in evaluation.results]
     counts: dict[tuple[str, int], list[str]] = {}
-    for metric, name in ((registry.find(name), name) for name in evaluation.metrics):
+    for metric, name in ((registry.find(name), name) for name in metrics):
         if count := min(of_method.get(name, 0) for of_method in undefined):
             counts.setdefault((metric.needs, count), []).append(metric.label)
     total = len(evaluation.results[0].slices)
     return [
-        f"{' and '.join(metrics)} left out on {count} of {total} slices, which have no {needs or 'value'}"
-        for (needs, count), metrics in counts.items()
+        f"{' and '.join(labels)} left out on {count} of {total} slices, which have no {needs or 'value'}"
+        for (needs, count), labels in counts.items()
     ]
 
 

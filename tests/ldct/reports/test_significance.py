@@ -106,10 +106,10 @@ def test_a_method_that_does_not_look_like_ct_is_flagged_but_not_the_low_dose():
 
 def test_slices_without_flat_tissue_are_counted():
     measured = evaluation(3)
-    assert tables.left_out(measured) == []
+    assert tables.left_out(measured, measured.metrics) == []
     for result in measured.results:
         result.slices[0].values["texture/high_band"] = math.nan
         result.slices[0].values["texture/frequency"] = math.nan
-    (line,) = tables.left_out(measured)
+    (line,) = tables.left_out(measured, measured.metrics)
     assert line.startswith("noise frequency and high band left out on 1 of 9 slices, which have no flat soft tissue")
     assert line in tables.about(measured)
