@@ -82,6 +82,6 @@ def test_any_number_of_ranks_gives_the_same_bits(tmp_path):
     for number, pair in enumerate(slices()):
         alone.update(pair, number)
     expected = floats(alone.compute())
-    torch.multiprocessing.spawn(worker, (3, str(tmp_path)), nprocs=3)
-    for rank in range(3):
+    torch.multiprocessing.spawn(worker, (2, str(tmp_path)), nprocs=2)
+    for rank in range(2):
         np.testing.assert_equal(torch.load(tmp_path / f"{rank}.pt"), expected)

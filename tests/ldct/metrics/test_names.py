@@ -31,9 +31,10 @@ def test_a_name_of_attention_is_taken_apart(name):
 
 
 def test_no_other_module_spells_a_name():
-    found = {f"{path.relative_to(ROOT)}:{line}: {text}" for path in FILES for line, text in literals(path)}
-    assert {where for where in found if not where.startswith("ldct/metrics/names.py")} == set()
-    assert any(where.startswith("ldct/metrics/names.py") for where in found)  # the pattern finds them
+    spelled = {f"{path.relative_to(ROOT)}:{line}: {text}" for path in FILES for line, text in literals(path)}
+    homes = ("ldct/metrics/names.py", "ldct/metrics/registry.py")
+    assert {where for where in spelled if not where.startswith(homes)} == set()
+    assert any(where.startswith("ldct/metrics/names.py") for where in spelled)  # the pattern finds them
 
 
 def literals(path):
