@@ -46,8 +46,10 @@ pretrained: env
 		--workers $(CORES)
 	$(BIN)/python shards/build.py data/general data/shards-general --split slabs --workers $(CORES) \
 		--full '*/{patient}/full_*/*.IMA' --quarter '*/{patient}/quarter_*/*.IMA'
-	$(BIN)/python launch/train.py --config configs/train/general.yaml --data.shards data/shards-general \
-		--run_dir runs/redcnn-general
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node 2 launch/train.py \
+		--config configs/train/general.yaml --data.shards data/shards-general --run_dir runs/redcnn-general
+	$(BIN)/python -m ldct.inference.pretrained runs/redcnn-general redcnn-general --shards data/shards-general \
+		--about configs/pretrained/redcnn-general.yaml --folder runs/redcnn-general/pretrained
 
 lint: env
 	$(BIN)/ruff check .

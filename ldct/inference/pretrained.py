@@ -146,9 +146,11 @@ def publish(run: Path, name: str, ranges: Ranges, kernels: list[str], told: dict
     if told.keys() != set(TOLD):
         raise InputError(f"--about: expected {', '.join(TOLD)}, found {', '.join(told) or 'nothing'}")
     best = checkpoint.read_best(run)
-    content = save({key: value.contiguous() for key, value in best["model"].items()}, {"name": name, "use": RESEARCH})
+    # one entry beside the weights: safetensors writes several in an order that changes from run to run
+    content = save({key: value.contiguous() for key, value in best["model"].items()}, {name: RESEARCH})
     sections = {key: value for key, value in best["config"].items() if key not in ("run_dir", "track")}
     sections["data"] = {key: value for key, value in sections["data"].items() if key != "shards"}
+    sections["train"] |= {"precision": "fp32"}  # the same on every processor; without bf16 of its own it is quicker too
     card = Card(
         name=name,
         sha256=hashlib.sha256(content).hexdigest(),
