@@ -51,7 +51,8 @@ def choose_split(roots: list[Path], asked: str | None) -> tuple[str, list[str]]:
     every = [split for folder in runs.find_runs(roots) for split in reader.evaluated(folder)]
     splits = sorted(set(every), key=lambda split: (split != "test", -every.count(split)))
     if asked and every and asked not in every:
-        has = ", ".join(f"--split {split} ({every.count(split)} runs)" for split in splits)
+        counts = {split: every.count(split) for split in splits}
+        has = ", ".join(f"--split {split} ({n} run{'s' * (n > 1)})" for split, n in counts.items())
         raise InputError(f"no run was evaluated on {asked}; there is {has}")
     chosen = asked or (splits[0] if splits else "test")
     return chosen, [split for split in splits if split != chosen]

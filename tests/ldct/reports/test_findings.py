@@ -155,6 +155,20 @@ def test_the_command_writes_the_pages_and_prints_the_verdicts(sweep, tmp_path):
     assert (tmp_path / "docs" / "seen-channel_sd.svg").is_file()
 
 
+def test_real_pairs_count_in_place_of_the_test_split(sweep, tmp_path):
+    """Runs evaluated by evaluate.py --pairs: other slices than the shards', which they were trained on all the same."""
+    _, shards = sweep
+    run = make(0, 1.0)
+    write(tmp_path / run.name, dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, split="pairs")),
+          [], "of the pixels")  # fmt: skip
+    found = findings.gather([tmp_path], shards, "pairs")
+    assert (found.evaluation.split, found.evaluation.data) == ("pairs", "of the pixels")
+    appendix = findings.render(found, "findings")["findings-appendix.md"]
+    assert "--pairs PAIRS --ablate" in appendix and "--split pairs" in appendix
+    with pytest.raises(InputError, match=r"no run was evaluated on test; there is --split pairs \(1 run\)"):
+        findings.gather([tmp_path], shards)
+
+
 def test_bad_input_is_one_line(sweep, tiny_shards, tmp_path):
     folder, shards = sweep
     with pytest.raises(InputError, match=r"was evaluated on other shards \(manifest \w{12}\) than .*; give those"):
