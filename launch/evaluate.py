@@ -64,7 +64,7 @@ def main() -> None:
     else:
         data = datasets.open_pairs(options.pairs, options.series)
     try:
-        with Workers(options.workers) as workers:
+        with Workers(max(1, options.workers)) as workers:
             evaluation = evaluate.evaluate(runs, data, chosen, device, workers)
     except OSError as error:
         raise InputError(f"cannot write the results: {error}; give a folder of runs that is yours") from None
