@@ -1,12 +1,13 @@
-"""Which slices are a pair, from their headers alone; what needs files stands in test_pairing.py and test_trees.py."""
+"""Which slices are a pair, mostly from headers alone; whole folders stand in test_pairing.py and test_trees.py."""
 
 import dataclasses
 import hashlib
 from pathlib import Path
 
 import pytest
+from phantom import images, write_slice
 
-from shards.dicom import Coding, Slice
+from shards.dicom import Coding, Slice, read_slices
 from shards.matching import Patient, key_name, key_names, match, micrometres, slice_name
 
 ROOT = Path("in")
@@ -58,6 +59,25 @@ def test_two_slices_of_one_dose_within_a_hundredth_are_no_slice(apart, count):
         if apart == 0.01
         else {"l2": "no full-dose slice at its z"}
     )
+
+
+def test_copies_count_once_and_other_slices_at_one_place_not_at_all(tmp_path):
+    hu = images("L067", "full", 3, size=64)
+    files = {"a": (0.0, hu[0]), "b": (0.0, hu[0]), "c": (1.0, hu[1]), "d": (1.0, hu[2]), "e": (2.0, hu[2])}
+    full = [read_slices(write_slice(tmp_path / name, pixels, z=z))[0] for name, (z, pixels) in files.items()]
+    low = [
+        dataclasses.replace(full[0], path=tmp_path / f"low{z:g}", position=(*full[0].position[:2], z)) for z in range(4)
+    ]
+    patient, left_out = Patient("L067", "", ""), []
+    match(patient, "KEY", [(piece, None) for piece in full], [(piece, 0.25) for piece in low], left_out, tmp_path)
+    assert [(pair.full.path.name, pair.low.path.name) for pair in patient.pairs] == [("a", "low0"), ("e", "low2")]
+    assert {out["what"]: out["why"] for out in left_out} == {
+        "b": "a copy of another full-dose slice",
+        "c": "2 full-dose slices at one z",
+        "d": "2 full-dose slices at one z",
+        "low1": "no full-dose slice at its z",
+        "low3": "no full-dose slice at its z",
+    }
 
 
 def test_the_dose_is_the_headers_before_the_layouts():
