@@ -157,6 +157,15 @@ def test_gmsd_is_the_papers(name, shape):
     assert measure(name, b, b)["gmsd"] == 0
 
 
+def test_means_over_windows_keep_the_order_of_axes():
+    images = np.random.default_rng(0).random((2, 9, 11))
+    weights = np.array([1.0, 3.0, 1.0])
+    kernel = np.outer(weights, weights) / 25
+    means = fidelity.window_means(images, weights)
+    assert means.shape == (2, 7, 9)
+    np.testing.assert_allclose(means, [signal.convolve2d(image, kernel, mode="valid") for image in images])
+
+
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(InputError, match=r"'abd40'.*abd400, hu2000, full4096, ldctbench, sinyu, document55"):
         protocols.get("abd40")
@@ -165,8 +174,9 @@ def test_an_unknown_name_lists_the_known_ones():
 def test_a_protocol_is_known_by_its_name_and_says_what_it_does():
     assert [protocols.get(name).name for name in protocols.names()] == protocols.names()
     assert protocols.names()[:6] == list(protocols.DEFAULT)
-    window = "abdomen window C50 W400 mapped to [0, 1], data range 1; SSIM uniform 7x7, sample covariance"
-    assert protocols.get("ldctbench").text == window
+    text = "abdomen window C50 W400 mapped to [0, 1], data range 1; SSIM uniform 7x7, sample covariance"
+    window = protocols.Protocol("ldctbench", text, 400, low=-150, high=250, shift=150, window="uniform")
+    assert protocols.get("ldctbench") == protocols._window("ldctbench", "abdomen", 50, 400) == window
 
 
 @pytest.mark.parametrize(("name", "side"), [("abd400", 11), ("ldctbench", 7), ("document55", 55)])
@@ -184,7 +194,8 @@ def test_a_pair_is_two_images_of_one_shape_and_nothing_is_computed_twice():
     assert str(error.value) == "expected two equal shapes (H, W), found (8, 8) and (8, 9)"
     with pytest.raises(ValueError, match=r"found \(2, 8, 8\) and \(2, 8, 8\)"):
         SlicePair(np.zeros((2, 8, 8)), np.zeros((2, 8, 8)))
-    seen = SlicePair(*pair(), spacing=0.7)
+    seen = SlicePair(*pair(), spacing=0.7, low=pair()[0])
+    assert seen.low.dtype == np.float64 and SlicePair(*pair()).low is None
     calls = []
     assert [seen.once(count) for count in (calls.append, calls.append)] == [None, None] and calls == [seen]
     protocol = protocols.get("abd400")
