@@ -75,4 +75,3 @@ def test_help_is_flat_and_says_what_a_file_may_hold():
     text = parser(prog="here").format_help()
     assert text.startswith("usage: here [--config CONFIG] ")
     assert "YAML file with any of the fields below" in " ".join(text.split())
-    assert "Patch pairs per optimizer step" in " ".join(text.split())
