@@ -90,3 +90,10 @@ def test_what_is_a_little_outside_or_cannot_be_measured_is_a_warning():
     assert judged(noise_hu=math.nan).outside == ["noise not measurable: no flat soft tissue?"]
     assert not judged(noise_hu=13).refused and not judged(noise_hu=math.nan).refused
     assert judged(noise_hu=13.9).outside == []
+
+
+def test_a_body_far_larger_is_a_warning_only():
+    """What it changes for a network is the noise, and that is judged by itself."""
+    judgement = judged(body_mm=600)
+    assert judgement.outside == ["body 600 mm, trained on 250 to 420: a larger body?"]
+    assert not judgement.refused
