@@ -23,10 +23,20 @@ METHODS = ("grid", "random")
 KEYS = ("method", "parameters", "run_cap", "name", "metric", "program", "command", "description", "project", "entity")
 """``program`` and ``command`` are for ``wandb agent`` only; ``metric`` is for people."""
 
+
 REFUSED = {
     "early_terminate": "the runs of an array do not know of each other; remove it",
     "job": "there are no W&B launch jobs here; remove it",
 }
+
+
+class Loader(yaml.SafeLoader):
+    """Reads 1e-4 as a number, as YAML 1.2 does; YAML 1.1 wants 1.0e-4 and takes the other for text."""
+
+
+EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+0123456789"))
+
 
 Draw = Callable[[random.Random, dict[str, Any]], float]
 
@@ -78,7 +88,7 @@ def read(path: Path) -> Search:
         If it cannot be read or has a key, a method or a parameter that cannot be.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), Loader)
     except OSError as error:
         raise InputError(f"{path}: expected a sweep file: {error.strerror}; configs/sweeps has examples") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

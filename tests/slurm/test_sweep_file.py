@@ -130,3 +130,15 @@ def test_file_errors_name_the_file(tmp_path):
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(InputError, match=r"bad\.yaml: not valid YAML"):
         sweep_file.read(tmp_path / "bad.yaml")
+
+
+def test_an_exponent_without_a_point_is_a_number(tmp_path):
+    (tmp_path / "s.yaml").write_text(
+        "method: random\nrun_cap: 2\nparameters:\n"
+        "  optim.lr: {distribution: log_uniform_values, min: 1e-4, max: 1E-3}\n"
+        "  optim.weight_decay: {value: 1e-2}\n  track.project: {value: 1e}\n"
+    )
+    parameters = sweep_file.read(tmp_path / "s.yaml").parameters
+    assert (parameters["optim.lr"]["min"], parameters["optim.lr"]["max"]) == (1e-4, 1e-3)
+    assert parameters["optim.weight_decay"]["value"] == 0.01
+    assert parameters["track.project"]["value"] == "1e"
