@@ -71,7 +71,8 @@ def main() -> None:
         raise InputError(f"cannot write to {options.out}: {error.strerror}; {what}") from None
     rate = f", {count / seconds:.2f} slices/s on {device_name(device)}" if count else ""
     total = sum(len(each.slices) for each in series)
-    print(f"{options.out}: {count} of {total} slices in {len(series)} series denoised by {model.about}{rate}")
+    kept = f"; the other {total - count} were there" if count < total and not left_out else ""
+    print(f"{options.out}: {count} of {total} slices in {len(series)} series denoised by {model.about}{rate}{kept}")
     if left_out:
         raise InputError(f"{len(left_out)} of {len(series)} series left out: {'; '.join(dict.fromkeys(left_out))}")
 

@@ -40,7 +40,13 @@ def usable(roots: list[Path]) -> list[Path]:
     named = [run.name for run in every]
     if twice := {name for name in named if named.count(name) > 1}:
         raise InputError(f"several runs are called {', '.join(sorted(twice))}; evaluate their sweeps one by one")
-    return [run for run in every if run not in without]
+    ready = [run for run in every if run not in without]
+    for run in ready:
+        status = runs.read_status(run)
+        if status.state != "finished":
+            where = f"{status.state} at step {status.step} of {status.steps}"
+            print(f"note: {run} is {where}; measured is its best checkpoint so far", file=sys.stderr)
+    return ready
 
 
 def evaluate(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -97,7 +98,8 @@ def joined(runs: list[Run]) -> Evaluation | None:
         for condition, expected in shared.conditions().items():
             value = evaluation.conditions()[condition]
             if value != expected:
-                shown = (", ".join(v) if isinstance(v, list) else str(v)[:12] for v in (expected, value))
+                both = set(expected) & set(value) if condition == "metrics" else ()  # dozens; what differs is enough
+                shown = (_listed(v, both) if isinstance(v, list) else str(v)[:12] for v in (expected, value))
                 raise InputError(
                     f"{first.name} and {run.name} were evaluated on different {condition} ({'; '.join(shown)}); "
                     "evaluate them together with launch/evaluate.py, or compare them apart"
@@ -105,6 +107,13 @@ def joined(runs: list[Run]) -> Evaluation | None:
     rows = [result for result in shared.results if result.name in NAMES]
     rows += [dataclasses.replace(evaluation.results[-1], name=run.name) for run, evaluation in measured]
     return dataclasses.replace(shared, results=rows)
+
+
+def _listed(names: list[str], both: Collection[str]) -> str:
+    """``names`` without those of ``both``, the first three of them."""
+    own = [name for name in names if name not in both]
+    rest = f" and {len(own) - 3} more" if len(own) > 3 else ""
+    return (", ".join(own[:3]) + rest) or "none of its own"
 
 
 def shortfalls(runs: list[Run], evaluation: Evaluation | None, gain: float, best_gain: float) -> list[str]:

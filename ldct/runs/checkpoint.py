@@ -167,7 +167,9 @@ def read_best(run: Path) -> dict[str, Any]:
     try:
         return read(path)
     except Broken as error:
-        raise InputError(f"{path} is broken ({error}); go on with the run to write it again") from None
+        raise InputError(
+            f"{path} is broken ({error}); copy it back, or train the run again in another folder"
+        ) from None
 
 
 def start_from(model: nn.Module, run: Path) -> None:

@@ -42,7 +42,7 @@ def test_the_files_hold_the_pixels_that_evaluate_measured(run, tiny_shards, tmp_
             compared += 1
     assert compared == len(measured) == 4
     again = run_command("launch/denoise.py", "--run", run, tmp_path / "dicom", tmp_path / "out")
-    assert "0 of 8 slices" in again.stdout
+    assert "0 of 8 slices" in again.stdout and "; the other 8 were there\n" in again.stdout
 
 
 def test_export_and_use_without_the_run(run, tmp_path):

@@ -15,6 +15,7 @@ from ldct.evaluation.measure import Pace, Planned, expected_seconds, run_method,
 from ldct.inference.denoiser import Denoiser
 from ldct.metrics import protocols, registry
 from ldct.metrics.slice_pair import SlicePair
+from ldct.runs.folder import Status, write_status
 from shards.common.command import InputError
 from shards.common.pool import Workers
 from shards.manifest import Record
@@ -313,3 +314,13 @@ def test_runs_without_a_checkpoint_are_named_and_left_out(measured, tiny_shards,
         evaluate.usable([bad])
     with pytest.raises(InputError, match="no run below"):
         evaluate.usable([tmp_path / "sweep" / "0-good" / "checkpoints"])
+
+
+def test_a_run_that_is_not_finished_is_measured_and_named(tiny_shards, tmp_path, capsys):
+    half = make_run(tmp_path / "0-half", tiny_shards, state="stopped")
+    write_status(half, Status("stopped", step=7, steps=20))
+    done = make_run(tmp_path / "1-done", tiny_shards)
+    assert evaluate.usable([half, done]) == [half, done]
+    assert (
+        capsys.readouterr().err == f"note: {half} is stopped at step 7 of 20; measured is its best checkpoint so far\n"
+    )

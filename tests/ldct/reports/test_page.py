@@ -145,6 +145,18 @@ def test_numbers_under_different_conditions_are_not_put_side_by_side(sweep, tiny
         build([sweep, tmp_path], "test")
 
 
+def test_of_metrics_that_differ_only_the_difference_is_shown(sweep, tiny_shards, tmp_path):
+    other = make_run(tmp_path / "9-other", tiny_shards)
+    evaluate.evaluate([other], datasets.open_shards(tiny_shards, "test"), ["abd400", "hu2000"], CPU)
+    gathered = comparison.gather([sweep, other], "test")
+    last = next(run for run in gathered if run.name == "9-other")
+    for result in last.evaluation.results:
+        for measured in result.slices:
+            del measured.values["hu2000/ssim"]
+    with pytest.raises(InputError, match=r"on different metrics \(hu2000/ssim; none of its own\)"):
+        comparison.joined(gathered)
+
+
 def evaluated(**psnr):
     """An evaluation with one slice per method; underscores are spaces."""
     results = [

@@ -191,9 +191,8 @@ def test_best_says_what_is_missing(tmp_path):
     save(path.parent, "best.pt", content(5))
     assert read_best(tmp_path)["step"] == 5
     path.write_bytes(b"PK")
-    assert (
-        said(read_best, tmp_path) == f"{path} is broken (File is not a zip file); go on with the run to write it again"
-    )
+    remedy = "copy it back, or train the run again in another folder"  # a finished run does not write it again
+    assert said(read_best, tmp_path) == f"{path} is broken (File is not a zip file); {remedy}"
 
 
 def test_a_network_starts_from_the_best_weights_of_another_run(tmp_path):
