@@ -80,4 +80,4 @@ def test_denoise(plainly, run, tmp_path):
 
 def test_export(plainly, run, tmp_path):
     line = refused(plainly, tmp_path, "launch/denoise.py", "--run", run, "--export", tmp_path / "model.pt2")
-    assert line == f"error: cannot write {tmp_path}/model.pt2: Permission denied; choose another place"
+    assert line == f"error: cannot write {tmp_path}/model.pt2: Permission denied; choose another folder"
