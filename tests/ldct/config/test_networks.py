@@ -16,7 +16,7 @@ from torch import nn
 
 from ldct.models.network import Network, Stage, register
 
-PUBLISHED = {"channels": 3, "depth": 1, "kernel": 3, "parameters": 58, "source": "nowhere"}
+PUBLISHED = {"label": "Single", "channels": 3, "depth": 1, "kernel": 3, "parameters": 58, "source": "nowhere"}
 
 
 @register
