@@ -186,5 +186,18 @@ class Exported:
 
 
 def open_model(path: Path, device: torch.device) -> Denoiser | Exported:
-    """The run in the folder ``path``, the network that ships or the exported model in the file ``path``."""
-    return Exported(path, device) if path.is_file() and path.suffix != SUFFIX else Denoiser(path, device)
+    """The run in the folder ``path``, the network that ships or the exported model in the file ``path``.
+
+    Raises
+    ------
+    InputError
+        Also for a run whose best checkpoint is its start: it gives back its input, which must not pass for denoised.
+    """
+    if path.is_file() and path.suffix != SUFFIX:
+        return Exported(path, device)
+    denoiser = Denoiser(path, device)
+    if denoiser.step == 0:
+        raise InputError(
+            f"{path}: its best checkpoint is of step 0, before it learned anything; train it, then denoise"
+        )
+    return denoiser

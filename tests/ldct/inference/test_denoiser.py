@@ -11,7 +11,9 @@ from phantom import images, multi_frame, write_slice
 from ldct.inference import dicom
 from ldct.inference.denoiser import Denoiser
 from ldct.inference.dicom import denoise_series
+from ldct.inference.export import open_model
 from ldct.inference.series import find_series, first_few, uneven
+from ldct.runs import checkpoint
 from shards.common.command import InputError
 from shards.dicom import read_slices
 from shards.pixels import read_hu
@@ -330,3 +332,11 @@ def test_a_validator_finds_nothing_that_the_source_did_not_have(tmp_path, model)
     denoised(tmp_path / "in", tmp_path / "out", model)
     before, after = errors(tmp_path / "in" / "1.2.a.1"), errors(tmp_path / "out" / "1.2.a.1.dcm")
     assert after <= before, after - before
+
+
+def test_a_run_that_never_learned_does_not_denoise(tmp_path, tiny_shards):
+    run = make_run(tmp_path / "0-run", tiny_shards)
+    best = checkpoint.read_best(run)
+    checkpoint.save(run / "checkpoints", checkpoint.BEST, best | {"step": 0})
+    with pytest.raises(InputError, match="0-run: its best checkpoint is of step 0, before it learned anything"):
+        open_model(run, CPU)
