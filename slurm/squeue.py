@@ -114,8 +114,16 @@ def largest_array() -> int:
     return int(limit[1]) if limit else 1001
 
 
+def controller_up() -> bool:
+    """Whether a controller answers; sbatch itself would try for a minute or more."""
+    try:
+        return " is UP" in ask("scontrol", "ping", timeout=20.0)
+    except InputError:
+        return False
+
+
 def would_take(script: str) -> str:
-    """What sbatch says of ``script`` without submitting it; "" where SLURM is not on this machine.
+    """What sbatch says of ``script`` without submitting it; "" where SLURM is not on this machine or does not answer.
 
     Raises
     ------
@@ -124,6 +132,8 @@ def would_take(script: str) -> str:
     """
     if shutil.which("sbatch") is None:
         return ""
+    if not controller_up():
+        return "SLURM's controller is down (scontrol ping), so it was not asked whether it would take it"
     try:
         done = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True, text=True, timeout=60)
     except subprocess.TimeoutExpired:

@@ -21,7 +21,8 @@ def submit(cluster: Cluster, sweep: Path, code: Path, chosen: list[Run]) -> list
     InputError
         If SLURM does not answer or refuses; it says which runs were submitted before.
     """
-    controller_up()
+    if not squeue.controller_up():
+        raise InputError("SLURM's controller is down (scontrol ping); nothing was submitted; try again when it is back")
     size = squeue.largest_array()
     parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
     if len(parts) > 1 and cluster.array_parallelism:  # together they keep to it
@@ -62,9 +63,3 @@ def submit_array(cluster: Cluster, sweep: Path, code: Path, chosen: list[Run]) -
     record.jobs = {run.name: job.job_id for run, job in zip(chosen, jobs, strict=True)}
     submission.save(record, folder)
     return jobs[0].job_id.split("_")[0]
-
-
-def controller_up() -> None:
-    """Raise an InputError unless a controller answers; sbatch itself would try for a minute or more."""
-    if " is UP" not in squeue.ask("scontrol", "ping", timeout=20.0):
-        raise InputError("SLURM's controller is down (scontrol ping); nothing was submitted; try again when it is back")

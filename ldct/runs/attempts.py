@@ -113,7 +113,10 @@ class Attempt:
         if link.is_symlink() and os.readlink(link) == target:
             return
         self.check()
-        link.parent.mkdir(exist_ok=True)
+        try:
+            link.parent.mkdir(exist_ok=True)
+        except FileExistsError:
+            raise InputError(f"cannot write {link}: {link.parent} is a file; remove it and run again") from None
         temporary = temporary_name(link)
         os.symlink(target, temporary)
         os.replace(temporary, link)

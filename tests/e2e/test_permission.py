@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import subprocess
 import sys
 
@@ -10,19 +9,6 @@ import pytest
 from conftest import ROOT
 from made import make_run
 from phantom import make_dataset
-
-SETPRIV = ["setpriv", "--bounding-set", "-dac_override", "--inh-caps", "-dac_override"]
-"""Takes from root the right to write where the mode of a folder forbids it."""
-
-
-@pytest.fixture(scope="module")
-def plainly():
-    """What to put before a command so that modes of folders count, also for root."""
-    if os.geteuid():
-        return []
-    if not shutil.which("setpriv") or subprocess.run([*SETPRIV, "true"], capture_output=True).returncode:
-        pytest.skip("runs as root, and no setpriv here that may take root's rights from a command")
-    return SETPRIV
 
 
 @contextlib.contextmanager
