@@ -194,7 +194,8 @@ def test_dry_run_prints_the_script_and_leaves_nothing(tmp_path, base, tiny_shard
     cluster = ROOT / "configs" / "clusters" / "example-gpu.yaml"
     runs_folder = tmp_path / "runs"
     flags = ["--cluster", cluster, "--dry-run", "--set", f"data.shards={tiny_shards}", "--runs", runs_folder]
-    shown = run_command("launch/sweep.py", tmp_path / "s.yaml", *flags).stdout
+    # no controller is asked whether it would take it: that of the other tests knows no partition gpu
+    shown = run_command("launch/sweep.py", tmp_path / "s.yaml", *flags, SLURM_CONF=str(tmp_path / "none")).stdout
     assert "2 runs, 0 finished, 0 running or waiting, 2 to submit" in shown
     assert "#SBATCH --array=0-1%2" in shown and "#SBATCH --partition=gpu" in shown
     assert not runs_folder.exists()
