@@ -7,10 +7,7 @@ from typing import Any
 import numpy as np
 
 from ldct.config import Config
-from ldct.metrics import names
-
-GOALS = {"psnr": "max", "ssim": "max", "rmse": "min"}
-"""Which validation values W&B shows as best, beside the last."""
+from ldct.metrics import names, registry
 
 ATTENTION = ("channel_sd", names.HISTOGRAM, "spatial_sd", "spatial_edges", "spatial_texture")
 """Attention statistics that W&B shows, while training. All eleven of each stage, and those of validations, would be 110
@@ -24,9 +21,16 @@ SLICES = 4
 
 
 def goals(config: Config) -> dict[str, str]:
-    """Of which values the best is told beside the last, and whether that is the largest or the least."""
-    validated = {names.metric(config.val.protocol, key): goal for key, goal in GOALS.items()}
-    return {names.TRAIN_LOSS: "min"} | {names.validation(name): goal for name, goal in validated.items()}
+    """Of which values the best is told beside the last, and whether that is the largest or the least.
+
+    They are the training loss and every metric of the registry that validation measures.
+    """
+    chosen = {names.TRAIN_LOSS: "min"}
+    for metric in registry.per_protocol():
+        if metric.higher_is_better is not None:
+            name = names.validation(names.metric(config.val.protocol, metric.key))
+            chosen[name] = "max" if metric.higher_is_better else "min"
+    return chosen
 
 
 def is_shown(name: str) -> bool:

@@ -15,8 +15,10 @@ from wandb_server import finish, python
 
 from ldct import config as configuration
 from ldct.evaluation.results import Evaluation, Result, save
+from ldct.metrics import registry
 from ldct.metrics.intervals import Measured
 from ldct.runs import folder as runs
+from ldct.runs import wandb_rows
 from shards.common.atomic import write_text
 
 
@@ -228,3 +230,10 @@ def test_every_name_that_is_sent_is_in_the_docs(shown, server):
     assert [key for key in sorted(own) if not any(re.fullmatch(pattern, key) for pattern in patterns)] == []
     attention = [key for key in server.runs["agentrun"].history[1] if "attention" in key]
     assert len(attention) < 30
+
+
+def test_the_best_is_told_of_every_metric_of_the_registry():
+    """A new metric needs no line here to reach the summary."""
+    told = wandb_rows.goals(configuration.from_dict({}))
+    assert {told[f"val/abd400/{key}"] for key in ("psnr", "ssim")} == {"max"} and told["val/abd400/rmse"] == "min"
+    assert told.keys() == {"train/loss", *(f"val/{name}" for name in registry.names_under("abd400"))}
