@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from ldct.config import renamed
 from ldct.config.fields import SECTIONS, Config, ModelConfig, require
@@ -20,10 +20,23 @@ from shards.common.command import InputError
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the docstring under a field becomes its --help
 
 
+class ConfigFile(ActionConfigFile):
+    """``--config``, with our messages: they name the file, and every old name in it at once."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Check the file's names before jsonargparse reads it."""
+        path = Path(values)
+        try:
+            check_names(read(path))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        super().__call__(parser, cfg, values, option_string)
+
+
 def parser(**kwargs: Any) -> ArgumentParser:
     """An argument parser with ``--config FILE.yaml`` and one ``--section.field`` for every field of Config."""
     flags = ArgumentParser(exit_on_error=False, **kwargs)
-    flags.add_argument("--config", action="config", help="YAML file with any of the fields below")
+    flags.add_argument("--config", action=ConfigFile, help="YAML file with any of the fields below")
     flags.add_class_arguments(Config, as_group=False)
     return flags
 
@@ -109,21 +122,29 @@ def load(path: Path, own: bool = False) -> Config:
         If the file cannot be read, is no YAML mapping, or names a field or value that cannot be.
     """
     try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path}: expected a configuration file: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a mapping of sections, found {type(values).__name__}")
-    try:
+        values = read(path)
         return from_dict(renamed.updated(values, str(path)) if own else values)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
 
+def read(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; an InputError says why there is none."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"expected a configuration file: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"expected a mapping of sections, found {type(values).__name__}")
+    return values
+
+
 def check_names(values: dict[str, Any]) -> None:
     """Raise an InputError that lists the valid names if ``values`` holds an unknown section or field."""
+    if old := renamed.old_names(values):
+        raise InputError("; ".join(old))
     sections = {f.name: f.default_factory for f in dataclasses.fields(Config)}
     for section, fields in values.items():
         if section not in sections:
@@ -133,8 +154,6 @@ def check_names(values: dict[str, Any]) -> None:
         require(isinstance(fields, dict), section, "a mapping of fields", fields)
         valid = [f.name for f in dataclasses.fields(sections[section])]  # type: ignore[arg-type]
         for name in fields:
-            if f"{section}.{name}" in renamed.FIELDS:
-                raise InputError(renamed.advice(f"{section}.{name}"))
             if name not in valid:
                 raise InputError(f"unknown field {section}.{name}; {section} has: {', '.join(valid)}")
 

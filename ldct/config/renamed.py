@@ -26,16 +26,29 @@ def advice(old: str) -> str:
     return f"{old} is now called {new}" + f"; {values}" * bool(values)
 
 
+def advice_on_value(field: str, before: str) -> str:
+    """How the value ``before`` of ``field`` is called now."""
+    return f"{field}: the value {before!r} is now called {VALUES[field][before]!r}"
+
+
+def old_names(values: dict[str, Any]) -> list[str]:
+    """Advice on every old name of a field, and of a value, among nested ``values``."""
+    given = {
+        f"{s}.{name}": value for s, part in values.items() if isinstance(part, dict) for name, value in part.items()
+    }
+    fields = [advice(old) for old in FIELDS if old in given]
+    return fields + [advice_on_value(field, given[field]) for field in VALUES if given.get(field) in [*VALUES[field]]]
+
+
 def hint(message: str) -> str | None:
     """The advice that an error message of jsonargparse asks for, if it does."""
     for old in FIELDS:
-        section, _, name = old.partition(".")
-        if f"--{old}" in message or (f"'{section}'" in message and f"option '{name}'" in message):
+        if f"--{old}" in message:
             return advice(old)
     for field, names in VALUES.items():
-        for before, after in names.items():
+        for before in names:
             if f'"{field}"' in message and message.endswith(f"Got value: {before}"):
-                return f"{field}: the value {before!r} is now called {after!r}"
+                return advice_on_value(field, before)
     return None
 
 

@@ -59,6 +59,15 @@ def test_what_a_person_wrote_is_refused_with_the_new_name(tmp_path, values, says
         assert str(error.value).removeprefix(f"{path}: ") == says
 
 
+def test_every_old_name_of_a_file_is_told_at_once_with_the_file(tmp_path):
+    path = tmp_path / "old.yaml"
+    path.write_text(yaml.safe_dump({"data": {"scheme": "seed"}, "model": {"attention_places": [1], "name": "unet"}}))
+    for attempt in (lambda: load(path), lambda: parse([f"--config={path}"])):
+        with pytest.raises(InputError) as error:
+            attempt()
+        assert str(error.value) == f"{path}: {SCHEME}; {PLACES}"
+
+
 def test_a_sweep_file_and_its_settings_are_refused_too(tiny_shards, tmp_path):
     sweep, cluster = tmp_path / "sweep.yaml", ROOT / "configs/clusters/local.yaml"
     plan = ["launch/sweep.py", sweep, "--cluster", cluster, "--dry-run", "--set", f"data.shards={tiny_shards}"]
