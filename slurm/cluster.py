@@ -132,6 +132,11 @@ RESERVED = {
 }
 """Options of sbatch that ``sbatch`` may not hold -> what to do."""
 
+NO_SLURM = (
+    "no SLURM on this machine (srun is not on PATH); run this on a login node of the cluster, "
+    "or take --cluster configs/clusters/local.yaml"
+)
+
 SETUP_FAILED = "setup line failed"
 """How the line begins that a job says before it ends for a failing line of ``modules`` or ``setup``."""
 
@@ -234,10 +239,7 @@ def slurm_executor(
     try:
         executor = submitit.SlurmExecutor(folder, max_num_timeout=cluster.max_requeues, python=cluster.python)
     except RuntimeError:
-        raise InputError(
-            "no SLURM on this machine (srun is not on PATH); run this on a login node of the cluster, "
-            "or take --cluster configs/clusters/local.yaml"
-        ) from None
+        raise InputError(NO_SLURM) from None
     executor.update_parameters(**slurm_parameters(cluster, name, comment, code, runs))
     return executor
 

@@ -8,7 +8,7 @@ from submitit.core.utils import FailedJobError
 
 from shards.common.command import InputError
 from slurm import squeue, submission
-from slurm.cluster import Cluster, slurm_executor
+from slurm.cluster import NO_SLURM, Cluster, slurm_executor
 from slurm.job import Train
 from slurm.sweep import Run
 
@@ -19,8 +19,10 @@ def submit(cluster: Cluster, sweep: Path, code: Path, chosen: list[Run]) -> list
     Raises
     ------
     InputError
-        If SLURM does not answer or refuses; it says which runs were submitted before.
+        If SLURM is not here, does not answer or refuses; it says which runs were submitted before.
     """
+    if shutil.which("srun") is None:
+        raise InputError(NO_SLURM)
     if not squeue.controller_up():
         raise InputError("SLURM's controller is down (scontrol ping); nothing was submitted; try again when it is back")
     size = squeue.largest_array()
