@@ -48,6 +48,9 @@ PHOTONS_PER_MAS = 1875.0
 DEFAULT_I0 = 3e5
 """Photons per ray where the exposure is missing or absurd."""
 
+WhiteNoise = tuple[float, Sequence[int]]
+"""Weight of independent noise with an SD of 1 in every ray, and the seed of its generator."""
+
 
 @dataclass(frozen=True)
 class Scan:
@@ -72,7 +75,7 @@ def mu_water(kvp: float | None) -> float:
 
 
 def noise(
-    hu: np.ndarray, spacing: float, kvp: float | None, scan: Scan, full: float, dose: float, seed: Sequence[int]
+    hu: np.ndarray, spacing: float, kvp: float | None, scan: Scan, full: float, dose: float, rays: Sequence[WhiteNoise]
 ) -> np.ndarray:
     """What a slice lacks to be a pair: the noise of the target, and that of the low dose.
 
@@ -96,8 +99,9 @@ def noise(
         The target's dose as a fraction of the one that gives the slice's noise with the pair's kernel.
     dose : float
         The low dose as a fraction of the target's, in (0, 1].
-    seed : sequence of int
-        Seeds the generator; the same seed gives the same noise.
+    rays : sequence of WhiteNoise
+        The noise of the rays is their weighted sum; the squares of the weights add up to 1. What two slices have in
+        common here makes their noise correlate.
 
     Returns
     -------
@@ -105,11 +109,11 @@ def noise(
         float32 HU, shape (2, H, W): to be added to the slice for the target, and for the low dose.
     """
     mu = mu_water(kvp)
-    rays = _ray_variance(np.maximum(hu.astype(np.float32) / 1000 + 1, 0) * mu, spacing, scan)
-    generator = np.random.default_rng(list(seed))
+    halves = _ray_variance(np.maximum(hu.astype(np.float32) / 1000 + 1, 0) * mu, spacing, scan)
+    generators = [(weight, np.random.default_rng(list(seed))) for weight, seed in rays]
 
     def inserted(power: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        across, along = (_reconstruct(fan, variance, power, generator) for fan, variance in rays)
+        across, along = (_reconstruct(fan, variance, power, generators) for fan, variance in halves)
         return (across + along.T) * (1000 / mu)
 
     scale = scan.own.variance / scan.kernel.variance / full
@@ -117,9 +121,11 @@ def noise(
     def target(f: np.ndarray) -> np.ndarray:
         return np.maximum(scale * scan.kernel.power(f), scan.own.power(f))
 
+    # drawn first: the same rays for slices whose target lacks noise and for those whose does not
+    missing = inserted(lambda f: target(f) * (1 / dose - 1))
     lacking = full < 1 or scan.kernel != scan.own
     first = inserted(lambda f: target(f) - scan.own.power(f)) if lacking else np.zeros(hu.shape, np.float32)
-    return np.stack([first, first + inserted(lambda f: target(f) * (1 / dose - 1))])
+    return np.stack([first, first + missing])
 
 
 def _ray_variance(attenuation: np.ndarray, spacing: float, scan: Scan) -> list[tuple[Fan, np.ndarray]]:
@@ -141,7 +147,10 @@ def _variance(sums: np.ndarray, fan: Fan, scan: Scan, darkest: float) -> np.ndar
 
 
 def _reconstruct(
-    fan: Fan, variance: np.ndarray, power: Callable[[np.ndarray], np.ndarray], generator: np.random.Generator
+    fan: Fan,
+    variance: np.ndarray,
+    power: Callable[[np.ndarray], np.ndarray],
+    generators: list[tuple[float, np.random.Generator]],
 ) -> np.ndarray:
     """The image in 1/mm of white noise of that variance in half of the views, filtered by a ramp and a window.
 
@@ -151,7 +160,8 @@ def _reconstruct(
     fine = math.ceil(fan.spacing / PITCH)  # a coarse slice shows what lies beyond its own frequencies, folded
     photons = np.sqrt(PITCH * np.pi / VIEWS / (fan.spacing / fine * fan.cosines * fan.steps))[:, None]
     sd = np.repeat(np.sqrt(variance), fine, axis=1) * photons.astype(np.float32)
-    rays = generator.standard_normal(sd.shape, np.float32) * sd
+    white = [weight * generator.standard_normal(sd.shape, np.float32) for weight, generator in generators]
+    rays = np.sum(white, axis=0, dtype=np.float32) * sd
     along_row = fan.frequencies(fine)
     across = (along_row[along_row <= 0.5 / PITCH] / fan.cosines[:, None]).astype(np.float32)
     ramp = np.where(across <= 0.5 / PITCH, across, 0)  # the detector samples no more

@@ -28,13 +28,13 @@ from shards.common.pool import Workers
 from shards.deidentify import Deidentifier
 from shards.derived import resampled, shrunk, write_copy, write_derived
 from shards.dicom import Slice, Unusable
-from shards.full_series import content, cut_off, exposures, find_series, pick_kernel
+from shards.full_series import content, cut_off, exposures, find_series, pick_kernel, shared_noise
 from shards.noise_level import noise_sd, soft_tissue
 from shards.noise_model import Kernel, Scan
 from shards.pixels import PADDING, read_hu
 from shards.variation import Copy, Ranges
 
-MODEL = 2
+MODEL = 3
 """Version of the noise model: another one gives other bytes for the same settings."""
 CALIBRATION = 3
 """Slices of a series in which ``--i0 auto`` measures the noise, and the body's place in the field is looked at."""
@@ -67,6 +67,8 @@ class Task:
     number: int
     copy: Copy
     i0: float
+    noises: list[tuple[float, float]]
+    """Weight and position z of the independent noises that add up to its own."""
     settings: Settings
     deidentifier: Deidentifier | None = None
 
@@ -93,7 +95,7 @@ def matching_photons(item: tuple[Slice, Kernel]) -> float:
     hu, _ = read_hu(piece)
     mask = soft_tissue(hu)
     scan = Scan(kernel, kernel, noise_model.DEFAULT_I0)
-    _, extra = noise_model.noise(hu, piece.spacing[0], piece.kvp, scan, 1.0, 0.5, [0])
+    _, extra = noise_model.noise(hu, piece.spacing[0], piece.kvp, scan, 1.0, 0.5, [(1.0, [0])])
     return noise_model.DEFAULT_I0 * (noise_sd(extra, mask) / noise_sd(hu, mask)) ** 2
 
 
@@ -148,11 +150,12 @@ def _write_pair(task: Task) -> None:
     """Add the noise. Pixels at -1024 HU, where the scanner saw nothing, stay; no pixel goes below, as in a scanner."""
     piece, copy, settings = task.source, task.copy, task.settings
     hu, _ = read_hu(piece)
-    full_dose, dose, seed = variation.draw_doses(settings.ranges, task.patient, piece.z, settings.seed)
+    full_dose, dose = variation.draw_doses(settings.ranges, task.patient, piece.z, settings.seed)
+    rays = [(weight, variation.noise_seed(task.patient, z, settings.seed)) for weight, z in task.noises]
     scan = dataclasses.replace(copy.scan, i0=task.i0)
     if copy.spacing is not None:
         piece, hu = resampled(piece, hu, copy.spacing)
-    noises = noise_model.noise(hu, piece.spacing[0], piece.kvp, scan, full_dose, dose, seed)
+    noises = noise_model.noise(hu, piece.spacing[0], piece.kvp, scan, full_dose, dose, rays)
     full, low = (_with_noise(hu, extra) for extra in noises)
     about = (
         f"I0 {task.i0:.4g}, {scan.kernel.name} kernel, window half {scan.kernel.half:.3f}/mm, bowtie "
@@ -216,12 +219,13 @@ def _tasks(
 ) -> list[Task]:
     """The slices of one copy of a series."""
     tasks = []
-    for number, (piece, photons_per_ray) in enumerate(zip(pieces, i0, strict=True), 1):
+    shares = shared_noise(pieces)
+    for number, (piece, photons_per_ray, noises) in enumerate(zip(pieces, i0, shares, strict=True), 1):
         full, low = (
             out / patient / f"{dose}_{variant}" / f"{patient}_{code}_{number:04d}.IMA"
             for dose, code in (("full", "FD"), ("quarter", "QD"))
         )
-        tasks.append(Task(piece, full, low, patient, number, copy, photons_per_ray, settings))
+        tasks.append(Task(piece, full, low, patient, number, copy, photons_per_ray, noises, settings))
     return tasks
 
 

@@ -120,7 +120,7 @@ def draw_copy(ranges: Ranges, kernel: Kernel, patient: str, seed: int) -> Copy:
     return Copy(drawn["shrink"] or 1.0, drawn["spacing"], scan)
 
 
-def draw_doses(ranges: Ranges, patient: str, z: float, seed: int) -> tuple[float, float, list[int]]:
+def draw_doses(ranges: Ranges, patient: str, z: float, seed: int) -> tuple[float, float]:
     """Of a slice, by seed, name and z alone.
 
     Returns
@@ -129,11 +129,17 @@ def draw_doses(ranges: Ranges, patient: str, z: float, seed: int) -> tuple[float
         The target's dose as a fraction of the slice's.
     dose : float
         The low dose as a fraction of the target's.
-    seed : list of int
-        Of its noise.
     """
-    key = [seed, zlib.crc32(patient.encode()), round(z * 1000) % 2**32]
-    generator = np.random.default_rng([*key, 0])
+    generator = np.random.default_rng([*_key(patient, z, seed), 0])
     dose, full = _number(generator, ranges.dose), _number(generator, ranges.full_dose)
     assert dose is not None
-    return full or 1.0, dose, [*key, 1]
+    return full or 1.0, dose
+
+
+def noise_seed(patient: str, z: float, seed: int) -> list[int]:
+    """Of the white noise that belongs to a table position."""
+    return [*_key(patient, z, seed), 1]
+
+
+def _key(patient: str, z: float, seed: int) -> list[int]:
+    return [seed, zlib.crc32(patient.encode()), round(z * 1000) % 2**32]

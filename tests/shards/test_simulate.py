@@ -34,7 +34,7 @@ def scan(kernel=noise_model.SOFT, i0=3e5, **changes):
 
 def added(hu, spacing, made, dose=0.25, seed=0):
     """What the low dose gets on top of the target."""
-    target, low = noise_model.noise(hu, spacing, 120, made, 1.0, dose, [seed])
+    target, low = noise_model.noise(hu, spacing, 120, made, 1.0, dose, [(1.0, [seed])])
     assert not target.any()
     return low
 
@@ -90,7 +90,7 @@ def test_noise_power_per_mm_does_not_depend_on_the_pixels():
 def test_target_and_low_dose_share_noise_as_theory_says():
     """Variance of the target's noise (1/f - 1) s^2; of the low dose's (1/(f a) - 1) s^2; covariance the target's."""
     hu, full, dose = water(128, 100.0, 2.0), 0.4, 0.25
-    pairs = [noise_model.noise(hu, 2.0, 120, scan(), full, dose, [seed]) for seed in range(4)]
+    pairs = [noise_model.noise(hu, 2.0, 120, scan(), full, dose, [(1.0, [seed])]) for seed in range(4)]
     target, low = (np.ravel([pair[which][48:80, 48:80] for pair in pairs]) for which in (0, 1))
     variance = expected_sd(noise_model.SOFT, 0.5, 3e5, 100.0) ** 2  # at half dose (1 - a) / a is one
     assert target.var() == pytest.approx((1 / full - 1) * variance, rel=0.15)
@@ -103,11 +103,11 @@ def test_a_sharper_kernel_keeps_the_ratio_of_doses_at_every_frequency():
     hu, spacing = water(256, 60.0, 0.7), 0.7
     own = added(hu, spacing, scan(), 0.5, seed=9)  # at half dose: the noise of the slice itself
     made = scan(kernel=noise_model.SHARP, own=noise_model.SOFT)
-    assert (own.std(), noise_model.noise(hu, spacing, 120, made, 0.01, 0.25, [0])[0].std() / 10) == (
+    assert (own.std(), noise_model.noise(hu, spacing, 120, made, 0.01, 0.25, [(1.0, [0])])[0].std() / 10) == (
         pytest.approx(own.std()), pytest.approx(own.std(), rel=0.05))  # fmt: skip
     powers = []
     for seed in range(4):
-        target, low = own + noise_model.noise(hu, spacing, 120, made, 0.5, 0.25, [seed])
+        target, low = own + noise_model.noise(hu, spacing, 120, made, 0.5, 0.25, [(1.0, [seed])])
         powers.append([radial_power(target, spacing), radial_power(low, spacing)])
     target, low = np.mean(powers, axis=0)[:, 10:31]
     np.testing.assert_allclose(low / target, 4, rtol=0.35)
@@ -229,6 +229,26 @@ def test_same_seed_same_bytes_whatever_the_workers_and_the_interruption(full, tm
     )
     doses = [pair.dose for patient in find_pairs(tmp_path / "a").patients for pair in patient.pairs]
     assert len(set(doses)) == 3 and all(0.1 <= dose <= 0.5 for dose in doses)
+
+
+def test_noise_of_overlapping_slices_correlates_as_their_triangles_do(tmp_path, monkeypatch, capsys):
+    """3 mm every 2 mm: weights of 1/3, 1, 1/3, so 6/11, 1/11 and nothing; real 0.56 and 0.12. 2 mm: nothing."""
+    flat = water(128, 120.0, 2.5)
+
+    def correlations(thickness, *options):
+        folder, out = tmp_path / f"{thickness}", tmp_path / f"out{thickness}{len(options)}"
+        for number in range(5):
+            write_slice(folder / f"{number}", flat, 2.0 * number, PixelSpacing=[2.5, 2.5], SliceThickness=thickness)
+        status, _, err = run(monkeypatch, capsys, folder, out, "--i0", "3e5", *options)
+        assert status == 0, err
+        made = [read_hu(read_slices(path)[0])[0][32:96, 32:96] for path in sorted(out.rglob("*_QD_*"))]
+        correlation = np.corrcoef([hu.ravel() for hu in made])
+        return contents(out), [float(np.diagonal(correlation, apart).mean()) for apart in range(4)]
+
+    written, overlapping = correlations(3)
+    assert overlapping == pytest.approx([1, 6 / 11, 1 / 11, 0], abs=0.06)
+    assert correlations(3, "--workers", 2)[0] == written
+    assert correlations(2)[1] == pytest.approx([1, 0, 0, 0], abs=0.06)
 
 
 def test_i0_by_exposure(full):
