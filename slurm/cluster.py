@@ -109,6 +109,17 @@ class Cluster:
         """Ranks of a run."""
         return self.nodes * self.tasks_per_node
 
+    def for_command(self, gpu: bool) -> "Cluster":
+        """What one process needs: one task on one node, and one GPU if it can use one and the cluster has them."""
+        kinds = [one_gpu(each) if gpu else "" if gpus_of(each) else each for each in (self.gres or "").split(",")]
+        return dataclasses.replace(
+            self,
+            nodes=1,
+            tasks_per_node=1,
+            gpus_per_node=min(self.gpus_per_node, int(gpu)),
+            gres=",".join(filter(None, kinds)) or None,
+        )
+
 
 SLURM_ONLY = (
     *("partition", "account", "qos", "gres", "constraint", "exclude"),
@@ -145,6 +156,11 @@ def gpus_of(gres: str) -> int:
     """Number of GPUs in SLURM's words, e.g. 4 for gpu:a100:4; 0 if there are none."""
     counts = re.findall(r"(?:^|,)(?:gres:)?gpu(?::[^:,()]*[^\d:,()][^:,()]*)?(?::(\d+))?", gres)
     return sum(int(count or 1) for count in counts)
+
+
+def one_gpu(gres: str) -> str:
+    """A generic resource in SLURM's words, with one GPU where it is one: gpu:a100:4 -> gpu:a100:1."""
+    return f"{re.sub(r':[0-9]+$', '', gres)}:1" if gpus_of(gres) else gres
 
 
 def load(path: Path) -> Cluster:

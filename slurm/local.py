@@ -1,10 +1,10 @@
-"""Runs on this machine: submitit's local executor, with a bound on how many run at once, waited for here."""
+"""Runs, and parts of commands, on this machine: submitit's local executor, with a bound on how many run at once."""
 
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -16,9 +16,7 @@ from ldct.runs import folder as runs
 from shards.common.command import InputError, Progress
 from slurm import submission
 from slurm.cluster import Cluster, cores, local_parallelism
-from slurm.job import Train
-from slurm.submission import Submission
-from slurm.sweep import Run
+from slurm.submission import Submission, Work
 
 POLL_S = 0.2
 
@@ -38,20 +36,22 @@ class Local:
         The sweep's folder.
     code : Path
         Copy of the code that the runs import.
+    what, unit : str
+        What is run, and what its size is counted in, for people.
     """
 
-    def __init__(self, cluster: Cluster, sweep: Path, code: Path) -> None:
-        self.cluster, self.sweep, self.code = cluster, sweep, code
+    def __init__(self, cluster: Cluster, sweep: Path, code: Path, what: str = "runs", unit: str = "step") -> None:
+        self.cluster, self.sweep, self.code, self.what, self.unit = cluster, sweep, code, what, unit
         self.gpus = gpus_here() if cluster.gpus_per_node else []
         self.slots = slots(cluster, self.gpus)
         self.busy: dict[str, tuple[int, Submission, str]] = {}
         self.jobs: list[Any] = []  # submitit's, kept so that ended controllers are reaped
 
-    def run(self, adopted: list[Run], chosen: list[Run]) -> None:
-        """Train ``chosen``, and wait for those of ``adopted`` that an earlier launcher started here."""
+    def run(self, adopted: Sequence[Work], chosen: Sequence[Work]) -> None:
+        """Do ``chosen``, and wait for those of ``adopted`` that an earlier launcher started here."""
         last = submission.latest(self.sweep)
         adopted = [run for run in adopted if run.name in last and submission.local_alive(*last[run.name])]
-        everything = adopted + chosen
+        everything = [*adopted, *chosen]
         if not everything:
             return
         for slot, run in enumerate(adopted):
@@ -59,9 +59,9 @@ class Local:
         waiting = list(chosen)
         if waiting:
             self.record, self.logs = submission.new(self.sweep, "local", [run.name for run in waiting], self.code)
-        total = sum(run.config.train.steps for run in everything)
-        done = sum(runs.read_status(run.folder).step for run in everything)
-        with Interrupts() as interrupts, Progress(f"{len(everything)} runs", total, "step", done) as progress:
+        total, done = sum(run.size for run in everything), sum(run.done for run in everything)
+        what = f"{len(everything)} {self.what}"
+        with Interrupts() as interrupts, Progress(what, total, self.unit, done) as progress:
             while waiting or self.busy:
                 self._settle(everything)
                 while waiting and len(self.busy) < self.slots and not interrupts.came:
@@ -70,10 +70,10 @@ class Local:
                 if interrupts.came:
                     self._stop()
                     raise KeyboardInterrupt
-                steps = sum(runs.read_status(run.folder).step for run in everything)
+                steps = sum(run.done for run in everything)
                 progress.update(max(0, steps - progress.done), f"{len(self.busy)} running, {len(waiting)} waiting")
 
-    def _start(self, run: Run) -> None:
+    def _start(self, run: Work) -> None:
         slot = min(set(range(self.slots)) - {used for used, *_ in self.busy.values()})
         cluster = self.cluster
         executor = submitit.LocalExecutor(self.logs, max_num_timeout=cluster.max_requeues, python=cluster.python)
@@ -86,13 +86,13 @@ class Local:
             signal_delay_s=cluster.signal_lead_s,
         )
         with child_environment(self.slots * cluster.tasks_per_node, self.code):
-            job = executor.submit(Train(str(run.folder)))
+            job = executor.submit(run.job())
         self.jobs.append(job)
         self.record.jobs[run.name] = job.job_id
         submission.save(self.record, self.logs)
         self.busy[run.name] = (slot, self.record, job.job_id)
 
-    def _settle(self, everything: list[Run]) -> None:
+    def _settle(self, everything: list[Work]) -> None:
         """Take note of runs that ended; a failure is one line that names its log."""
         for job in self.jobs:
             job.get_info()
@@ -106,7 +106,7 @@ class Local:
 
     def _stop(self) -> None:
         """Let every run save and end. TERM is sent again: one that comes while a run still starts is lost."""
-        print(f"stopping {len(self.busy)} runs at their next step", file=sys.stderr, flush=True)
+        print(f"stopping {len(self.busy)} {self.what} at their next {self.unit}", file=sys.stderr, flush=True)
         while self.busy:
             for _, _, job in self.busy.values():
                 with suppress(ProcessLookupError):

@@ -12,7 +12,7 @@ from ldct.runs import folder as runs
 from ldct.runs import reader
 from shards.common.command import InputError
 from shards.common.table import text_table
-from slurm import squeue, submission
+from slurm import commands, squeue, submission
 from slurm.cluster import SETUP_FAILED
 from slurm.submission import Submission
 from slurm.sweep import HUNG, on_gpu, state_of
@@ -59,7 +59,7 @@ class Report:
 
 def reports(roots: list[Path]) -> tuple[list[Report], str]:
     """Reports of all runs at or below ``roots``, and why SLURM could not be asked ("" if it was, or need not be)."""
-    folders = runs.find_runs(roots)
+    folders = find(roots)
     latest = {sweep: submission.latest(sweep) for sweep in {folder.parent for folder in folders}}
     sent = {folder: latest[folder.parent].get(folder.name) for folder in folders}
     jobs: dict[str, squeue.Job] = {}
@@ -73,6 +73,23 @@ def reports(roots: list[Path]) -> tuple[list[Report], str]:
         slurm = {f"{f.parent.name}/{f.name}" for f in folders if (entry := sent[f]) and entry[0].executor == "slurm"}
         explain([run for run in listed if run.state in ("lost", "new") and run.run in slurm])
     return listed, silent
+
+
+def find(roots: list[Path]) -> list[Path]:
+    """Folders of the runs, and of the parts of commands, at or below ``roots``.
+
+    Raises
+    ------
+    InputError
+        If a root is not there, or there is neither.
+    """
+    parts = commands.find(roots)
+    try:
+        return runs.find_runs(roots) + parts
+    except InputError:
+        if not parts or not all(root.is_dir() for root in roots):
+            raise
+        return parts
 
 
 def report(folder: Path, sent: tuple[Submission, str] | None, jobs: dict[str, squeue.Job], silent: bool) -> Report:
@@ -199,7 +216,7 @@ def cancel(roots: list[Path], listed: list[Report]) -> str:
     jobs: list[str] = []
     local: list[tuple[Submission, str]] = []
     cancelled: dict[tuple[Path, str], list[str]] = {}
-    for folder in runs.find_runs(roots):
+    for folder in find(roots):
         run = live.get(f"{folder.parent.name}/{folder.name}")
         sent = submission.latest(folder.parent).get(folder.name) if run else None
         if sent and sent[0].executor == "slurm" and sent[1]:
@@ -215,11 +232,12 @@ def cancel(roots: list[Path], listed: list[Report]) -> str:
     for pid in launchers | {int(job) for record, job in local if record.launcher not in launchers}:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
-    return f"cancelled {len(jobs)} SLURM jobs and {len(local)} local runs; launch/sweep.py continues them"
+    return f"cancelled {len(jobs)} SLURM jobs and {len(local)} local runs; the same launcher continues them"
 
 
 def is_launcher(pid: int) -> bool:
     """Whether a launcher still runs as process ``pid``."""
     with contextlib.suppress(OSError):
-        return b"launch/sweep.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"launch/sweep.py" in command or b"launch/submit.py" in command
     return False

@@ -8,12 +8,33 @@ import socket
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 from shards.common.atomic import write_text
 from slurm.cluster import Kind
 
 NAME = "submission.json"
 LOGS = "logs"
+
+
+class Work(Protocol):
+    """What one job does: a run of a sweep, or a part of a command."""
+
+    name: str
+    """Name of its folder."""
+    folder: Path
+    """Where its status stands."""
+
+    @property
+    def size(self) -> int:
+        """How much there is to do in all, in steps or parts."""
+
+    @property
+    def done(self) -> int:
+        """How much of it is done."""
+
+    def job(self) -> Any:
+        """What submitit pickles and calls."""
 
 
 @dataclass

@@ -1,7 +1,8 @@
-"""Giving the open runs of a sweep to SLURM, each array whole or not at all."""
+"""Giving the open runs of a sweep, or the parts of a command, to SLURM; each array whole or not at all."""
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from submitit.core.utils import FailedJobError
@@ -9,12 +10,13 @@ from submitit.core.utils import FailedJobError
 from shards.common.command import InputError
 from slurm import squeue, submission
 from slurm.cluster import NO_SLURM, Cluster, slurm_executor
-from slurm.job import Train
-from slurm.sweep import Run
+from slurm.submission import Work
 
 
-def submit(cluster: Cluster, sweep: Path, code: Path, chosen: list[Run]) -> list[str]:
+def submit(cluster: Cluster, sweep: Path, code: Path, chosen: Sequence[Work], after: str = "") -> list[str]:
     """Submit ``chosen``, as one array where SLURM allows one of that size; return the ids of the jobs.
+
+    ``after`` is what they wait for, in sbatch's words (afterok:12:13); what can never begin is cancelled by SLURM.
 
     Raises
     ------
@@ -25,6 +27,8 @@ def submit(cluster: Cluster, sweep: Path, code: Path, chosen: list[Run]) -> list
         raise InputError(NO_SLURM)
     if not squeue.controller_up():
         raise InputError("SLURM's controller is down (scontrol ping); nothing was submitted; try again when it is back")
+    if after:
+        cluster = waiting_for(cluster, after)
     size = squeue.largest_array()
     parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
     if len(parts) > 1 and cluster.array_parallelism:  # together they keep to it
@@ -38,7 +42,16 @@ def submit(cluster: Cluster, sweep: Path, code: Path, chosen: list[Run]) -> list
     return jobs
 
 
-def submit_array(cluster: Cluster, sweep: Path, code: Path, chosen: list[Run]) -> str:
+def waiting_for(cluster: Cluster, after: str) -> Cluster:
+    """The cluster with a dependency for its jobs, added to one that its file may have."""
+    own = cluster.sbatch.get("dependency")
+    dependency = f"{own},{after}" if own else after
+    return dataclasses.replace(
+        cluster, sbatch={**cluster.sbatch, "dependency": dependency, "kill-on-invalid-dep": "yes"}
+    )
+
+
+def submit_array(cluster: Cluster, sweep: Path, code: Path, chosen: Sequence[Work]) -> str:
     """Submit ``chosen`` as one array (one run: as a plain job); return the job's id.
 
     The record is written first, without job ids. Should the answer of sbatch get lost although SLURM took the job,
@@ -52,7 +65,7 @@ def submit_array(cluster: Cluster, sweep: Path, code: Path, chosen: list[Run]) -
     record, folder = submission.new(sweep, "slurm", [run.name for run in chosen], code)
     try:
         executor = slurm_executor(cluster, folder, sweep.name, record.id, code, len(chosen))
-        jobs = executor.submit_array([Train(str(run.folder)) for run in chosen])
+        jobs = executor.submit_array([run.job() for run in chosen])
     except FailedJobError as error:
         said = " ".join(str(error).split())
         if any(job.comment == record.id for job in squeue.live().values()):

@@ -23,10 +23,14 @@ from shards.common.atomic import write_text
 from shards.common.command import InputError
 from slurm import squeue, submission
 from slurm.cluster import Cluster
+from slurm.job import Train
 from slurm.sweep_file import Search, combinations
 
 HUNG = "lost, its job runs"
 """The state of a run whose job is there and has written no heartbeat for LOST_AFTER_S."""
+
+CLOSED = ("finished", "running", "pending", HUNG)
+"""States of what is not to be submitted: there is nothing to do, or something works on it."""
 
 
 @dataclass
@@ -49,7 +53,21 @@ class Run:
     @property
     def open(self) -> bool:
         """Whether it is to be submitted: not finished, and nothing works on it."""
-        return self.state not in ("finished", "running", "pending", HUNG)
+        return self.state not in CLOSED
+
+    @property
+    def size(self) -> int:
+        """Steps in all."""
+        return self.config.train.steps
+
+    @property
+    def done(self) -> int:
+        """Steps done."""
+        return runs.read_status(self.folder).step
+
+    def job(self) -> Train:
+        """What submitit pickles and calls."""
+        return Train(str(self.folder))
 
 
 def plan(search: Search, cluster: Cluster, settings: list[str], root: Path) -> list[Run]:

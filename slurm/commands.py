@@ -1,0 +1,162 @@
+"""A command of this project as jobs: its folder, its parts, and which of them there is still something to do for.
+
+jobs/NAME/command.json    the command, where it was given, and into how many parts it is split
+jobs/NAME/2-of-4/         a part: status.json, in the words of a run's
+jobs/NAME/whole/          the command without --part: alone, or behind its parts, to gather what they made
+jobs/NAME/logs, code      as for a sweep
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ldct.runs import folder as runs
+from shards.common.atomic import write_text
+from shards.common.command import InputError
+from slurm import squeue, submission
+from slurm.part_job import RunPart
+from slurm.sweep import CLOSED, state_of
+
+NAME = "command.json"
+WHOLE = "whole"
+ROOT = Path(__file__).resolve().parents[1]
+
+ELSEWHERE = {
+    "launch/train.py": "launch/sweep.py submits trainings",
+    "launch/sweep.py": "it submits by itself; run it on a login node",
+    "launch/submit.py": "it submits by itself; run it on a login node",
+    "launch/status.py": "run it on a login node",
+}
+"""Commands that are no jobs, and what to do."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line of this project, checked."""
+
+    argv: list[str]
+    """Script, relative to the project, and its arguments."""
+    cwd: str = field(default_factory=os.getcwd)
+    """Folder that relative paths in it start from."""
+    parts: int = 1
+    """Parts that it is split into."""
+
+    def __str__(self) -> str:
+        return " ".join(self.argv)
+
+
+@dataclass
+class Part:
+    """A part of a command, or the whole of it: what one job does."""
+
+    name: str
+    """2-of-4, or whole."""
+    folder: Path
+    """Its folder, absolute."""
+    argv: list[str]
+    """Script and arguments."""
+    cwd: str
+    state: str = "new"
+    """See slurm.sweep.state_of."""
+    size: int = 1
+    """What Local counts: parts."""
+
+    @property
+    def open(self) -> bool:
+        """Whether it is to be submitted: not finished, and nothing works on it."""
+        return self.state not in CLOSED
+
+    @property
+    def done(self) -> int:
+        """1 if it is finished."""
+        return int(runs.read_status(self.folder).state == "finished")
+
+    def job(self) -> RunPart:
+        """What submitit pickles and calls."""
+        return RunPart(str(self.folder), self.argv, self.cwd)
+
+
+def check(argv: list[str], parts: int) -> tuple[Command, bool]:
+    """A command line that can be a job in ``parts`` parts, and whether it can use a GPU: by its own --help.
+
+    Raises
+    ------
+    InputError
+        If it is none of this project's commands, is no job, or cannot be split.
+    """
+    script = os.path.relpath(ROOT / argv[0], ROOT) if argv else ""
+    if not re.fullmatch(r"(shards|launch)/\w+\.py", script) or not (ROOT / script).is_file():
+        raise InputError(f"expected a command such as shards/build.py DICOM SHARDS, found {' '.join(argv) or 'none'!r}")
+    if script in ELSEWHERE:
+        raise InputError(f"{script} is no job: {ELSEWHERE[script]}")
+    if parts < 1:
+        raise InputError(f"--parts: expected at least 1, found {parts}")
+    shown = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True)
+    options = set(re.findall(r"--[\w-]+", shown.stdout))
+    if "--part" in argv:
+        raise InputError("--part is what the jobs add; say how many parts with --parts, before the command")
+    if parts > 1 and "--part" not in options:
+        raise InputError(f"{script} has no --part: it cannot be split; leave out --parts")
+    return Command([script, *argv[1:]], parts=parts), "--device" in options
+
+
+def begin(folder: Path, command: Command) -> None:
+    """Make the folder of ``command``, or go on with the one that is there.
+
+    Raises
+    ------
+    InputError
+        If it is another command's.
+    """
+    before = read(folder)
+    if before and before != command:
+        raise InputError(
+            f"{folder} is of another command ({before}, {before.parts} parts, in {before.cwd}); choose another --name, "
+            "or delete it"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    if not before:
+        write_text(folder / NAME, json.dumps(dataclasses.asdict(command), indent=1) + "\n")
+
+
+def read(folder: Path) -> Command | None:
+    """The command of a folder; None where there is none."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return Command(**json.loads((folder / NAME).read_text()))
+    return None
+
+
+def parts_of(folder: Path, command: Command) -> list[Part]:
+    """The parts of the command in ``folder``, the whole of it last."""
+    folder = Path(os.path.abspath(folder))
+    split = range(1, command.parts + 1) if command.parts > 1 else ()
+    width = len(str(command.parts))
+    parts = {f"{i:0{width}d}-of-{command.parts}": [*command.argv, "--part", f"{i}/{command.parts}"] for i in split}
+    parts[WHOLE] = command.argv
+    return [Part(name, folder / name, argv, command.cwd) for name, argv in parts.items()]
+
+
+def find(roots: list[Path]) -> list[Path]:
+    """Folders of the parts of all commands at or below ``roots``."""
+    folders = []
+    for root in roots:
+        for place, below, files in os.walk(root):
+            below[:] = sorted(name for name in below if not name.startswith("."))
+            if NAME in files and (command := read(Path(place))):
+                folders += [part.folder for part in parts_of(Path(place), command)]
+                below.clear()
+    return list(dict.fromkeys(folders))
+
+
+def note_states(parts: list[Part]) -> None:
+    """Set the state of every part from its folder, the record of submissions and, where there is one, the queue."""
+    last = submission.latest(parts[0].folder.parent)
+    jobs = squeue.live([job for record, job in last.values() if record.executor == "slurm"])
+    for part in parts:
+        part.state = state_of(part.folder, last.get(part.name), jobs)
