@@ -33,7 +33,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--ablate",
         action="store_true",
-        help="also measure every network with attention with each stage's gate replaced by its mean",
+        help="also what attention does at each stage: its statistics, and the loss with its mean in its place",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)),
@@ -45,7 +45,7 @@ def main() -> None:
     """Measure and print."""
     options = arguments()
     from ldct.device import keep_freed, pick_device
-    from ldct.evaluation import ablation, datasets, evaluate
+    from ldct.evaluation import attention, datasets, evaluate
     from ldct.inference import pretrained
     from ldct.metrics import protocols
     from ldct.reports import significance, tables
@@ -79,8 +79,8 @@ def main() -> None:
         flush=True,
     )
     if options.ablate:
-        losses = {run: ablation.ablate(run, data, chosen[0], evaluation.get(run.name).mark, device) for run in runs}
-        print("", ablation.as_text({row.label: losses[run] for run in runs for row in rows if row.name == run.name}),
+        found = {run: attention.by_stage(run, data, chosen[0], evaluation.get(run.name).mark, device) for run in runs}
+        print("", attention.as_text({row.label: found[run] for run in runs for row in rows if row.name == run.name}),
               sep="\n", flush=True)  # fmt: skip
     wandb_mirror.tell(runs)
 

@@ -5,14 +5,13 @@ import numpy as np
 from ldct import config as configuration
 from ldct.evaluation.baselines import NAMES
 from ldct.evaluation.results import Evaluation, Result
-from ldct.metrics import names, registry
+from ldct.metrics import registry
 from ldct.metrics.intervals import Measured
 from ldct.reports.comparison import Run
 from ldct.runs.folder import Status
 
 PSNR = "abd400/psnr"
 PATIENTS = ("L067", "L096", "L109", "L143")
-DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def measured(gain, seed, patients=PATIENTS, noise=0.01):
@@ -28,17 +27,17 @@ def measured(gain, seed, patients=PATIENTS, noise=0.01):
     return slices
 
 
-def attention_line(weights=None, edges=None, texture=None):
-    """The last validation's statistics, each given by depth."""
-    line = {"step": 20}
-    for stat, values in (("channel_sd", weights), ("spatial_edges", edges), ("spatial_texture", texture)):
-        for stage, value in enumerate(values if values is not None else [], start=1):
-            depth, statistic = (names.validation(names.attention(stage, name)) for name in (names.DEPTH, stat))
-            line |= {depth: DEPTHS[stage - 1], statistic: float(value)}
-    return line
+def by_stage(patients=PATIENTS, weights=None, edges=None, texture=None):
+    """What attention does, the same on every patient: statistics by stage from the first."""
+    given = {"channel_sd": weights, "spatial_edges": edges, "spatial_texture": texture}
+    return {
+        statistic: {stage: dict.fromkeys(patients, float(value)) for stage, value in enumerate(values, start=1)}
+        for statistic, values in given.items()
+        if values is not None
+    }
 
 
-def make(seed=0, gain=1.0, patients=PATIENTS, noise=0.01, line=None, data="d", ablation=None, **fields):
+def make(seed=0, gain=1.0, patients=PATIENTS, noise=0.01, data="d", by_stage=None, **fields):
     """A finished run that gains ``gain`` dB; ``fields`` of the configuration as section__field."""
     nested = {"train": {"seed": seed, "steps": 20}}
     for name, value in fields.items():
@@ -58,8 +57,8 @@ def make(seed=0, gain=1.0, patients=PATIENTS, noise=0.01, line=None, data="d", a
         label=name,
         config=config,
         status=status,
-        metrics=[line] if line else [],
+        metrics=[],
         provenance=provenance,
         evaluation=evaluation,
-        ablation=ablation or {},
+        by_stage=by_stage or {},
     )

@@ -178,12 +178,3 @@ def crossed(values: np.ndarray) -> Interval:
     total = sum(parts)
     freedom = total**2 / (parts[0] ** 2 / (seeds - 1) + parts[1] ** 2 / (patients - 1)) if total else 1.0
     return Interval(mean, math.sqrt(total), float(freedom), seeds, patients, *map(float, parts))
-
-
-def over_seeds(values: Sequence[float], patients: int) -> Interval:
-    """As ``crossed``, of what each seed gives as one mean over ``patients`` patients: their spread is not known."""
-    means, seeds = np.array(values), len(values)
-    mean = float(means.mean()) if seeds else math.nan
-    if seeds < LEAST_SEEDS or patients < LEAST_PATIENTS:
-        return Interval(mean, None, math.nan, seeds, patients)
-    return Interval(mean, float(means.std(ddof=1)) / math.sqrt(seeds), seeds - 1, seeds, patients)

@@ -43,9 +43,13 @@ class Arm:
         """``metric``, or its difference to ``against``, on the seeds and patients that both have."""
         return difference(self.table(metric), against)
 
-    def profiles(self, statistic: str) -> list[dict[float, float]]:
-        """An attention statistic by relative depth over the last validation, one dictionary per seed that has it."""
-        return [profile for run in self.runs.values() if (profile := run.attention(statistic))]
+    def by_depth(self, measure: str) -> dict[float, list[float]]:
+        """A measure of attention, mean over patients, of every seed, by relative depth."""
+        seeds: dict[float, list[float]] = {}
+        for run in self.runs.values():
+            for depth, of_patients in run.by_depth(measure).items():
+                seeds.setdefault(depth, []).append(float(np.mean(list(of_patients.values()))))
+        return dict(sorted(seeds.items()))
 
 
 def difference(table: dict[int, dict[str, float]], against: dict[int, dict[str, float]] | None = None) -> Interval:

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from ldct import models
+from ldct.evaluation.attention import LOSS
 from ldct.metrics import intervals, registry
-from ldct.metrics.intervals import Interval, over_seeds
+from ldct.metrics.intervals import Interval
 from ldct.reports.arms import Arm, counterparts, difference, having
 from ldct.reports.comparison import Run
 
@@ -112,17 +112,15 @@ def decide(claims: list[Claim]) -> list[Claim]:
     return claims
 
 
-def claims(arms: list[Arm], metric: str, patients: int) -> list[Claim]:
+def claims(arms: list[Arm], metric: str) -> list[Claim]:
     """All claims with their verdicts, in the order in which the networks, the variants and attention come.
 
     Parameters
     ----------
     metric : str
         The metric that ranks, e.g. ``abd400/psnr``.
-    patients : int
-        Patients of the validation split, over which attention is averaged.
     """
-    return decide([*of_networks(arms, metric), *of_attention(arms, metric), *of_depth(arms, patients), *of_gates(arms)])
+    return decide([*of_networks(arms, metric), *of_attention(arms, metric), *of_depth(arms), *of_gates(arms)])
 
 
 def better(
@@ -181,18 +179,18 @@ def of_attention(arms: list[Arm], metric: str) -> list[Claim]:
     return claims
 
 
-def of_depth(arms: list[Arm], patients: int) -> list[Claim]:
+def of_depth(arms: list[Arm]) -> list[Claim]:
     """At which depth attention selects channels, and what its maps follow."""
 
     def measured(
-        network: str, kind: str, what: list[tuple[str, Callable[[Run], float], bool, float]]
+        network: str, kind: str, what: list[tuple[str, Callable[[Run], dict[str, float]], bool, float]]
     ) -> list[Quantity]:
         alone = having(arms, model__name=network, model__attention=kind)
         return [
-            Quantity(f"{text} ({arm.label})", over_seeds(values, patients), above, threshold)
+            Quantity(f"{text} ({arm.label})", difference(values), above, threshold)
             for arm in alone or having(arms, model__name=network, model__attention="both")
-            for text, value, above, threshold in what
-            if (values := [number for run in arm.runs.values() if not math.isnan(number := value(run))])
+            for text, of_patients, above, threshold in what
+            if (values := {seed: found for seed, run in arm.runs.items() if (found := of_patients(run))})
         ]
 
     rise = "rise of the SD of channel weights from the first to the deepest stage, by a line through all"
@@ -222,25 +220,29 @@ def of_depth(arms: list[Arm], patients: int) -> list[Claim]:
     ]
 
 
-def slope(run: Run) -> float:
-    """Rise of the SD of channel weights over the whole depth, least squares; nan with fewer than two stages."""
-    profile = run.attention("channel_sd")
-    return float(np.polyfit(list(profile), list(profile.values()), 1)[0]) if len(profile) > 1 else math.nan
+def slope(run: Run) -> dict[str, float]:
+    """Rise of the SD of channel weights over the whole depth by patient, least squares; empty with one stage."""
+    profile = run.by_depth("channel_sd")
+    depths = list(profile)
+    if len(depths) < 2:
+        return {}
+    patients = profile[depths[0]]
+    return {p: float(np.polyfit(depths, [profile[depth][p] for depth in depths], 1)[0]) for p in patients}
 
 
-def follows(run: Run, what: str, stage: int) -> float:
-    """Absolute correlation of the spatial map with ``what`` at the first (0) or deepest (-1) stage; nan without one.
+def follows(run: Run, what: str, stage: int) -> dict[str, float]:
+    """Absolute correlation of the spatial map with ``what`` at the first (0) or deepest (-1) stage, by patient.
 
-    Which sign a map has is chance: the next layer can turn it.
+    Which sign a map has is chance: the next layer can turn it. Empty without a map.
     """
-    correlations = list(run.attention(f"spatial_{what}").values())
-    return abs(correlations[stage]) if correlations else math.nan
+    by_depth = list(run.by_depth(f"spatial_{what}").values())
+    return {patient: abs(value) for patient, value in by_depth[stage].items()} if by_depth else {}
 
 
-def prefers(run: Run, what: str, stage: int) -> float:
+def prefers(run: Run, what: str, stage: int) -> dict[str, float]:
     """How much more the map follows ``what`` than the other of edges and texture, which resemble each other."""
-    other = {"edges": "texture", "texture": "edges"}[what]
-    return follows(run, what, stage) - follows(run, other, stage)
+    other = follows(run, {"edges": "texture", "texture": "edges"}[what], stage)
+    return {patient: value - other[patient] for patient, value in follows(run, what, stage).items()}
 
 
 def of_gates(arms: list[Arm]) -> list[Claim]:
@@ -266,17 +268,7 @@ def of_gates(arms: list[Arm]) -> list[Claim]:
     return claims
 
 
-def losses_by_depth(arm: Arm) -> dict[float, list[float]]:
-    """What is lost by replacing a stage's gate by its mean: mean over patients, of every seed, by relative depth."""
-    deepest = max(1, models.describe(arm.config.model).stages - 1)
-    by_depth: dict[float, list[float]] = {}
-    for run in arm.runs.values():
-        for stage in sorted(run.ablation):
-            loss = float(np.mean(list(run.ablation[stage].values())))
-            by_depth.setdefault((stage - 1) / deepest, []).append(loss)
-    return by_depth
-
-
 def losses(arm: Arm, stage: int) -> dict[int, dict[str, float]]:
     """By seed and patient, what is lost by replacing the gate of the first (0) or deepest (-1) stage by its mean."""
-    return {seed: run.ablation[sorted(run.ablation)[stage]] for seed, run in arm.runs.items() if len(run.ablation) > 1}
+    by_seed = {seed: list(run.by_depth(LOSS).values()) for seed, run in arm.runs.items()}
+    return {seed: stages[stage] for seed, stages in by_seed.items() if len(stages) > 1}

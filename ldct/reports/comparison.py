@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ldct import models
-from ldct.evaluation import ablation, results
-from ldct.evaluation.ablation import Losses
+from ldct.evaluation import attention, results
+from ldct.evaluation.attention import ByStage
 from ldct.evaluation.baselines import BLUR, LOW, NAMES
 from ldct.evaluation.results import Evaluation
 from ldct.metrics import registry
@@ -27,13 +27,20 @@ class Run(reader.Run):
     label: str
     """What sets it apart from the others."""
     evaluation: Evaluation | None
-    ablation: Losses = field(default_factory=dict)
-    """What is lost with the mean in place of a stage's gate, on the slices of ``evaluation``; evaluate.py --ablate."""
+    by_stage: ByStage = field(default_factory=dict)
+    """What attention does on the slices of ``evaluation``; evaluate.py --ablate."""
 
     @property
     def parameters(self) -> int:
         """Trainable parameters."""
         return models.describe(self.config.model).parameters
+
+    def by_depth(self, measure: str) -> dict[float, dict[str, float]]:
+        """One of ldct/evaluation/attention.py's MEASURES by relative depth (0 = first, 1 = deepest encoder stage) and
+        patient; empty where the network has no such attention."""
+        deepest = max(1, models.describe(self.config.model).stages - 1)
+        stages = self.by_stage.get(measure, {})
+        return {(stage - 1) / deepest: stages[stage] for stage in sorted(stages)}
 
 
 def choose_split(roots: list[Path], asked: str | None) -> tuple[str, list[str]]:
@@ -77,8 +84,8 @@ def gather(roots: list[Path], split: str) -> list[Run]:
     gathered = []
     for name, fields in contents.items():
         evaluation = results.load(fields["folder"], split)
-        losses = ablation.load(fields["folder"], evaluation)
-        gathered.append(Run(name=name, label=labelled[name], evaluation=evaluation, ablation=losses, **fields))
+        by_stage = attention.load(fields["folder"], evaluation)
+        gathered.append(Run(name=name, label=labelled[name], evaluation=evaluation, by_stage=by_stage, **fields))
     return gathered
 
 

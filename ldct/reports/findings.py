@@ -60,7 +60,7 @@ class Findings:
     @cached_property
     def claims(self) -> list[Claim]:
         """The claims, with what these runs say of them."""
-        return claims_of.claims(self.arms, self.metric, self.data.counts["val"]["patients"])
+        return claims_of.claims(self.arms, self.metric)
 
     def gain(self, arm: Arm) -> Interval:
         """Of ``arm`` over the low dose in the metric that ranks."""
@@ -260,9 +260,6 @@ def limits(findings: Findings) -> list[str]:
             "Channel attention on fewer than 32 channels has one hidden unit (reduction 16): where its ReLU is closed "
             "all weights are 1/2 and their SD is 0."
         )
-    if findings.data.counts["val"]["patients"] < intervals.LEAST_PATIENTS:
-        count = findings.data.counts["val"]["patients"]
-        lines.append(f"Attention by depth is averaged over {count} validation patient{'s' * (count > 1)}: no interval.")
     return lines
 
 

@@ -1,6 +1,5 @@
 """The appendix of the findings: data and origin, all arms, what each verdict rests on, depth, curves, commands."""
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,10 @@ from ldct.evaluation.baselines import LOW, NAMES
 from ldct.metrics import intervals, names, registry
 from ldct.reports import findings_charts, labels, page_charts, tables
 from ldct.reports.arms import identity
-from ldct.reports.claims import Quantity, losses_by_depth
+from ldct.reports.claims import Quantity
 from ldct.reports.comparison import Run
 from ldct.reports.findings import Findings, limits, shown, signed, table, value
-from ldct.reports.findings_charts import MAPS, statistic
+from ldct.reports.findings_charts import BY_DEPTH
 
 
 def render(findings: Findings, charts: dict[str, str], stem: str) -> list[str]:
@@ -112,15 +111,12 @@ def reason(quantity: Quantity) -> str:
 def depths(findings: Findings, charts: dict[str, str], stem: str) -> list[str]:
     """What attention does by relative depth, in tables and charts, and whether the seeds agree."""
     lines = [
-        f"Statistics are means over the validation slices (patients: {findings.data.counts['val']['patients']}) at the "
-        "end of training, losses of PSNR over the test slices; then means over seeds, ± the SD over seeds. Depth is "
-        "relative: 0 = first, 1 = deepest encoder stage. Agreement: mean correlation of two seeds' values by depth.",
+        "Means over the patients measured, then over seeds, ± the SD over seeds. Depth is relative: 0 = first, 1 = "
+        "deepest encoder stage. Agreement: mean correlation of two seeds' values by depth.",
         "",
     ]
-    tabled = {"ablation": ("loss with its mean in place of a stage's gate (dB)", losses_by_depth)}
-    tabled |= {name: (text, partial(statistic, name)) for name, text in MAPS.items()}
-    for name, (text, points) in tabled.items():
-        by_label = {arm.label: values for arm in findings.arms if (values := points(arm))}
+    for measure, text in BY_DEPTH.items():
+        by_label = {arm.label: values for arm in findings.arms if (values := arm.by_depth(measure))}
         if not by_label:
             continue
         every = sorted({depth for values in by_label.values() for depth in values})
@@ -129,9 +125,15 @@ def depths(findings: Findings, charts: dict[str, str], stem: str) -> list[str]:
             for label, values in by_label.items()
         ]
         head = ["", *(f"depth {depth:.2f}" for depth in every), "agreement"]
-        lines += [f"{text[0].upper()}{text[1:]}:", "", *table(head, rows), f"![{text} by depth]({stem}-{name}.svg)", ""]
+        lines += [
+            f"{text[0].upper()}{text[1:]}:",
+            "",
+            *table(head, rows),
+            f"![{text} by depth]({stem}-{measure}.svg)",
+            "",
+        ]
     if len(lines) == 2:
-        lines += ["No run has attention statistics.", ""]
+        lines += ["Not measured: no network with attention, or no evaluate.py --ablate.", ""]
     return lines
 
 

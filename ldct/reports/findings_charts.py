@@ -3,48 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from operator import methodcaller
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ldct.evaluation.attention import LOSS
 from ldct.metrics import names, registry
 from ldct.reports import arms as arms_of
 from ldct.reports import charts, page_charts
 from ldct.reports.arms import Arm
 from ldct.reports.charts import Curve
-from ldct.reports.claims import losses_by_depth
 from ldct.reports.labels import ATTENTION, network
 from ldct.reports.page_charts import DEPTH
 
 if TYPE_CHECKING:
     from ldct.reports.findings import Findings
 
-MAPS = {
+BY_DEPTH = {
+    LOSS: "loss with its mean in place of a stage's gate (dB)",
     "channel_sd": "SD of the channel weights",
     "spatial_edges": "correlation of the spatial map with edges",
     "spatial_texture": "correlation of the spatial map with texture",
 }
-"""Attention statistics shown by depth: the key, and what it is called."""
+"""What is shown by depth: the measure, and what it is called."""
 CAPTIONS = {
     "gain": "gain over the low dose by network and attention",
-    "ablation": "loss with its mean in place of a stage's gate, by depth",
+    LOSS: "loss with its mean in place of a stage's gate, by depth",
     "channel_sd": "SD of the channel weights by depth",
     "spatial_edges": "correlation of the spatial map with edges by depth",
 }
-ON_PAGE = ("gain", "ablation", "channel_sd", "spatial_edges")
+ON_PAGE = ("gain", LOSS, "channel_sd", "spatial_edges")
 """Charts of the page, the first two of those there are; the others stand in the appendix."""
 
 
 def of(findings: Findings) -> dict[str, str]:
     """Charts by name; those without data are left out."""
-    rank = registry.find(findings.metric)
-    depths: dict[str, tuple[str, Callable[[Arm], dict[float, list[float]]]]] = {
-        "ablation": (f"loss without the gate's choice ({rank.unit})", losses_by_depth)
-    }
-    depths |= {name: (text, partial(statistic, name)) for name, text in MAPS.items()}
     drawn = {"gain": gain(findings)}
-    drawn |= {name: curves(findings, name, DEPTH, text, points) for name, (text, points) in depths.items()}
+    for measure, text in BY_DEPTH.items():
+        drawn[measure] = curves(findings, measure, DEPTH, text, methodcaller("by_depth", measure))
     size = page_charts.group_size(findings.runs)
     for name, (key, text) in followed(findings).items():
 
@@ -80,15 +77,6 @@ def curves(
         drawn.append(Curve(arm.label, charts.look(number), list(by_x), means, sd))
     drawn = [curve for curve in drawn if curve.x]
     return charts.curves(name, drawn, x, y, log=log) if drawn else ""
-
-
-def statistic(name: str, arm: Arm) -> dict[float, list[float]]:
-    """An attention statistic of every seed by relative depth."""
-    by_depth: dict[float, list[float]] = {}
-    for profile in arm.profiles(name):
-        for depth, value in profile.items():
-            by_depth.setdefault(depth, []).append(value)
-    return dict(sorted(by_depth.items()))
 
 
 def followed(findings: Findings) -> dict[str, tuple[str, str]]:

@@ -12,7 +12,6 @@ from ldct.metrics.intervals import (
     crossed,
     holm,
     over_patients,
-    over_seeds,
     paired,
     undefined,
 )
@@ -107,9 +106,14 @@ def test_holm_does_not_count_what_was_not_tested():
     assert holm([]) == []
 
 
+def of_seeds(values):
+    """An interval of seeds alone: five patients that are alike."""
+    return crossed(np.repeat(np.array(values)[:, None], 5, axis=1))
+
+
 def test_p_of_an_interval_agrees_with_a_t_test_and_its_own_width():
     values = [0.1, 0.3, 0.2, 0.5]
-    interval = over_seeds(values, patients=5)
+    interval = of_seeds(values)
     assert interval.p_above(0.05) == pytest.approx(scipy_stats.ttest_1samp(values, 0.05, alternative="greater").pvalue)
     assert interval.p_below(0.05) == pytest.approx(1 - interval.p_above(0.05))
     edge = interval.mean - interval.ci95_half_width
@@ -117,7 +121,7 @@ def test_p_of_an_interval_agrees_with_a_t_test_and_its_own_width():
 
 
 def test_equivalence_is_two_one_sided_tests():
-    interval = over_seeds([0.01, -0.01, 0.02, 0.0], patients=5)
+    interval = of_seeds([0.01, -0.01, 0.02, 0.0])
     low = scipy_stats.ttest_1samp([0.01, -0.01, 0.02, 0.0], -0.1, alternative="greater").pvalue
     high = scipy_stats.ttest_1samp([0.01, -0.01, 0.02, 0.0], 0.1, alternative="less").pvalue
     assert interval.p_within(0.1) == pytest.approx(max(low, high))
@@ -146,7 +150,7 @@ def test_how_many_patients_would_tell_an_effect_from_zero():
     assert interval.patients_for(2.0) == math.ceil(0.25 * 4 / (4 / 7.849 - 0.5)) == 104
     assert interval.patients_for(3.0) == 3  # two would do, but have no interval
     assert interval.patients_for(1.9) == math.inf  # the seeds alone spread more
-    assert math.isnan(over_seeds([1.0, 2.0, 4.0], patients=9).patients_for(9.0))
+    assert math.isnan(crossed(np.ones((3, 2))).patients_for(9.0))
 
 
 @pytest.mark.parametrize("bad", [np.ones((2, 3)), np.ones((3, 2)), np.diag([1, 2, math.inf])])
@@ -157,16 +161,8 @@ def test_a_mean_without_an_interval_says_its_numbers(bad):
 
 
 def test_no_values_have_no_mean():
-    assert math.isnan(crossed(np.empty((0, 4))).mean) and math.isnan(over_seeds([], 4).mean)
-    assert (over_seeds([], 4).seeds, over_seeds([], 4).patients) == (0, 4)
-
-
-def test_the_mean_over_seeds_has_their_spread_alone():
-    interval = over_seeds([1.0, 2.0, 4.0], patients=3)
-    assert (interval.mean, interval.seeds, interval.patients, interval.freedom) == (pytest.approx(7 / 3), 3, 3, 2)
-    assert interval.standard_error == pytest.approx(scipy_stats.sem([1, 2, 4]))
-    short = over_seeds([1.0, 3.0], patients=9)
-    assert (short.mean, short.seeds, short.patients) == (2.0, 2, 9) and math.isnan(short.freedom)
+    interval = crossed(np.empty((0, 4)))
+    assert math.isnan(interval.mean) and (interval.seeds, interval.patients) == (0, 4)
 
 
 def test_values_without_spread_are_certain():
@@ -201,6 +197,6 @@ def test_patients_of_both_methods_are_compared_and_no_other():
 
 
 def test_without_enough_seeds_or_patients_there_is_no_p():
-    for interval in (over_seeds([1.0, 2.0], 9), over_seeds([1.0, 2.0, 3.0], 2), crossed(np.ones((2, 5)))):
+    for interval in (crossed(np.ones((3, 2))), crossed(np.ones((2, 5)))):
         assert interval.ci95_half_width is None
         assert math.isnan(interval.p_above(0)) and math.isnan(interval.p_within(1))

@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from made_up import PATIENTS, PSNR, attention_line, make
+from made_up import PATIENTS, PSNR, by_stage, make
 from scipy import stats
 
-from ldct.metrics.intervals import Interval, crossed, over_seeds
+from ldct.evaluation.attention import LOSS
+from ldct.metrics.intervals import Interval, crossed
 from ldct.reports import claims
 from ldct.reports.arms import group, main_arms
 from ldct.reports.claims import ALIKE, CONFIRMED, REFUTED, UNDECIDED, Claim, Quantity
@@ -18,8 +19,8 @@ def arms_of(*pairs, seeds=3, **common):
     return group([make(seed, gain, **common, **fields) for fields, gain in pairs for seed in range(seeds)])
 
 
-def verdict(tested, text, patients=4):
-    return next(claim for claim in claims.claims(tested, PSNR, patients) if claim.text == text).verdict
+def verdict(tested, text):
+    return next(claim for claim in claims.claims(tested, PSNR) if claim.text == text).verdict
 
 
 REDCNN, UNET = {"model__name": "redcnn"}, {"model__name": "unet"}
@@ -50,7 +51,7 @@ def test_a_network_may_have_its_own_sizes_and_skip_but_nothing_else():
     alike = arms_of((REDCNN | {"model__residual": True}, 2.0), (UNET | {"model__residual": False}, 1.0))
     assert verdict(alike, "RED-CNN is better than U-Net") == CONFIRMED
     other = arms_of((REDCNN, 2.0), (UNET | {"optim__lr": 1e-5}, 1.0))
-    (claim, *_) = claims.claims(other, PSNR, 4)
+    (claim, *_) = claims.claims(other, PSNR)
     assert (claim.verdict, claim.quantities) == (UNDECIDED, [])
 
 
@@ -66,7 +67,7 @@ def test_a_network_may_have_its_own_sizes_and_skip_but_nothing_else():
 def test_variants(change, text, gain, expected):
     tested = arms_of((REDCNN, 1.0), (REDCNN | change, gain))
     assert verdict(tested, f"RED-CNN as published is better than with {text}") == expected
-    assert sum(claim.verdict != UNDECIDED for claim in claims.claims(tested, PSNR, 4)) == 1
+    assert sum(claim.verdict != UNDECIDED for claim in claims.claims(tested, PSNR)) == 1
 
 
 @pytest.mark.parametrize("kind", ["channel", "spatial"])
@@ -90,10 +91,11 @@ FALLING, RISING = np.array([0.30, 0.22, 0.15, 0.1, 0.05]), np.array([0.05, 0.06,
 
 def with_attention(fields, seeds=3, **stats):
     """One arm; each seed's statistics are the given ones, a little shifted, or those given for each seed."""
+    patients = fields.pop("patients", PATIENTS)
     runs = []
     for seed in range(seeds):
         own = {name: v[seed] if isinstance(v, list) else v + 0.01 * (seed - 1) for name, v in stats.items()}
-        runs.append(make(seed, line=attention_line(**own), **fields))
+        runs.append(make(seed, by_stage=by_stage(patients, **own), **fields))
     return group(runs)
 
 
@@ -110,16 +112,15 @@ def with_attention(fields, seeds=3, **stats):
 def test_where_channels_are_selected(name, text, weights, expected):
     tested = with_attention({"model__name": name, "model__attention": "channel"}, weights=weights)
     assert verdict(tested, text) == expected
-    assert verdict(tested, text, patients=2) == UNDECIDED
-    assert verdict(with_attention({"model__name": name, "model__attention": "channel"}, 2, weights=FALLING), text) == (
-        UNDECIDED
-    )
+    fields = {"model__name": name, "model__attention": "channel"}
+    assert verdict(with_attention(fields, 2, weights=FALLING), text) == UNDECIDED  # seeds
+    assert verdict(with_attention(fields | {"patients": PATIENTS[:2]}, weights=FALLING), text) == UNDECIDED
 
 
 def test_the_rise_is_that_of_a_line():
-    run = make(line=attention_line(weights=[0.1, 0.2, 0.3, 0.4, 0.5]))
-    assert claims.slope(run) == pytest.approx(0.4)
-    assert np.isnan(claims.slope(make(line=attention_line(weights=[0.1]))))
+    run = make(by_stage=by_stage(weights=[0.1, 0.2, 0.3, 0.4, 0.5]))
+    assert claims.slope(run) == pytest.approx(dict.fromkeys(PATIENTS, 0.4))
+    assert claims.slope(make(by_stage=by_stage(weights=[0.1]))) == {}
 
 
 def maps(first, last):
@@ -196,14 +197,14 @@ def test_the_depth_at_which_the_choice_of_a_gate_matters(losses, expected):
     rng = np.random.default_rng(0)
     runs = []
     for seed in range(3):
-        ablation = {
+        by_stage = {
             stage: {patient: loss + rng.normal(0, 0.01) for patient in PATIENTS}
             for stage, loss in zip((1, 5), losses, strict=True)
         }
-        runs.append(make(seed, model__attention="channel", ablation=ablation))
+        runs.append(make(seed, model__attention="channel", by_stage={LOSS: by_stage}))
     tested = group(runs)
     assert verdict(tested, "the choice of RED-CNN's channel gates matters most at shallow depth") == expected
-    by_depth = claims.losses_by_depth(tested[0])
+    by_depth = tested[0].by_depth(LOSS)
     assert list(by_depth) == [0.0, 1.0]
     assert np.mean(by_depth[0.0]) == pytest.approx(losses[0], abs=0.02)
 
@@ -244,7 +245,6 @@ def test_the_interval_by_hand():
     interval = crossed(np.array([[1.0, 1, 1], [2, 2, 2], [4, 4, 4]]))
     assert interval.mean == pytest.approx(7 / 3)
     assert interval.ci95_half_width == pytest.approx(4.302653 * np.std([1, 2, 4], ddof=1) / np.sqrt(3))
-    assert over_seeds([1, 2, 4], 3).ci95_half_width == pytest.approx(interval.ci95_half_width)
     assert crossed(np.ones((3, 3))).ci95_half_width == 0
 
 

@@ -8,10 +8,11 @@ import xml.etree.ElementTree
 import numpy as np
 import pytest
 from conftest import run_command
-from made_up import PATIENTS, attention_line, make
+from made_up import PATIENTS, by_stage, make
 
 from ldct import config as configuration
 from ldct.evaluation import results
+from ldct.evaluation.attention import LOSS
 from ldct.metrics import names
 from ldct.reports import findings
 from ldct.reports.claims import CONFIRMED, UNDECIDED
@@ -28,20 +29,19 @@ def sweep(tiny_shards, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "attention"
     shards = tmp_path_factory.mktemp("shards")
     data = manifest.load(tiny_shards)
-    data.counts["val"]["patients"] = 3
+    data.counts["val"]["patients"] = 3  # other shards than tiny_shards
     manifest.save(data, shards)
     digest = manifest.digest(shards)
     arms = [("redcnn", "none", 1.5), ("redcnn", "both", 1.5), ("redcnn", "channel", 1.49), ("unet", "none", 1.0)]
     for name, attention, gain in arms:
         for seed in range(3):
-            line = attention_line(weights=FALLING + 0.01 * seed) if attention in ("channel", "both") else {"step": 20}
             psnr = names.validation("abd400/psnr")
             losses = [{"step": s, names.TRAIN_LOSS: 1 / s, psnr: 30 + s / 10} for s in (1, 2, 3, 4)]
             run = make(seed, gain, model__name=name, model__attention=attention, model__channels=8)
             before = {"step": 0, psnr: 99.0}  # belongs to no group
-            write(folder / run.name, run, [before, *losses, line], digest)
+            write(folder / run.name, run, [before, *losses, {"step": 20}], digest)
             if attention == "channel":
-                ablate(folder / run.name, digest)
+                ablate(folder / run.name, digest, FALLING + 0.01 * seed)
     waiting = make(7)
     write(folder / waiting.name, waiting, [], digest, state="running")
     return folder, shards
@@ -57,11 +57,12 @@ def write(folder, run, lines, digest, state="finished"):
     results.save(folder, dataclasses.replace(run.evaluation, data=digest))
 
 
-def ablate(folder, digest):
-    """What evaluate.py --ablate writes: the first stage is worth most."""
-    losses = {str(stage): dict.fromkeys(PATIENTS, 0.6 - 0.1 * stage) for stage in range(1, 6)}
-    content = {"data": digest, "protocol": "abd400", "checkpoint_sha256": "mark", "losses_db": losses}
-    (folder / "eval" / "test-ablation.json").write_text(json.dumps(content))
+def ablate(folder, digest, weights):
+    """What evaluate.py --ablate writes: the first stage is worth most, and selects most."""
+    losses = {stage: dict.fromkeys(PATIENTS, 0.6 - 0.1 * stage) for stage in range(1, 6)}
+    found = {LOSS: losses} | by_stage(weights=weights)
+    content = {"data": digest, "protocol": "abd400", "checkpoint_sha256": "mark", "by_stage": found}
+    (folder / "eval" / "test-attention.json").write_text(json.dumps(content))
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_the_page_is_short(page):
     text = page["findings.md"]
     tables = re.findall(r"(?:^\|.*\n)+", text, re.M)
     assert [table.count("\n") - 2 for table in tables] == [4, 18]
-    assert re.findall(r"\((findings-\w+\.svg)\)", text) == ["findings-gain.svg", "findings-ablation.svg"]
+    assert re.findall(r"\((findings-\w+\.svg)\)", text) == ["findings-gain.svg", "findings-gate_loss.svg"]
     limits = text[text.index("## Limits") :].split("Written by")[0]
     assert 1 <= limits.count("\n- ") <= 5
     assert "redcnn with 8 channels in place of 96, unet with 8 channels in place of 64. Full width: not" in limits
@@ -135,7 +136,7 @@ def test_the_appendix_has_attention_by_depth_and_groups(page):
     assert "99.00" not in text
     for name in re.findall(r"\]\((findings-\w+\.svg)\)", text):
         assert xml.etree.ElementTree.fromstring(page[name]).tag.endswith("svg")
-    drawn = {f"findings-{name}.svg" for name in ("gain", "ablation", "channel_sd", "loss", "psnr")}
+    drawn = {f"findings-{name}.svg" for name in ("gain", "gate_loss", "channel_sd", "loss", "psnr")}
     assert drawn == page.keys() - {"findings.md", "findings-appendix.md"}
 
 
