@@ -3,7 +3,7 @@
 python launch/evaluate.py runs/attention --shards data/shards
 python launch/findings.py runs/attention --shards data/shards -o docs/findings.md
 
-With --split pairs, on what evaluate.py --pairs measured; with evaluate.py --ablate, on what attention does at each stage.
+With --split pairs, on what evaluate.py --pairs measured; the claims on depth need evaluate.py --ablate.
 Intervals need at least three seeds and three test patients; without them every claim stays undecided.
 """
 
