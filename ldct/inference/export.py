@@ -58,11 +58,13 @@ class _Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         down, across = (self.window, 1), (1, self.window)
-        mean = F.avg_pool2d(F.avg_pool2d(x, down, stride=1), across, stride=1)
+        squeeze, relu, excite = self.mlp
+        mean = F.avg_pool2d(F.avg_pool2d(squeeze(x), down, stride=1), across, stride=1)  # as in ChannelGate
         most = F.max_pool2d(F.max_pool2d(x, down, stride=1), across, stride=1)
         before = (self.window - 1) // 2
         after = self.window - 1 - before
-        return x * self.sigmoid(F.pad(self.mlp(mean) + self.mlp(most), (before, after, before, after), "replicate"))
+        pooled = excite(relu(mean) + relu(squeeze(most)))
+        return x * self.sigmoid(F.pad(pooled, (before, after, before, after), "replicate"))
 
 
 def _exportable(model: Network, patch: int) -> Network:

@@ -7,7 +7,7 @@ from scipy.ndimage import maximum_filter, uniform_filter
 
 from ldct.config import ModelConfig
 from ldct.models import create
-from ldct.models.cbam import ChannelGate, SpatialGate, pool_locally, sliding, window_max, window_mean
+from ldct.models.cbam import ChannelGate, SpatialGate, countable, pool_locally, sliding, window_max, window_mean
 from ldct.models.whole_slice import denoise, origins, tiled
 from shards.common.command import InputError
 
@@ -112,6 +112,25 @@ def test_sliding_mean_of_bf16_is_taken_in_float32():
     x[..., ::2] = 1.0078125  # the next bf16 number: a bf16 sum of 2500 such would be off by far more
     mean = sliding(x, (50, 50), window_mean)
     torch.testing.assert_close(mean, torch.full((1, 1, 11, 11), 1.00390625), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [0.0, -0.5])
+def test_maxima_of_bf16_are_those_of_its_values(shift):
+    """Of features behind a ReLU, which are compared as integers, and of others, whose bits have another order."""
+    x = (torch.rand(1, 8, 16, 15) + shift).bfloat16()
+    bits = countable(x)
+    assert (bits.dtype == torch.int16) == (shift == 0)
+    most = sliding(bits, (5, 4), window_max).view(torch.bfloat16)
+    torch.testing.assert_close(most, sliding(x.float(), (5, 4), window_max).bfloat16(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gates_give_the_same_with_and_without_gradients(dtype):
+    x = torch.randn(2, 16, 9, 7).to(dtype)
+    for gate in (ChannelGate(16).to(dtype), SpatialGate().to(dtype)):
+        with torch.no_grad():
+            without = gate(x)
+        torch.testing.assert_close(without, gate(x).detach(), rtol=0, atol=0)
 
 
 def test_local_weights_are_those_of_the_window_around_each_pixel():
