@@ -49,7 +49,7 @@ class ChannelGate(nn.Module):
             return x * self.sigmoid(self.mlp(mean[..., None, None]) + self.mlp(most[..., None, None]))
         window = min(self.window, height), min(self.window, width)
         squeeze, relu, excite = self.mlp
-        # squeeze, a sum over channels, and the mean, one over pixels, may change places: a sixteenth of the maps to pool
+        # a sum over channels and a mean over pixels may change places: fewer maps to pool
         mean = sliding(squeeze(x), window, window_mean).to(x.dtype)
         most = squeeze(sliding(countable(x), window, window_max).view(x.dtype))
         return x * self.sigmoid(spread(excite(relu(mean) + relu(most)), height, width))
