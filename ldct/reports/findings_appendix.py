@@ -7,6 +7,7 @@ import numpy as np
 from ldct import config as configuration
 from ldct.evaluation.baselines import LOW, NAMES
 from ldct.metrics import intervals, names, registry
+from ldct.reports import arms as arms_of
 from ldct.reports import findings_charts, labels, page_charts, tables
 from ldct.reports.arms import identity
 from ldct.reports.claims import Quantity
@@ -20,6 +21,7 @@ def render(findings: Findings, charts: dict[str, str], stem: str) -> list[str]:
     size = page_charts.group_size(findings.runs)
     return [
         *("# Findings: appendix", "", *about(findings), "## All arms", "", *ranking(findings)),
+        *budgets(findings),
         *("## What the verdicts rest on", "", *reasons(findings)),
         *("## Attention by depth", "", *depths(findings, charts, stem)),
         *(f"## By groups of {size} iterations", "", *by_groups(findings, charts, stem, size)),
@@ -84,6 +86,34 @@ def ranking(findings: Findings) -> list[str]:
         *table(["", "seeds", "patients", f"gain over low dose ({rank.unit})", *titles], [cells for _, cells in rows]),
         "± is half the 95 % interval over seeds and patients (for baselines over patients); none is given with fewer "
         f"than {intervals.LEAST_SEEDS} seeds or {intervals.LEAST_PATIENTS} patients.",
+        "",
+    ]
+
+
+def budgets(findings: Findings) -> list[str]:
+    """The main arms beside those that differ from one of them in the number of steps alone, the quickest first: what a
+    network reaches with the time that another takes. Empty where every arm has one number of steps."""
+    main = arms_of.main_arms(findings.arms)
+    recipes = [(identity(arm.config, ["train.steps"]), arm.data) for arm in main]
+    longer = [
+        arm for arm in findings.arms if arm not in main and (identity(arm.config, ["train.steps"]), arm.data) in recipes
+    ]
+    if not longer:
+        return []
+    rank = registry.find(findings.metric)
+    rows = [
+        (seconds, [arm.label, str(len(arm.runs)), f"{arm.config.train.steps:,}", f"{seconds:.0f}",
+                   signed(findings.gain(arm), rank.digits)])
+        for arm in [*main, *longer]
+        for seconds in [float(np.median([run.training_seconds for run in arm.runs.values()]))]
+    ]  # fmt: skip
+    return [
+        *("## At equal time", ""),
+        *table(
+            ["", "seeds", "steps", "seconds of training", f"gain over low dose ({rank.unit})"],
+            [cells for _, cells in sorted(rows)],
+        ),
+        "Seconds of a run's steps, without validation: median over seeds.",
         "",
     ]
 

@@ -33,6 +33,15 @@ class Run:
         points = [(line["step"], line[name]) for line in self.metrics if line.get(name) is not None]
         return [step for step, _ in points], [value for _, value in points]
 
+    @property
+    def training_seconds(self) -> float:
+        """Time of the steps, without validation, from the rates that were logged; 0 without one."""
+        seconds, before = 0.0, 0
+        for step, rate in zip(*self.curve("patches_per_s"), strict=True):
+            seconds += (step - before) * self.config.train.global_batch / rate
+            before = step
+        return seconds
+
     def attention(self, statistic: str) -> dict[float, float]:
         """An attention statistic at the last validation, by relative depth (0 = first, 1 = deepest encoder stage).
 

@@ -104,7 +104,7 @@ def test_the_main_table_has_the_arms_with_intervals(page):
 def test_the_appendix_says_what_it_rests_on(page):
     text = page["findings-appendix.md"]
     assert "split by patient" in text and "Trained on 1 x cpu" in text
-    assert "12 runs in 4 arms" in text
+    assert "12 runs in 4 arms" in text and "At equal time" not in text
     assert re.search(r"Left out: \S+-7: running\.", text)
     assert text.count("worse than the low dose") == 3
     assert "sweep.py configs/sweeps/attention.yaml --cluster CLUSTER.yaml --set data.shards=SHARDS" in text
@@ -138,6 +138,26 @@ def test_the_appendix_has_attention_by_depth_and_groups(page):
         assert xml.etree.ElementTree.fromstring(page[name]).tag.endswith("svg")
     drawn = {f"findings-{name}.svg" for name in ("gain", "gate_loss", "channel_sd", "loss", "psnr")}
     assert drawn == page.keys() - {"findings.md", "findings-appendix.md"}
+
+
+def test_arms_of_other_lengths_are_laid_beside_by_their_seconds(tiny_shards, tmp_path):
+    """RED-CNN takes a second for 20 steps, U-Net two: with 40 steps RED-CNN takes as long."""
+    digest = manifest.digest(tiny_shards)
+    for name, steps, seconds, gain in [("redcnn", 20, 1, 1.0), ("unet", 20, 2, 1.2), ("redcnn", 40, 2, 1.5)]:
+        for seed in range(3):
+            run = make(seed, gain, model__name=name, train__steps=steps, train__global_batch=10)
+            rate = steps * 10 / seconds
+            lines = [{"step": step, "patches_per_s": rate} for step in (steps // 2, steps, steps)]
+            write(tmp_path / f"{steps}-{run.name}", run, lines, digest)
+    text = findings.render(findings.gather([tmp_path], tiny_shards), "findings")["findings-appendix.md"]
+    section = text[text.index("## At equal time") :].split("## What")[0]
+    rows = [line.split(" | ")[:4] for line in section.splitlines() if line.startswith(("| RED", "| U-"))]
+    assert [[cell.removeprefix("| ") for cell in row[1:]] for row in rows] == [
+        ["3", "20", "1"],
+        ["3", "40", "2"],
+        ["3", "20", "2"],
+    ]
+    assert rows[0][0].startswith("| RED-CNN") and rows[2][0].startswith("| U-Net")
 
 
 def test_the_command_writes_the_pages_and_prints_the_verdicts(sweep, tmp_path):
