@@ -1,6 +1,6 @@
 # make demo   the whole chain on a sample of real CT, in minutes, on two CPU cores
 # make pretrained   the network that ships, redcnn-general, trained again; at most two hours on two CPU cores
-# make findings   docs/findings.md: both sweeps, evaluated, with SHARDS=, PAIRS=, SWEEPS=, SET=; goes on where it stopped
+# make findings   docs/findings.md: four sweeps, evaluated, with SHARDS=, PAIRS=, SWEEPS=, SET=; goes on where it stopped
 # make test   every check and test; what .ci/run calls
 # make mutants   faults planted in the deciding modules, and which of them no test notices; hours
 PYTHON ?= python3
@@ -27,11 +27,16 @@ demo: env
 		--require-gain 2 --require-best-gain 3
 
 SHARDS ?= data/shards
-SWEEPS ?= attention redcnn_variants
+SWEEPS ?= rates attention redcnn_variants longer
+# of the sweep called longer: twice the default
+LONGER ?= 40000
+# settings of redcnn_variants alone, e.g. --set optim.lr=1e-3 where its own rate would need days
+VARIANTS ?=
 findings: env
 	for sweep in $(SWEEPS); do \
+		case $$sweep in longer) more="--set train.steps=$(LONGER)";; redcnn_variants) more="$(VARIANTS)";; *) more=;; esac; \
 		$(BIN)/python launch/sweep.py configs/sweeps/$$sweep.yaml --cluster configs/clusters/local.yaml \
-			--set data.shards=$(SHARDS) $(SET) || exit; done
+			--set data.shards=$(SHARDS) $(SET) $$more || exit; done
 	$(BIN)/python launch/evaluate.py $(SWEEPS:%=runs/%) --ablate $(if $(PAIRS),--pairs $(PAIRS),--shards $(SHARDS))
 	$(BIN)/python launch/findings.py $(SWEEPS:%=runs/%) --shards $(SHARDS) --split $(if $(PAIRS),pairs,test) \
 		-o docs/findings.md

@@ -228,7 +228,8 @@ def value(quantity: Quantity) -> str:
 def limits(findings: Findings) -> list[str]:
     """What bounds the reach of the numbers, the gravest first."""
     lines = []
-    patients, seeds = len(findings.evaluation.patients), min(len(arm.runs) for arm in findings.arms)
+    patients = len(findings.evaluation.patients)
+    seeds = min(len(arm.runs) for arm in arms_of.main_arms(findings.arms))
     if patients < intervals.LEAST_PATIENTS or seeds < intervals.LEAST_SEEDS:
         lines.append(
             f"{patients} test patient{'s' * (patients > 1)} and at least {seeds} seed{'s' * (seeds > 1)} an arm: an "
