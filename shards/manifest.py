@@ -3,8 +3,10 @@
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -190,6 +192,22 @@ def outside(name: str, folder: Path) -> Iterator[str]:
     path = folder / name
     if path.is_symlink() and path.resolve().parent != folder.resolve():
         yield f"{name} is a link out of the folder; move the file into it"
+
+
+def check_sums(folder: Path, shards: list[Shard]) -> None:
+    """Raise an InputError unless the files of ``shards`` hold the bytes whose checksums the manifest has."""
+
+    def sha256(shard: Shard) -> str:
+        with open(folder / shard.name, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # hashing lets go of Python's lock
+        for shard, found in zip(shards, pool.map(sha256, shards), strict=True):
+            if found != shard.sha256:
+                raise InputError(
+                    f"{folder / shard.name} has other bytes than when it was built: expected sha256 "
+                    f"{shard.sha256[:12]}, found {found[:12]}; copy it again, or build the shards again"
+                )
 
 
 def digest(folder: Path) -> str:

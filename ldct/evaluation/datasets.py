@@ -84,12 +84,14 @@ def open_shards(folder: Path, split: str) -> Data:
     Raises
     ------
     InputError
-        If these are no shards of this version, or have no such split.
+        If these are no shards of this version, have no such split, or are not as they were built: results are known
+        by the manifest's checksums.
     """
     content = manifest.load(folder)
     about = content.split
     note = f"split by {about['by']}, {about['note']}"
     cases, digest = ShardSlices(folder, split), manifest.digest(folder)
+    manifest.check_sums(folder, [shard for shard in content.shards if shard.split in (split, "val")])
     if not any(shard.split == "val" for shard in content.shards):  # an external test set
         return Data(split, cases, cases, "the slices measured", digest, note)
     return Data(split, cases, ShardSlices(folder, "val"), "val", digest, note)

@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 from functools import partial
 
 import numpy as np
@@ -165,6 +166,19 @@ def test_a_torn_file_is_measured_again(measured):
     assert results.load(run, "test") is None
     path.write_bytes(content)
     assert results.load(run, "test") is not None
+
+
+def test_shards_whose_bytes_changed_are_not_taken_for_those_measured_before(tiny_shards, tmp_path):
+    """One pixel of the slices measured, then one of those that the baselines are tuned on."""
+    for split in ("test", "val"):
+        shards = tmp_path / split
+        shutil.copytree(tiny_shards, shards)
+        path, record = datasets.ShardSlices(shards, split).chosen[0]
+        with open(path, "r+b") as file:
+            file.seek(record.offset)
+            file.write(b"\x11\x22")
+        with pytest.raises(InputError, match=f"{split}-00000.tar has other bytes than when it was built: .*; copy it"):
+            datasets.open_shards(shards, "test")
 
 
 def test_dicom_pairs_give_what_their_shards_give(tmp_path, tiny_shards):
