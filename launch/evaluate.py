@@ -3,16 +3,21 @@
 python launch/evaluate.py runs/demo --shards data/shards --split test
 python launch/evaluate.py --model redcnn-general --pairs FOLDER
 
-Writes RUN/eval/SPLIT.json and .csv for each run, prints the table and tells W&B, where it knows the run. Run again, it
-measures only what is new.
+Writes RUN/eval/SPLIT.json and .csv for each run (NAME in place of SPLIT with --name), prints the table and tells W&B,
+where it knows the run. Run again, it measures only what is new.
 """
 
 import argparse
+import dataclasses
 import os
+import re
 from pathlib import Path
 
 from shards.common.command import InputError, command
 from shards.common.pool import Workers
+
+RESERVED = ("train", "val", "test", "pairs")
+"""What no --name may be: these results would look like those of another split."""
 
 
 def arguments() -> argparse.Namespace:
@@ -27,6 +32,9 @@ def arguments() -> argparse.Namespace:
     data.add_argument("--pairs", type=Path, help="folder with DICOM series at both doses, in any layout build.py knows")
     parser.add_argument("--series", metavar="NAME", help="of --pairs, where a patient has several, e.g. 1mm_sharp")
     parser.add_argument("--split", choices=("val", "test"), default="test", help="of the shards (%(default)s)")
+    parser.add_argument(
+        "--name", help="what the results are called, to keep those of several data sets (the split, or pairs)"
+    )
     parser.add_argument(
         "--protocol", nargs="+", metavar="P", help="metric protocols, the first ranks (a wrong one lists all)"
     )
@@ -52,6 +60,8 @@ def main() -> None:
     from ldct.runs import wandb_mirror  # --help and a typo need no torch
     from ldct.runs.folder import read_config
 
+    if options.name is not None and (options.name in RESERVED or not re.fullmatch(r"\w+", options.name, re.ASCII)):
+        raise InputError(f"--name {options.name}: expected letters, digits and _, and none of {', '.join(RESERVED)}")
     keep_freed()
     chosen = [protocols.get(name).name for name in dict.fromkeys(options.protocol or protocols.DEFAULT)]
     device = pick_device(options.device)
@@ -63,6 +73,8 @@ def main() -> None:
         data = datasets.open_shards(options.shards, options.split)
     else:
         data = datasets.open_pairs(options.pairs, options.series)
+    if options.name:
+        data = dataclasses.replace(data, split=options.name)
     try:
         with Workers(max(1, options.workers)) as workers:
             evaluation = evaluate.evaluate(runs, data, chosen, device, workers)

@@ -20,9 +20,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shards", type=Path, required=True, help="the shards the runs were trained on")
     parser.add_argument(
         "--split",
-        choices=("test", "val", "pairs"),
         default="test",
-        help="which evaluation counts: of a split of the shards, or of pairs (%(default)s)",
+        help="which evaluation counts: test, val, pairs, or a --name of evaluate.py (%(default)s)",
     )
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("findings.md"), help="the page; charts go beside it (%(default)s)"

@@ -47,7 +47,7 @@ class Data:
     """Slices and what must be said of them."""
 
     split: str
-    """test or val, or pairs for a folder of DICOM pairs."""
+    """test or val, pairs for a folder of DICOM pairs, or the user's name for the slices."""
     cases: Cases
     tuning: Cases
     """Slices to tune the baselines on."""

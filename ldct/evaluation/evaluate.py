@@ -1,5 +1,6 @@
 """Measure methods on whole slices: every method on every slice, under every protocol."""
 
+import collections
 import dataclasses
 import hashlib
 import sys
@@ -77,6 +78,7 @@ def evaluate(
     about = Evaluation(data.split, data.digest, data.note, chosen)
     stored = {run: results.load(run, data.split) for run in folders}
     known = {run: old for run, old in stored.items() if old and old.conditions() == about.conditions()}
+    _tell_replaced([old for run, old in stored.items() if old and run not in known], about)
     marks = {run: hashlib.sha256(checkpoint.best_path(run).read_bytes()).hexdigest() for run in folders}
     measured = [run for run, old in known.items() if old.results[-1].mark == marks[run]]
     for run in folders:
@@ -101,6 +103,21 @@ def evaluate(
         extremes.save(run, of_run)
         results.save(run, of_run)
     return dataclasses.replace(about, results=about.results + [results_of_runs[run.name] for run in folders])
+
+
+def _tell_replaced(stored: list[Evaluation], new: Evaluation) -> None:
+    """Say which results on other slices, or under other protocols, the new ones replace; before they do."""
+    lines = collections.Counter(
+        old.extent if old.data != new.data else f"{old.extent} under {', '.join(old.protocols)}"
+        for old in stored
+        if (old.data, old.protocols) != (new.data, new.protocols)
+    )
+    for what, count in lines.items():
+        runs_of = f"of {count} runs" if count > 1 else "of a run"
+        print(
+            f"note: replaces what eval/{new.split}.json {runs_of} holds: {what}; --name NAME keeps both",
+            file=sys.stderr,
+        )
 
 
 def _measured(

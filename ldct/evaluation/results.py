@@ -5,7 +5,8 @@ RUN/eval/SPLIT-slices.csv    one line per method and slice
 RUN/eval/SPLIT-patients.csv  one line per method and patient
 RUN/eval/SPLIT-slices.npz    a few slices for people to look at
 
-Each run's files hold the baselines beside the run, so that a run folder speaks for itself.
+SPLIT is test, val or pairs, or the user's name for these slices. Each run's files hold the baselines beside the run, so
+that a run folder speaks for itself.
 """
 
 import csv
@@ -61,7 +62,7 @@ class Evaluation:
     """What was measured on one set of slices, and under which conditions."""
 
     split: str
-    """test or val, or pairs for a folder of DICOM pairs."""
+    """test or val, pairs for a folder of DICOM pairs, or the user's name for the slices."""
     data: str
     """sha256 that names the slices: of the shards' manifest, or of the pairs."""
     note: str
@@ -82,6 +83,13 @@ class Evaluation:
             "protocols": self.protocols,
             "metrics": self.metrics,
         }
+
+    @property
+    def extent(self) -> str:
+        """How many slices of how many patients, which; for people."""
+        slices, patients = len(self.results[0].slices), len(self.patients)
+        whose = f"{patients} patient{'s' if patients > 1 else ''}"
+        return f"{slices} slices of {whose} ({self.split}; {self.note})"
 
     @property
     def metrics(self) -> list[str]:

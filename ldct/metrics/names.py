@@ -62,6 +62,10 @@ def split_attention(name: str) -> tuple[int, str] | None:
     return (int(parts[1]), parts[2]) if parts else None
 
 
+DATA = "data"
+"""Of ``evaluation``: twelve hex digits that name the slices. Runs with other ones were measured on other slices."""
+
+
 def evaluation(split: str, name: str) -> str:
     """``name`` as the summary of a W&B run has it: ``eval/test/abd400/psnr``."""
     return f"eval/{split}/{name}"

@@ -106,7 +106,9 @@ def joined(runs: list[Run]) -> Evaluation | None:
             value = evaluation.conditions()[condition]
             if value != expected:
                 both = set(expected) & set(value) if condition == "metrics" else ()  # dozens; what differs is enough
-                shown = (_listed(v, both) if isinstance(v, list) else str(v)[:12] for v in (expected, value))
+                shown = (_listed(v, both) if isinstance(v, list) else str(v) for v in (expected, value))
+                if condition == "data":
+                    shown = (f"{each.extent}, {each.data[:12]}" for each in (shared, evaluation))
                 raise InputError(
                     f"{first.name} and {run.name} were evaluated on different {condition} ({'; '.join(shown)}); "
                     "evaluate them together with launch/evaluate.py, or compare them apart"

@@ -26,7 +26,7 @@ from ldct.reports.comparison import Run
 from ldct.reports.significance import p_text
 from shards import manifest
 from shards.common.command import InputError
-from shards.manifest import Manifest
+from shards.manifest import SPLITS, Manifest
 
 LIMITS = 5
 """Most limits on the page, the gravest first."""
@@ -74,7 +74,7 @@ def gather(roots: list[Path], shards: Path, split: str = "test") -> Findings:
     Parameters
     ----------
     split : str
-        test or val of ``shards``, or pairs for what evaluate.py --pairs measured.
+        test or val of ``shards``, pairs for what evaluate.py --pairs measured, or a name that it was given.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def gather(roots: list[Path], shards: Path, split: str = "test") -> Findings:
         raise InputError(
             f"none of {len(every)} runs is finished and evaluated on {split}; run launch/evaluate.py on them first"
         )
-    if split != "pairs" and evaluation.data != digest:
+    if split in SPLITS and evaluation.data != digest:
         raise InputError(
             f"{kept[0].name} was evaluated on other shards (manifest {evaluation.data[:12]}) than {shards} "
             f"({digest[:12]}); give those, or evaluate again"

@@ -14,6 +14,7 @@ from ldct.reports.claims import Quantity
 from ldct.reports.comparison import Run
 from ldct.reports.findings import Findings, limits, shown, signed, table, value
 from ldct.reports.findings_charts import BY_DEPTH
+from shards.manifest import SPLITS
 
 
 def render(findings: Findings, charts: dict[str, str], stem: str) -> list[str]:
@@ -227,7 +228,8 @@ def commands(findings: Findings, stem: str) -> list[str]:
     lines += ["python launch/train.py --config RUN/config.yaml --run_dir NEW   # any of the runs again"]
     roots = " ".join(f"runs/{name}" for name in sweeps)
     chosen, split = " ".join(findings.evaluation.protocols), findings.evaluation.split
-    where = "--pairs PAIRS" if split == "pairs" else f"--shards SHARDS --split {split}"
+    where = f"--shards SHARDS --split {split}" if split in SPLITS else "--pairs PAIRS"
+    where += f" --name {split}" if split not in (*SPLITS, "pairs") else ""
     lines += [f"python launch/evaluate.py {roots} {where} --ablate --protocol {chosen}"]
     lines += [f"python launch/findings.py {roots} --shards SHARDS --split {split} -o docs/{stem}.md"]
     return ["```", *lines, "```", ""]

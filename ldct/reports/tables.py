@@ -136,12 +136,8 @@ def warnings(table: list[Row]) -> list[str]:
 
 def about(evaluation: Evaluation) -> str:
     """How many slices of how many patients, how they were chosen, and where some were left out; one line."""
-    slices, patients = len(evaluation.results[0].slices), len(evaluation.patients)
-    parts = [
-        f"{slices} slices of {patients} patient{'s' if patients > 1 else ''} ({evaluation.split}; {evaluation.note})",
-        REGION,
-    ]
-    if patients < intervals.LEAST_PATIENTS:
+    parts = [evaluation.extent, REGION]
+    if len(evaluation.patients) < intervals.LEAST_PATIENTS:
         parts.append(f"no interval with fewer than {intervals.LEAST_PATIENTS} patients")
     main = registry.main_names(evaluation.protocols[0], evaluation.metrics)
     return "; ".join([*parts, *left_out(evaluation, main)])

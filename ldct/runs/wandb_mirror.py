@@ -25,7 +25,7 @@ from ldct import config as configuration
 from ldct.config import Config
 from ldct.metrics import names
 from ldct.runs import folder as runs
-from ldct.runs.wandb_rows import evaluated, goals, picture, picture_files, row, summary
+from ldct.runs.wandb_rows import evaluated, goals, picture, picture_files, row, summary, told
 from shards.common.atomic import write_text
 from shards.common.command import InputError, command
 from shards.common.lock import locked
@@ -210,11 +210,10 @@ class Mirror:
         if validated:
             self._files()
 
-    def _evaluated(self) -> dict[str, float]:
+    def _evaluated(self) -> dict[str, Any]:
         """What was ever evaluated: another evaluation, of other protocols, replaces the files of the one before."""
         path = self.folder / "wandb" / "evaluated.json"
-        values = json.loads(path.read_text()) if path.is_file() else {}
-        values |= evaluated(self.folder)
+        values = told(json.loads(path.read_text()) if path.is_file() else {}, evaluated(self.folder))
         write_text(path, json.dumps(values))
         return values
 
@@ -234,8 +233,8 @@ class Mirror:
 
         The summary is that of the whole run: wandb sync lets a part's summary replace that of the parts before it.
         """
-        told = ("state", "train_s", "patches_per_s", "world_size", "device", "flags")
-        of_status = {key: getattr(status, key) for key in told}
+        shown = ("state", "train_s", "patches_per_s", "world_size", "device", "flags")
+        of_status = {key: getattr(status, key) for key in shown}
         trained = summary(runs.read_metrics(self.folder), goals(self.config))
         self.wandb.summary.update(trained | of_status | self._evaluated())
         for path in picture_files(self.folder):

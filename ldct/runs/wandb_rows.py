@@ -92,18 +92,32 @@ def _slices(path: Path, run: str) -> list[Any]:
     return images
 
 
-def evaluated(folder: Path) -> dict[str, float]:
+def evaluated(folder: Path) -> dict[str, Any]:
     """What launch/evaluate.py measured of the run in ``folder``, for the summary.
 
     {"eval/<split>/<protocol>/<metric>": mean over patients} of the run; of the baselines beside it, its input among
-    them, as eval/<split>/low_dose/...
+    them, as eval/<split>/low_dose/...; and which slices these are, as eval/<split>/data.
     """
-    means: dict[str, float] = {}
+    means: dict[str, Any] = {}
     for path in sorted((folder / "eval").glob("*.json")):
-        for method in json.loads(path.read_text()).get("methods", []):
+        content = json.loads(path.read_text())
+        for method in content.get("methods", []):
+            means[names.evaluation(path.stem, names.DATA)] = content["data"][:12]
             own = method["name"] == folder.name
             for key, value in method["metrics"].items():
                 of_baseline = names.baseline_evaluation(path.stem, method["name"], key)
                 if value["mean"] is not None:
                     means[names.evaluation(path.stem, key) if own else of_baseline] = value["mean"]
     return means
+
+
+def told(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """``now``, what was evaluated, beside what was told ``before``, maybe under other protocols.
+
+    What was measured on other slices under the same name is emptied: it does not belong beside the new values.
+    """
+    sets = [names.evaluation(split, "") for split in {key.split("/")[1] for key in now}]
+    others = tuple(
+        each for each in sets if before.get(each + names.DATA, now[each + names.DATA]) != now[each + names.DATA]
+    )
+    return before | {key: None for key in before if key.startswith(others)} | now

@@ -48,6 +48,8 @@ def test_pairs_of_dicom_need_no_shards(sweep, tmp_path):
     assert " ± " in done.stdout  # three patients: an interval
     content = json.loads((sweep / "1-made" / "eval" / "pairs.json").read_text())
     assert all(m["metrics"]["abd400/psnr"]["half"] > 0 for m in content["methods"])
+    named = evaluate(sweep / "1-made", "--pairs", tmp_path / "dicom", "--protocol", "abd400", "--name", "site_b")
+    assert "6 slices of 3 patients (site_b; all pairs of dicom)" in named.stdout and "replaces" not in named.stderr
 
 
 @pytest.fixture
@@ -70,6 +72,8 @@ def here(capsys, monkeypatch):
         (["--shards", "no/where"], "expected no/where/manifest.json, written by shards/build.py"),
         (["--device", "cuda:77"], "device cuda:77"),
         (["--device", "gpu"], "device gpu"),
+        (["--name", "test"], "--name test: expected letters, digits and _, and none of train, val, test, pairs"),
+        (["--name", "a-slices"], "--name a-slices: expected letters"),
     ],
 )
 def test_bad_input_is_one_line(sweep, tiny_shards, here, change, message):

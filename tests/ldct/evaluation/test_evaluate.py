@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import shutil
 from functools import partial
@@ -156,6 +157,24 @@ def test_only_what_is_new_is_measured_again(measured, tiny_shards, monkeypatch):
     slices.write_text("".join(line.rpartition(",")[0] + "\n" for line in slices.read_text().splitlines()))
     evaluate.evaluate([new], data, CHOSEN, CPU)
     assert asked[2:] == [*baselines.NAMES, "2-cccc"]
+
+
+def test_what_is_replaced_is_told_before_it_is_and_what_is_not_is_not(tiny_shards, two_pairs, tmp_path, capsys):
+    """Other slices, then other protocols, under one name; another name keeps both."""
+    run = make_run(tmp_path / "0-run", tiny_shards)
+    first = datasets.open_pairs(two_pairs)
+    make_dataset(tmp_path / "other", patients=("L001",), slices=1, size=64, seed=1)
+    other = datasets.open_pairs(tmp_path / "other")
+    evaluate.evaluate([run], first, ["abd400"], CPU)
+    evaluate.evaluate([run], dataclasses.replace(other, split="site_b"), ["abd400"], CPU)
+    assert "replaces" not in capsys.readouterr().err
+    assert results.load(run, "pairs").data == first.digest and results.load(run, "site_b").data == other.digest
+    evaluate.evaluate([run], first, ["hu2000"], CPU)
+    what, keeps = "note: replaces what eval/pairs.json of a run holds:", "--name NAME keeps both"
+    slices = "2 slices of 1 patient (pairs; all pairs of dicom)"
+    assert f"{what} {slices} under abd400; {keeps}\n" in capsys.readouterr().err
+    evaluate.evaluate([run], other, ["hu2000"], CPU)
+    assert f"{what} {slices}; {keeps}\n" in capsys.readouterr().err
 
 
 def test_a_torn_file_is_measured_again(measured):

@@ -145,6 +145,14 @@ def test_numbers_under_different_conditions_are_not_put_side_by_side(sweep, tiny
         build([sweep, tmp_path], "test")
 
 
+def test_runs_measured_on_different_slices_are_never_in_one_table(sweep):
+    gathered = comparison.gather([sweep / "0-good", sweep / "1-worse"], "test")
+    gathered[1].evaluation = dataclasses.replace(gathered[1].evaluation, data="f" * 64, note="of another site")
+    with pytest.raises(InputError, match=r"different data \(4 slices of 1 patient \(test; split by .*; 4 slices of 1 "
+                       r"patient \(test; of another site\), f{12}\); evaluate them together"):  # fmt: skip
+        comparison.joined(gathered)
+
+
 def test_of_metrics_that_differ_only_the_difference_is_shown(sweep, tiny_shards, tmp_path):
     other = make_run(tmp_path / "9-other", tiny_shards)
     evaluate.evaluate([other], datasets.open_shards(tiny_shards, "test"), ["abd400", "hu2000"], CPU)

@@ -99,10 +99,25 @@ def test_a_project_page_compares_runs_without_hand_work(shown, server):
         "eval/test/texture/high_band": 0.5, "eval/test/low_dose/abd400/psnr": 29.5,
         "eval/test/low_dose/abd400/ssim": 0.6, "eval/test/low_dose/abd400/rmse": 9.5,
         "eval/test/low_dose/texture/frequency": 0.25, "eval/test/low_dose/texture/high_band": 1,
+        "eval/test/data": "0" * 12,
     }  # fmt: skip
     own = {key: summary[key] for key in ("state", "train_s", "world_size", "device", "flags")}
     assert own == {"state": "finished", "train_s": 3600, "world_size": 2, "device": "H200", "flags": []}
     assert [row["step"] for row in run.history] == [0, 5, 5, 7, 9, 12, 12, 12]
+
+
+def test_values_of_other_slices_under_the_same_name_are_emptied():
+    before = {
+        "eval/test/data": "a",
+        "eval/test/abd400/psnr": 1.0,
+        "eval/pairs/data": "b",
+        "eval/pairs/hu2000/psnr": 2.0,
+    }
+    other_protocol = {"eval/pairs/data": "b", "eval/pairs/abd400/psnr": 3.0}
+    assert wandb_rows.told(before, other_protocol) == before | other_protocol
+    other_slices = {"eval/pairs/data": "c", "eval/pairs/abd400/psnr": 3.0}
+    assert wandb_rows.told(before, other_slices) == before | other_slices | {"eval/pairs/hu2000/psnr": None}
+    assert wandb_rows.told(before, {}) == before
 
 
 def test_pictures_and_histograms_are_media(shown, server):
