@@ -16,12 +16,16 @@ BENCHES = {
     "load": ("ldct.benchmarks.load", "batches and checkpoints, beside plain webdataset and a copy in memory"),
     "train": ("ldct.benchmarks.train", "training steps, beside the baseline and a matrix product"),
     "infer": ("ldct.benchmarks.infer", "whole slices, beside the baseline and a matrix product"),
+    "accept": (
+        "ldct.benchmarks.accept",
+        "everything that one GPU can show, in 9 minutes; exit status 1 if a check fails",
+    ),
 }
 """Name -> module and what it measures. Each module has add_arguments(parser) and run(options) -> dict."""
 
 
-def main() -> None:
-    """Parse, measure, print, keep."""
+def main() -> int:
+    """Parse, measure, print, keep; 1 if a check of accept failed."""
     about = "\n".join(f"  {name:6} {what}" for name, (_, what) in BENCHES.items())
     parser = argparse.ArgumentParser(
         description=f"{__doc__}\n{about}", formatter_class=argparse.RawDescriptionHelpFormatter
@@ -40,6 +44,7 @@ def main() -> None:
         from ldct.benchmarks.shard import write_json
 
         write_json(result, options.json)
+    return int(bool(result.get("failed")))
 
 
 if __name__ == "__main__":

@@ -52,6 +52,16 @@ def cpu_name() -> str:
     return names[0] if names else platform.machine()
 
 
+def nvidia_smi(field: str) -> list[str]:
+    """A field of every GPU as nvidia-smi has it, e.g. driver_version; nothing where there is no nvidia-smi."""
+    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.strip().splitlines() if done.returncode == 0 else []
+
+
 def heading(result: dict[str, Any]) -> str:
     """The machine on one line."""
     about = f"{result['machine']}, {result['cores']} cores; {result['device']}; torch {result['torch']}"

@@ -37,11 +37,15 @@ BASELINE, FP32 = "baseline", "ours, fp32"
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
 
-def trained(shards: Path, network: str, folder: Path) -> Path:
-    """The folder of a short run of the default recipe at full width."""
+def short_run(shards: Path, network: str, folder: Path) -> list[str]:
+    """Flags of a short run of the default recipe at full width."""
     flags = [f"--data.shards={shards}", f"--run_dir={folder}", f"--model.name={network}", f"--train.steps={STEPS}"]
-    flags += ["--optim.warmup=10", "--train.global_batch=16", "--val.slices=1", "--track.wandb=disabled"]
-    common.call("launch/train.py", *flags)
+    return [*flags, "--optim.warmup=10", "--train.global_batch=16", "--val.slices=1", "--track.wandb=disabled"]
+
+
+def trained(shards: Path, network: str, folder: Path) -> Path:
+    """The folder of a short run."""
+    common.call("launch/train.py", *short_run(shards, network, folder))
     return folder
 
 

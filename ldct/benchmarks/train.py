@@ -151,8 +151,15 @@ def text(result: dict[str, Any]) -> str:
     return f"{common.heading(result)}\nlarge matrix product: {limits}\n{text_table(head, rows)}"
 
 
+LAUNCHES = ("LaunchKernel", "MemcpyAsync", "MemsetAsync", "GraphLaunch")
+"""What names of CUDA's calls hold that start work on a GPU (cudaLaunchKernel, cuLaunchKernelEx, ...)."""
+
+
 def layers(config: Config, steps: int = 3) -> dict[str, Any]:
-    """Milliseconds of a step by operation and shape of its first input, the longest first: where the time goes."""
+    """Milliseconds of a step by operation and shape of its first input, the longest first: where the time goes.
+
+    On a GPU also ``launches``, calls of a step that start work there, and ``kernels_ms``, how long that work took.
+    """
     keep_freed()
     set_numerics(config)
     training = start(config)
@@ -164,6 +171,7 @@ def layers(config: Config, steps: int = 3) -> dict[str, Any]:
         list(losses)
         common.wait_for(training.ranks.device)
     spent: dict[tuple[str, str], float] = {}
+    calls = sum(event.count for event in profiled.key_averages() if any(name in event.key for name in LAUNCHES))
     for event in profiled.key_averages(group_by_input_shape=True):
         took = event.self_device_time_total if cuda else event.self_cpu_time_total
         shape = event.input_shapes[0] if event.input_shapes else []
@@ -173,12 +181,17 @@ def layers(config: Config, steps: int = 3) -> dict[str, Any]:
     rows = [
         {"operation": key, "shape": shape, "ms": ms, "share": ms / sum(spent.values())} for (key, shape), ms in longest
     ]
-    return common.machine(training.ranks.device) | {
-        "network": config.model.name,
-        "attention": config.model.attention,
-        "batch": config.train.global_batch,
-        "layers": rows,
-    }
+    on_gpu = {"launches": calls / steps, "kernels_ms": sum(spent.values())} if cuda else {}
+    return (
+        common.machine(training.ranks.device)
+        | on_gpu
+        | {
+            "network": config.model.name,
+            "attention": config.model.attention,
+            "batch": config.train.global_batch,
+            "layers": rows,
+        }
+    )
 
 
 def layers_text(result: dict[str, Any]) -> str:

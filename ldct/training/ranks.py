@@ -82,13 +82,17 @@ class Ranks:
         return self.rank == 0
 
     def parallel(self, model: nn.Module, patch: int) -> nn.Module:
-        """``model`` with its gradients averaged over the ranks; it is given patches with a side of ``patch`` pixels.
-
-        RED-CNN's gradients are 7.4 MB: the default bucket of 25 MB would send them all at the end; 2 MB overlap.
-        """
+        """``model`` with its gradients averaged over the ranks; it is given patches with a side of ``patch`` pixels."""
         if self.world_size == 1:
             return model
         self.wait()
+        return self.wrapped(model, patch)
+
+    def wrapped(self, model: nn.Module, patch: int) -> nn.Module:
+        """``model`` in DDP, ready for its first step.
+
+        RED-CNN's gradients are 7.4 MB: the default bucket of 25 MB would send them all at the end; 2 MB overlap.
+        """
         ids = [self.device.index] if self.device.type == "cuda" else None
         wrapped = DistributedDataParallel(model, device_ids=ids, bucket_cap_mb=2, gradient_as_bucket_view=True)
         # DDP lays its buckets out anew after its first backward, and the layout decides in which order gradients of
