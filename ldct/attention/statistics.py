@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldct.metrics import names
-from ldct.models.cbam import ChannelGate, SpatialGate
+from ldct.models.cbam import ChannelGate, SpatialGate, by_pixel
 from ldct.models.network import Network
 
 CHANNEL = ("channel_mean", "channel_sd", "channel_entropy", "channel_over_0.9", "channel_under_0.1")
@@ -60,11 +60,7 @@ class Collector:
             weights = weights.detach().float()
             for name, values in channel_values(weights).items():
                 self.add(stage, name, values)
-            bins = (weights * BINS).clamp(0, BINS - 1).long().flatten()
-            # bincount would wait for the device, to see how many bins there are
-            counts = torch.zeros(BINS, dtype=torch.int64, device=bins.device).scatter_add_(
-                0, bins, torch.ones_like(bins)
-            )
+            counts = in_bins(weights)
             self.sums[self.stages.index(stage), -BINS:] += counts.double() * len(weights) / weights.numel()
 
         return hook
@@ -131,16 +127,26 @@ def collect(network: Network) -> Iterator[Collector]:
 
 def channel_values(weights: Tensor) -> dict[str, Tensor]:
     """CHANNEL for every image of ``weights`` (B, C, h, w), averaged over the positions (h, w) they were pooled at."""
-    shares = weights / weights.sum(1, keepdim=True)
-    entropy = torch.special.entr(shares).sum(1) / max(math.log(weights.shape[1]), 1e-12)
-    values = (
-        weights.mean(1),
-        weights.std(1, correction=0),
-        entropy,
-        (weights > 0.9).float().mean(1),
-        (weights < 0.1).float().mean(1),
-    )
+    total = weights.sum(1)
+    mean = total / weights.shape[1]
+    # in two passes: torch's std over an axis takes ten times as long on a CPU
+    sd = (weights - mean[:, None]).square_().mean(1).sqrt()
+    # of the shares s = w / total: the sum of -s log s
+    entropy = (torch.special.entr(weights).sum(1) / total + total.log()) / max(math.log(weights.shape[1]), 1e-12)
+    over, under = ((side.sum(1) / weights.shape[1]) for side in (weights > 0.9, weights < 0.1))
+    values = (mean, sd, entropy, over, under)
     return {name: value.mean((1, 2)) for name, value in zip(CHANNEL, values, strict=True)}
+
+
+def in_bins(weights: Tensor) -> Tensor:
+    """How many of ``weights`` lie in each of BINS equal bins over 0..1, int64 (BINS,)."""
+    bins = by_pixel(weights * BINS).clamp_(0, BINS - 1).flatten()
+    if weights.device.type == "cpu":  # a quarter of the time
+        return torch.bincount(bins.to(torch.uint8), minlength=BINS)
+    # a GPU's bincount would let the host wait, to see how many bins there are
+    return torch.zeros(BINS, dtype=torch.int64, device=bins.device).scatter_add_(
+        0, bins.long(), torch.ones_like(bins, dtype=torch.int64)
+    )
 
 
 @functools.cache

@@ -58,12 +58,12 @@ def by_stage(run: Path, data: Data, protocol: str, checkpoint_sha256: str, devic
         return {}
     with Progress(f"{run.name} attention", (len(stages) + 1) * len(data.cases), "slices") as progress:
         with mean_weights(denoiser.model) as seen:
-            whole = _measure(denoiser, data, protocol, progress)
+            whole = _measure(denoiser, data, protocol, progress, stages)
         means = {module: float(np.mean(values)) for module, values in seen.items()}
         found: ByStage = {LOSS: {}}
         for stage in stages:
             with constant_gate(denoiser.model, stage, means):
-                without = _measure(denoiser, data, protocol, progress)
+                without = _measure(denoiser, data, protocol, progress, [])
             found[LOSS][stage] = {
                 patient: values[registry.RANKING] - without[patient][registry.RANKING]
                 for patient, values in whole.items()
@@ -76,15 +76,21 @@ def by_stage(run: Path, data: Data, protocol: str, checkpoint_sha256: str, devic
     return found
 
 
-def _measure(denoiser: Denoiser, data: Data, protocol: str, progress: Progress) -> dict[str, dict[str, float]]:
-    """PSNR and STATISTICS by patient, mean over the slices on which they are defined."""
-    every = [names.attention(stage, statistic) for stage in gates(denoiser.model) for statistic in STATISTICS]
+def _measure(
+    denoiser: Denoiser, data: Data, protocol: str, progress: Progress, stages: list[int]
+) -> dict[str, dict[str, float]]:
+    """PSNR, and STATISTICS of ``stages``, by patient: means over the slices on which they are defined."""
+    every = [names.attention(stage, statistic) for stage in stages for statistic in STATISTICS]
     measured = []
     for number in range(len(data.cases)):
         record, (low, full) = data.cases[number]
-        with collect(denoiser.model) as attention:
+        values = dict.fromkeys(every, np.nan)
+        if stages:
+            with collect(denoiser.model) as attention:
+                denoised = denoiser(low)
+            values |= attention.stats()
+        else:
             denoised = denoiser(low)
-        values = dict.fromkeys(every, np.nan) | attention.stats()
         values[registry.RANKING] = fidelity.psnr(SlicePair(denoised, full).under(protocols.get(protocol)))
         measured.append(Measured(record.patient, record.key, values))
         progress.update()

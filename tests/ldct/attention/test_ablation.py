@@ -42,10 +42,9 @@ def test_the_mean_is_over_channels_pixels_and_passes(network, images):
 def test_a_constant_gate_scales_all_alike_and_only_within_the_block(network, images):
     plain = network(images)
     channel, spatial = gates(network)[3]
-    gate = network.gates["3"]
     features = torch.rand(1, 4, 9, 9)
     with constant_gate(network, 3, {channel: 0.25, spatial: 0.5}):
-        torch.testing.assert_close(gate(features), 0.125 * features)
+        torch.testing.assert_close(network.gates["3"](features), 0.125 * features)
         assert not torch.equal(network(images), plain)
     torch.testing.assert_close(network(images), plain, rtol=0, atol=0)
 
