@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+from shards.common import part
 from shards.common.command import InputError, command
 
 
@@ -28,6 +29,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--deidentify", type=Path, metavar="KEY", help="no patient in headers; KEY: file of a secret")
     parser.add_argument("--force", action="store_true", help="also what is far from what the network was trained on")
     parser.add_argument("--export", type=Path, metavar="FILE", help="write the network as one file, .pt2 or .onnx")
+    part.add_argument(parser, "of several processes: only these series")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     return parser.parse_args()
 
@@ -56,6 +58,7 @@ def main() -> None:
     if not (options.source and options.out):
         return
     series, passed_over = find_series(options.source, options.out)
+    series = options.part.of(series)
     lines = oddities(series, passed_over)
     if options.model:
         series, measured = check(series, pretrained.read_card(path), options.force)

@@ -13,6 +13,7 @@ import os
 import re
 from pathlib import Path
 
+from shards.common import part
 from shards.common.command import InputError, command
 from shards.common.pool import Workers
 
@@ -43,6 +44,7 @@ def arguments() -> argparse.Namespace:
         action="store_true",
         help="also what attention does at each stage: its statistics, and the loss with its mean in its place",
     )
+    part.add_argument(parser, "of several processes: measure only these runs")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)),
                         help="processes that take metrics and run the baselines (%(default)s, one a core)")  # fmt: skip
@@ -68,7 +70,10 @@ def main() -> None:
     shipped = [pretrained.as_run(pretrained.find(options.model))] if options.model else []
     if not (options.runs or shipped):
         raise InputError("expected RUN..., or --model NAME; --help shows examples")
-    runs = evaluate.usable([*options.runs, *shipped])
+    runs = evaluate.usable([*options.runs, *shipped], options.part)
+    if not runs:
+        print(f"part {options.part}: no run")
+        return
     if options.shards:
         data = datasets.open_shards(options.shards, options.split)
     else:

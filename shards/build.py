@@ -8,6 +8,7 @@ Prints a report of what pairs with what before any work; killed and run again, i
 """
 
 import argparse
+import contextlib
 import errno
 import importlib.metadata
 import json
@@ -22,7 +23,21 @@ from typing import Any
 import numpy as np
 
 from shards import index, manifest, pairing_report, patching
-from shards.build_state import PLAN, REPORT, begin, changed, check_claim, claim, fingerprint, forget, locked, saved
+from shards.build_state import (
+    PLAN,
+    REPORT,
+    alone,
+    begin,
+    changed,
+    check_claim,
+    claim,
+    fingerprint,
+    forget,
+    locked,
+    part_locked,
+    saved,
+)
+from shards.common import part
 from shards.common.atomic import write_text
 from shards.common.command import InputError, Progress, command
 from shards.common.pool import Workers
@@ -56,6 +71,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=1, help="processes (%(default)s); the bytes do not depend on it")
     parser.add_argument("--allow", nargs="+", default=[], metavar="ID", help="patients to build in spite of the report")
     parser.add_argument("--pseudonyms", type=Path, metavar="FILE", help="keep names out of OUT; FILE is their table")
+    part.add_argument(parser, "of several processes: write these shards only; then without it, for the manifest")
     parser.add_argument("--report-only", action="store_true", help="stop after the pairing report")
     return parser
 
@@ -228,32 +244,46 @@ def report_only(options: argparse.Namespace) -> None:
         pairing_report.refuse(rows, pairing.problems, options.allow)
 
 
-def build(options: argparse.Namespace) -> None:
-    """Pair the slices, split them, write the shards and then the manifest. Until the first shard OUT is untouched."""
+AGAIN = "run again when nothing writes to IN any more"
+
+Prepared = tuple[Pairing, Split, list[ShardPlan]]
+"""What is to be written."""
+
+
+def prepare(options: argparse.Namespace, workers: Workers, state: Path) -> Prepared | None:
+    """Pair the slices, split them and claim OUT; None if all is done already."""
     settings = settings_of(options)
-    with Workers(options.workers) as workers, locked(options.out) as state:
-        check_claim(options.out, state)
-        pairing = pair(options, workers, state)
-        input_state = fingerprint(options.source, settings, pairing)
-        if begin(options.out, state, settings, input_state):
-            print(f"{options.out}: all shards are there already")
-            return
-        rows = report(pairing, workers)
-        pairing_report.refuse(rows, pairing.problems, options.allow)
-        split = choose_split(pairing, options)
-        plans = plan_shards(split, options.source, options.out, options)
+    check_claim(options.out, state)
+    pairing = pair(options, workers, state)
+    input_state = fingerprint(options.source, settings, pairing)
+    several = options.part.count > 1
+    begun = (state / PLAN).exists()
+    if begin(options.out, state, settings, input_state, tidy=not several):
+        print(f"{options.out}: all shards are there already")
+        return None
+    rows = [] if several and begun else report(pairing, workers)
+    pairing_report.refuse(rows, pairing.problems, options.allow)
+    split = choose_split(pairing, options)
+    plans = plan_shards(split, options.source, options.out, options)
+    if not (several and begun):
         check_space(plans, options, options.out)
         claim(state, settings, input_state)
         write_report(options, rows, pairing)
+    return pairing, split, plans
+
+
+def build(options: argparse.Namespace) -> None:
+    """Pair the slices, split them, write the shards and then the manifest. Until the first shard OUT is untouched."""
+    with Workers(options.workers) as workers, locked(options.out) as state, alone(state):
+        prepared = prepare(options, workers, state)
+        if prepared is None:
+            return
+        pairing, split, plans = prepared
         finished = write_all(plans, state, workers)
         if paths := changed(pairing):
             forget(options.out, state, plans)
-            example = "" if options.pseudonyms else f", e.g. {printable(paths[0].relative_to(options.source))}"
-            raise InputError(
-                f"{len(paths)} of the files changed during the build{example}; its shards are deleted: "
-                "run again when nothing writes to IN any more"
-            )
-        content = make_manifest(settings, pairing, split, finished)
+            raise InputError(f"{changed_line(paths, options)}; its shards are deleted: {AGAIN}")
+        content = make_manifest(settings_of(options), pairing, split, finished)
         manifest.save(content, options.out)
         index.save(index.of_manifest(content), options.out, manifest.digest(options.out))
     for shard in finished:
@@ -263,6 +293,31 @@ def build(options: argparse.Namespace) -> None:
     for name, counts in content.counts.items():
         print(f"{name}: {counts['patients']} patients, {counts['slices']} slices, {counts['pairs']} pairs")
     print(f"{options.out}: {len(finished)} shards, {sum(shard.shard.bytes for shard in finished) / 1e6:.1f} MB")
+
+
+def build_part(options: argparse.Namespace) -> None:
+    """Write the shards of one part, beside other processes that write theirs; only the first of them reports.
+
+    Shards and not patients are shared out, for a training shard holds slices of all patients. Whatever is still missing
+    when all parts have ended, the manifest at least, is what ``build`` then does.
+    """
+    with Workers(options.workers) as workers, contextlib.ExitStack() as stack:
+        with locked(options.out, wait_s=-1) as state:
+            prepared = prepare(options, workers, state)
+            if prepared is None:
+                return
+            stack.enter_context(part_locked(state, options.part))
+        pairing, _, plans = prepared
+        finished = write_all(options.part.of(plans), state, workers)
+        if paths := changed(pairing):
+            raise InputError(f"{changed_line(paths, options)}; delete {options.out} and {AGAIN}")
+    print(f"{options.out}: part {options.part}: {len(finished)} of {len(plans)} shards; no manifest yet")
+
+
+def changed_line(paths: list[Path], options: argparse.Namespace) -> str:
+    """How many files changed, and one of them where names may be said."""
+    example = "" if options.pseudonyms else f", e.g. {printable(paths[0].relative_to(options.source))}"
+    return f"{len(paths)} of the files changed during the build{example}"
 
 
 def choose_split(pairing: Pairing, options: argparse.Namespace) -> Split:
@@ -280,6 +335,8 @@ def main() -> None:
     try:
         if options.report_only:
             report_only(options)
+        elif options.part.count > 1:
+            build_part(options)
         else:
             build(options)
     except OSError as error:

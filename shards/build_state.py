@@ -12,6 +12,7 @@ from typing import Any
 from shards.common import lock
 from shards.common.atomic import write_text
 from shards.common.command import InputError
+from shards.common.part import Part
 from shards.dicom import Slice
 from shards.files import printable
 from shards.manifest import SHARDER, Record, Shard, load
@@ -59,8 +60,10 @@ def _stat(path: Path) -> tuple[int, int] | None:
 
 
 @contextlib.contextmanager
-def locked(out: Path) -> Iterator[Path]:
+def locked(out: Path, wait_s: float = 0.0) -> Iterator[Path]:
     """Hold OUT for one build alone; yield the folder of its state. Unless the build claims OUT, it ends as it began.
+
+    ``wait_s`` is how long to wait for another one; negative = for ever.
 
     Raises
     ------
@@ -74,7 +77,7 @@ def locked(out: Path) -> Iterator[Path]:
         (state / "lock").touch()
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror}") from None
-    with lock.locked(state / "lock", f"another build is at work in {out}"):
+    with lock.locked(state / "lock", f"another build is at work in {out}", wait_s):
         try:
             yield state
         finally:
@@ -83,6 +86,35 @@ def locked(out: Path) -> Iterator[Path]:
                 for folder in new:
                     with contextlib.suppress(OSError):  # the report is in it
                         folder.rmdir()
+
+
+@contextlib.contextmanager
+def part_locked(state: Path, part: Part) -> Iterator[None]:
+    """Say that a part of the build is at work.
+
+    Raises
+    ------
+    InputError
+        If the same part is at work already.
+    """
+    path = state / f"part-{part.number}-of-{part.count}.lock"
+    with lock.locked(path, f"another process builds part {part} in {state.parent}"):
+        yield
+
+
+@contextlib.contextmanager
+def alone(state: Path) -> Iterator[None]:
+    """Keep the parts of a build away.
+
+    Raises
+    ------
+    InputError
+        If one is at work.
+    """
+    with contextlib.ExitStack() as stack:
+        for path in sorted(state.glob("part-*.lock")):
+            stack.enter_context(lock.locked(path, f"{path.stem} of this build is at work in {state.parent}"))
+        yield
 
 
 def check_claim(out: Path, state: Path) -> None:
@@ -100,8 +132,10 @@ def check_claim(out: Path, state: Path) -> None:
         )
 
 
-def begin(out: Path, state: Path, settings: dict[str, Any], input_state: str) -> bool:
+def begin(out: Path, state: Path, settings: dict[str, Any], input_state: str, tidy: bool = True) -> bool:
     """Go on with the build that OUT holds, if it holds one; return whether all is done already.
+
+    ``tidy``: remove what killed builds left half-written. Not where others may be writing.
 
     Raises
     ------
@@ -128,7 +162,7 @@ def begin(out: Path, state: Path, settings: dict[str, Any], input_state: str) ->
         )
     if before["fingerprint"] != input_state:
         raise InputError(f"{out} holds shards of another state of the input; delete it or choose another folder")
-    for stale in [*out.glob("*.tmp"), *state.glob("*.tmp")]:
+    for stale in [*out.glob("*.tmp"), *state.glob("*.tmp")] if tidy else []:
         stale.unlink(missing_ok=True)
     return whole(out)
 

@@ -4,6 +4,7 @@ The profile lists what has to go. Here stands what may stay, and everything else
 sequences, and what a later edition of the standard will add. Pixels stay: a head can be recognised in them.
 """
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -12,6 +13,7 @@ from pathlib import Path
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import generate_uid
 
+from shards.common.atomic import temporary_name
 from shards.common.command import InputError
 
 _KEPT = """
@@ -54,8 +56,12 @@ class Deidentifier:
     def __init__(self, path: Path) -> None:
         try:
             if not path.exists():
-                with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                temporary = temporary_name(path)
+                with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                     file.write(secrets.token_hex(32) + "\n")
+                with contextlib.suppress(FileExistsError):  # another part of the same command made one
+                    os.link(temporary, path)
+                temporary.unlink()
             self.key = bytes.fromhex(path.read_text())
         except OSError as error:
             raise InputError(f"{path}: the secret cannot be read or made: {error.strerror}") from None

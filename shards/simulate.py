@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from shards import noise_model, variation
+from shards.common import part
 from shards.common.atomic import atomic, write_text
 from shards.common.command import InputError, Progress, command
 from shards.common.pool import Workers
@@ -262,13 +263,14 @@ def check_note(out: Path, note: dict[str, Any]) -> None:
     )
 
 
-def begin(out: Path, note: dict[str, Any]) -> None:
-    """Leave the note in the folder, and nothing that an interrupted run left half-written."""
+def begin(out: Path, note: dict[str, Any], tasks: list[Task]) -> None:
+    """Leave the note in the folder, and among the tasks' files nothing that an interrupted run left half-written."""
     path = out / "simulation.json"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for stale in out.rglob("*.tmp"):
-            stale.unlink(missing_ok=True)
+        for folder in {file.parent for task in tasks for file in (task.full, task.low)}:
+            for stale in folder.glob("*.tmp"):
+                stale.unlink(missing_ok=True)
         if not path.exists():  # left as it is: a build takes a changed file for changed input
             write_text(path, json.dumps(note, indent=1) + "\n")
     except OSError as error:
@@ -326,6 +328,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--deidentify", type=Path, metavar="KEY", help="headers without the patient; KEY: file of a secret"
     )
+    part.add_argument(parser, "of several processes: only these series")
     parser.add_argument("--workers", type=int, default=1, help="processes (%(default)s); the bytes do not depend on it")
     return parser.parse_args()
 
@@ -354,9 +357,10 @@ def main() -> None:
     note = note_of(settings, series, deidentifier is not None)
     check_note(options.out, note)
     with Workers(options.workers) as workers:
-        plans = [plan(options.out, name, pieces, settings, workers) for name, pieces in series.items()]
-        begin(options.out, note)
+        chosen = options.part.of(series.items())
+        plans = [plan(options.out, name, pieces, settings, workers) for name, pieces in chosen]
         tasks = [dataclasses.replace(task, deidentifier=deidentifier) for tasks in plans for task in tasks]
+        begin(options.out, note, tasks)
         write_all(options.out, tasks, workers)
 
 

@@ -20,11 +20,14 @@ from ldct.metrics import protocols
 from ldct.runs import checkpoint
 from ldct.runs import folder as runs
 from shards.common.command import InputError
+from shards.common.part import ALL, Part
 from shards.common.pool import Workers
 
 
-def usable(roots: list[Path]) -> list[Path]:
+def usable(roots: list[Path], part: Part = ALL) -> list[Path]:
     """Runs at or below ``roots`` that have a checkpoint to use; the others are named and left out.
+
+    Of these the share of ``part``, by name, whether they have a checkpoint or not: so each part has always the same.
 
     Raises
     ------
@@ -41,7 +44,7 @@ def usable(roots: list[Path]) -> list[Path]:
     named = [run.name for run in every]
     if twice := {name for name in named if named.count(name) > 1}:
         raise InputError(f"several runs are called {', '.join(sorted(twice))}; evaluate their sweeps one by one")
-    ready = [run for run in every if run not in without]
+    ready = [run for run in part.of(every) if run not in without]
     for run in ready:
         status = runs.read_status(run)
         if status.state != "finished":

@@ -186,6 +186,19 @@ def test_auto_adds_what_a_quarter_dose_lacks(full, tmp_path, monkeypatch, capsys
         assert (low[high == -1024] == -1024).all() and low.min() >= -1024
 
 
+def test_parts_write_what_one_process_writes(full, tmp_path, monkeypatch, capsys):
+    write_series(tmp_path / "full", "L096", "full", 2, name="b{index}", PixelSpacing=[2.5, 2.5])
+    other = tmp_path / "parts" / "L300" / "full_3mm" / "of another process.tmp"
+    other.parent.mkdir(parents=True)
+    other.touch()
+    for out, parts in (("one", ["1/1"]), ("parts", ["2/3", "1/3", "3/3"])):
+        for part in parts:
+            status, _, err = run(monkeypatch, capsys, full, tmp_path / out, "--i0", "1e5", "--part", part)
+            assert status == 0, err
+    assert contents(tmp_path / "one") == contents(tmp_path / "parts")
+    assert len(contents(tmp_path / "one")) == 10 and other.exists()
+
+
 def test_the_copy_is_the_source_and_the_derived_is_valid(full, tmp_path, monkeypatch, capsys):
     for path in full.iterdir():  # as the sample of real CT: identity emptied
         dataset = pydicom.dcmread(path)

@@ -19,6 +19,7 @@ from ldct.metrics import protocols, registry
 from ldct.metrics.slice_pair import SlicePair
 from ldct.runs.folder import Status, write_status
 from shards.common.command import InputError
+from shards.common.part import Part
 from shards.common.pool import Workers
 from shards.manifest import Record
 
@@ -342,6 +343,7 @@ def test_runs_without_a_checkpoint_are_named_and_left_out(measured, tiny_shards,
     bad = make_run(tmp_path / "sweep" / "1-bad", tiny_shards, state="failed")
     (bad / "checkpoints" / "best.pt").unlink()
     assert evaluate.usable([tmp_path / "sweep"]) == [good]
+    assert [evaluate.usable([tmp_path / "sweep"], Part(number, 2)) for number in (1, 2)] == [[good], []]
     assert "1-bad: no checkpoint yet (state: failed)" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"1-bad has no checkpoint.*launch/train.py"):
         evaluate.usable([bad])
