@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shards.common.command import command
 from shards.common.lock import locked
-from slurm import plan_table, snapshot, squeue, sweep_file
+from slurm import chain, plan_table, snapshot, squeue, sweep_file
 from slurm.cluster import load
 from slurm.local import Local
 from slurm.submit import submit
@@ -32,6 +32,12 @@ def main() -> int:
         "--restart-lost", action="store_true",
         help="end jobs that run without a heartbeat, and submit their runs again",
     )  # fmt: skip
+    parser.add_argument(
+        "--then",
+        default="",
+        metavar="STEPS",
+        help="evaluate,compare: what follows when the runs have ended, well or not",
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all sweeps, default: runs")
     args = parser.parse_args()
 
@@ -39,6 +45,7 @@ def main() -> int:
     sweep = sweep_file.read(args.sweep)
     planned = plan(sweep, cluster, args.settings, args.runs)
     folder = planned[0].folder.parent
+    then = chain.steps(args.then, folder, {run.config.data.shards for run in planned})
     if args.dry_run:
         note_states(planned, folder)
         print(plan_table.of_plan(planned, cluster, args.runs))
@@ -60,14 +67,17 @@ def main() -> int:
             Local(cluster, folder, snapshot.take(folder)).run(adopted, chosen)
             note_states(planned, folder)
             finished = sum(run.state == "finished" for run in planned)
-            print(f"{finished} of {len(planned)} runs finished in {folder}")
-            return 0 if finished == len(planned) else 1
-        if not chosen:
+            print(f"{finished} of {len(planned)} runs finished in {folder}", flush=True)
+            followed = chain.follow_here(cluster, folder, then, bool(adopted or chosen))
+            return 0 if finished == len(planned) and followed else 1
+        if chosen:
+            jobs = submit(cluster, folder, snapshot.take(folder), chosen)
+            submitted = f"submitted {len(chosen)} runs as job {', '.join(jobs)}"
+            print(f"{submitted}; look at them with: python launch/status.py {folder}")
+        else:
             print("nothing to submit")
-            return 0
-        jobs = submit(cluster, folder, snapshot.take(folder), chosen)
-        submitted = f"submitted {len(chosen)} runs as job {', '.join(jobs)}"
-        print(f"{submitted}; look at them with: python launch/status.py {folder}")
+        if then:
+            print(chain.follow(cluster, folder, then, anew=bool(chosen)))
     return 0
 
 

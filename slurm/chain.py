@@ -1,13 +1,20 @@
-"""Giving commands to SLURM or to this machine: their parts side by side, and the whole behind them."""
+"""Giving commands to SLURM or to this machine: parts side by side, the whole behind them, steps behind a sweep."""
 
-import shutil
 from pathlib import Path
 
+from ldct.runs import folder as runs
+from shards.common.command import InputError
 from slurm import commands, snapshot, squeue, submission
 from slurm.cluster import Cluster, local_parallelism, sbatch_text
 from slurm.commands import Command, Part
 from slurm.local import Local
 from slurm.submit import submit
+
+STEPS = ("evaluate", "compare", "findings")
+"""What may follow a sweep: commands of launch/, by name."""
+
+FOLDER = "jobs"
+"""In a sweep's folder: those that do."""
 
 
 def submit_command(cluster: Cluster, folder: Path, command: Command, after: str, again: bool) -> int:
@@ -46,7 +53,7 @@ def submit_parts(cluster: Cluster, folder: Path, parts: list[Part], after: str) 
     *split, whole = parts
     code, jobs = snapshot.take(folder), []
     if chosen := [part for part in split if part.open]:
-        withdraw(whole)  # it may wait for a part that failed, and would never begin
+        replace(whole)  # it may wait for a part that failed, and would never begin
         jobs = submit(cluster, folder, code, chosen, after)
     last = submission.latest(folder)
     wait_for = [*jobs, *(last[part.name][1] for part in split if part.state in ("pending", "running"))]
@@ -55,18 +62,94 @@ def submit_parts(cluster: Cluster, folder: Path, parts: list[Part], after: str) 
     return jobs
 
 
-def withdraw(part: Part) -> None:
-    """Take a part that waits out of the queue, to be submitted anew."""
-    if part.state == "pending":
-        squeue.cancel([submission.latest(part.folder.parent)[part.name][1]])
-        part.state = "new"
-
-
 def forget(parts: list[Part]) -> None:
     """Take what is finished for something that is still to be done."""
     for part in parts:
-        shutil.rmtree(part.folder)
+        runs.write_status(part.folder, runs.Status(attempt=runs.read_status(part.folder).attempt))
         part.state = "new"
+
+
+def steps(names: str, sweep: Path, shards: set[str]) -> dict[str, tuple[Command, bool]]:
+    """The commands that ``names`` (evaluate,compare) stand for, and whether each can use a GPU.
+
+    Raises
+    ------
+    InputError
+        If a name is none of STEPS, or the runs have several shards.
+    """
+    known: dict[str, list[str]] = {}
+    if names and len(shards) > 1:
+        raise InputError(
+            f"--then: the runs were trained on several shards ({', '.join(sorted(shards))}); evaluate by hand"
+        )
+    for name in filter(None, names.split(",")):
+        if name not in STEPS:
+            raise InputError(f"--then: expected names of {', '.join(STEPS)}, separated by commas, found {name!r}")
+        on = [] if name == "compare" else ["--shards", *shards]
+        to = {"compare": ["-o", str(sweep / "report.html")], "findings": ["-o", str(sweep / "findings.md")]}
+        known[name] = [f"launch/{name}.py", str(sweep), *on, *to.get(name, [])]
+    return {name: commands.check(argv, 1) for name, argv in known.items()}
+
+
+def follow(cluster: Cluster, sweep: Path, chain: dict[str, tuple[Command, bool]], anew: bool) -> str:
+    """Submit the steps behind the sweep's jobs, each behind the one before it; return what was done, in words.
+
+    A step begins when what it waits for has ended, well or not: it takes what is there, and says what is not.
+
+    Parameters
+    ----------
+    anew : bool
+        Runs were submitted just now: what was done, or waits, without them is done again.
+    """
+    last = submission.latest(sweep)
+    live = squeue.live([job for _, job in last.values() if job])
+    wait_for = sorted({job for _, job in last.values() if job in live})
+    done = []
+    for name, (command, gpu) in chain.items():
+        folder = sweep / FOLDER / name
+        (part,) = place(folder, command)
+        if anew or part.open:
+            replace(part)
+            jobs = submit(cluster.for_command(gpu), folder, snapshot.take(sweep), [part], when_ended(wait_for))
+            done.append(f"{name} as job {jobs[0]}")
+            anew = True  # what follows waits for this one
+        wait_for = [submission.latest(folder)[part.name][1]] if part.state != "finished" else wait_for
+    return f"behind them: {', '.join(done)}" if done else f"{', '.join(chain)}: nothing to submit"
+
+
+def follow_here(cluster: Cluster, sweep: Path, chain: dict[str, tuple[Command, bool]], anew: bool) -> bool:
+    """Run the steps on this machine, one after the other; return whether all of them finished."""
+    states = []
+    for name, (command, gpu) in chain.items():
+        folder = sweep / FOLDER / name
+        (part,) = place(folder, command)
+        if anew and part.state == "finished":
+            forget([part])
+        ended = run_here(cluster.for_command(gpu), folder, [part])
+        states.append(ended)
+    return not any(states)
+
+
+def place(folder: Path, command: Command) -> list[Part]:
+    """The parts of a step, in its folder."""
+    commands.begin(folder, command)
+    parts = commands.parts_of(folder, command)
+    commands.note_states(parts)
+    return parts
+
+
+def replace(part: Part) -> None:
+    """End what a part does or waits for, to be submitted anew: it goes on from what it has done."""
+    if part.state in ("pending", "running"):
+        squeue.cancel([submission.latest(part.folder.parent)[part.name][1]])
+    if part.folder.exists():
+        forget([part])
+    part.state = "new"
+
+
+def when_ended(jobs: list[str]) -> str:
+    """In sbatch's words: when these jobs have ended, well or not."""
+    return "afterany:" + ":".join(jobs) if jobs else ""
 
 
 def run_here(cluster: Cluster, folder: Path, parts: list[Part]) -> int:

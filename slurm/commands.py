@@ -98,6 +98,8 @@ def check(argv: list[str], parts: int) -> tuple[Command, bool]:
     if parts < 1:
         raise InputError(f"--parts: expected at least 1, found {parts}")
     shown = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True)
+    if shown.returncode:
+        raise InputError(f"{script} --help ends with an error: {' '.join(shown.stderr.split())[-200:]}")
     options = set(re.findall(r"--[\w-]+", shown.stdout))
     if "--part" in argv:
         raise InputError("--part is what the jobs add; say how many parts with --parts, before the command")
@@ -143,15 +145,16 @@ def parts_of(folder: Path, command: Command) -> list[Part]:
 
 
 def find(roots: list[Path]) -> list[Path]:
-    """Folders of the parts of all commands at or below ``roots``."""
-    folders = []
+    """Folders of the parts of all commands at or below ``roots``, in the order in which they were first given."""
+    found: dict[Path, Command] = {}
     for root in roots:
         for place, below, files in os.walk(root):
             below[:] = sorted(name for name in below if not name.startswith("."))
             if NAME in files and (command := read(Path(place))):
-                folders += [part.folder for part in parts_of(Path(place), command)]
+                found[Path(place)] = command
                 below.clear()
-    return list(dict.fromkeys(folders))
+    ordered = sorted(found, key=lambda folder: (folder / NAME).stat().st_mtime)
+    return [part.folder for folder in ordered for part in parts_of(folder, found[folder])]
 
 
 def note_states(parts: list[Part]) -> None:

@@ -23,10 +23,12 @@ def test_the_files_hold_the_pixels_that_evaluate_measured(run, tiny_shards, tmp_
     run_command("launch/evaluate.py", run, "--shards", tiny_shards, "--protocol", "abd400")
     for name in "abcd":
         (tmp_path / "dicom" / f"{name}.txt").write_text("no DICOM")
+    part = run_command("launch/denoise.py", "--run", run, tmp_path / "dicom", tmp_path / "out", "--part", "2/2")
+    assert "4 of 4 slices in 1 series denoised by redcnn of run 0-run" in part.stdout
     done = run_command("launch/denoise.py", "--run", run, tmp_path / "dicom", tmp_path / "out")
     first = ", ".join(str(tmp_path / "dicom" / f"{name}.txt") for name in "abc")
     assert f"passed over 4 files: not DICOM: {first} and 1 more\n" in done.stdout
-    assert "8 of 8 slices in 2 series denoised by redcnn of run 0-run" in done.stdout
+    assert "4 of 8 slices in 2 series denoised by redcnn of run 0-run" in done.stdout
     assert "slices/s on " in done.stdout
     measured = results.load(run, "test").get("0-run").pictures
     records = [record for record, _ in map(datasets.open_shards(tiny_shards, "test").cases.__getitem__, range(4))]

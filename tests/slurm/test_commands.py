@@ -1,14 +1,18 @@
 """Commands as jobs: on a real SLURM, with requeues, failures and cancellations in the middle."""
 
 import json
+import os
+import re
+import signal
 
 import psutil
 import pytest
 import yaml
 from conftest import run_command
-from phantom import write_series
-from slurm_bed import ranks_of, until, wait_gone
+from phantom import make_dataset, write_series
+from slurm_bed import job_of, ranks_of, step_of, until, wait_gone
 
+from launch import sweep
 from ldct.runs.folder import read_status
 from slurm import squeue, status, submission
 
@@ -28,7 +32,15 @@ class Desk:
         done = run_command("launch/submit.py", *argv, check=check, timeout=240)
         return done.stdout if check else done
 
-    def states(self, name):
+    def state(self, name, part):
+        return read_status(self.jobs / name / part).state
+
+    def output(self, name, part="whole"):
+        """What the last job of a part printed."""
+        record, job = submission.latest(self.jobs / name)[part]
+        return submission.log_of(self.jobs / name, record, job).with_suffix(".out").read_text()
+
+    def shown(self, name):
         """What launch/status.py says of the parts of a command."""
         done = run_command("launch/status.py", "--json", self.jobs / name)
         return {part["run"].split("/")[1]: part for part in json.loads(done.stdout)}
@@ -37,7 +49,7 @@ class Desk:
         return submission.latest(self.jobs / name)[part][1]
 
     def wait_finished(self, name, part="whole"):
-        until(f"end of {name}/{part}", lambda: read_status(self.jobs / name / part).state == "finished", 120)
+        until(f"end of {name}/{part}", lambda: self.state(name, part) == "finished", 120)
 
 
 @pytest.fixture
@@ -46,41 +58,93 @@ def desk(tmp_path):
 
 
 def content(folder):
-    """Bytes of every file below a folder, by name."""
-    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*.*")) if path.is_file()}
+    """Bytes of every file in a folder, by name."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def test_a_command_is_requeued_at_its_time_limit_and_goes_on(hurried, desk):
-    write_series(desk.folder / "full", "P1", "full", 60, size=64)
-    simulate = ["shards/simulate.py", desk.folder / "full", desk.folder / "out", "--dose", "0.25", "--i0", "1e5"]
-    assert "--array" not in desk.submit(SLURM, "--dry-run", *simulate) and not desk.jobs.exists()
-    assert "submitted whole as job" in desk.submit(SLURM, *simulate)
-    job = desk.job("simulate")
-    until("the first files", lambda: len(list(desk.folder.glob("out/*/quarter*/*.IMA"))) >= 2)
-    (process,) = psutil.Process(ranks_of(job)[0]).children()
+def test_a_build_in_parts_of_which_one_is_requeued_is_the_build_of_one_process(hurried, desk):
+    make_dataset(desk.folder / "dicom", ("L067", "L096", "L109"), slices=4)
+    build = ["shards/build.py", desk.folder / "dicom", desk.folder / "out", "--val", "L096", "--test", "L109",
+             "--shard-slices", "2"]  # fmt: skip
+    assert "--array=0-2%3" in desk.submit(SLURM, "--dry-run", "--parts", "3", *build) and not desk.jobs.exists()
+    assert "submitted 1-of-3, 2-of-3, 3-of-3, whole as job" in desk.submit(SLURM, "--parts", "3", *build)
+    job = desk.job("build", "2-of-3")
+    process = until("part 2", lambda: (pids := ranks_of(job)) and psutil.Process(pids[0]).children(), every=0.05)[0]
     process.suspend()
-    assert desk.submit(SLURM, *simulate).endswith("whole running\nnothing to submit\n")
     squeue.ask("scancel", "--signal=USR2", f"{job}.0")
+    until("the other parts", lambda: {desk.state("build", "1-of-3"), desk.state("build", "3-of-3")} == {"finished"})
+    assert desk.submit(SLURM, "--parts", "3", *build).endswith(
+        "1-of-3 finished, 2-of-3 running, 3-of-3 finished, whole pending\nnothing to submit\n"
+    )
     process.resume()
-    desk.wait_finished("simulate")
-    wait_gone(job)
-    part = desk.states("simulate")["whole"]
-    assert (part["state"], part["step"], part["steps"], part["requeues"]) == ("finished", 60, 60, 1)
-    assert not list(desk.folder.glob("out/**/*.tmp"))
-    simulate[2] = desk.folder / "straight"
-    run_command(*simulate)
+    desk.wait_finished("build")
+    wait_gone(desk.job("build"))
+    shown = desk.shown("build")
+    assert {name: (part["state"], part["requeues"]) for name, part in shown.items()} == {
+        "1-of-3": ("finished", 0), "2-of-3": ("finished", 1), "3-of-3": ("finished", 0), "whole": ("finished", 0)
+    }  # fmt: skip
+    run_command(build[0], build[1], desk.folder / "straight", *build[3:])
     assert content(desk.folder / "out") == content(desk.folder / "straight")
-    assert "nothing to submit: --again does it once more" in desk.submit(SLURM, *simulate[:2], desk.folder / "out",
-                                                                         *simulate[3:])  # fmt: skip
+    assert "nothing to submit: --again does it once more" in desk.submit(SLURM, "--parts", "3", *build)
+
+
+def test_a_part_that_fails_is_named_and_alone_done_again(hurried, desk):
+    for name in ("P1", "P2", "P3"):
+        write_series(desk.folder / "full" / name, name, "full", 2, size=64)
+    (desk.folder / "out").mkdir()
+    (desk.folder / "out" / "P2").touch()  # a file where a folder should go
+    simulate = ["--parts", "3", "shards/simulate.py", desk.folder / "full", desk.folder / "out", "--i0", "1e5"]
+    desk.submit(SLURM, *simulate)
+    wait_gone(desk.job("simulate"))
+    states = {name: part["state"] for name, part in desk.shown("simulate").items()}
+    assert states == {"1-of-3": "finished", "2-of-3": "failed", "3-of-3": "finished", "whole": "cancelled"}
+    said = rf"1 x cannot write to {desk.folder}/out: .* \(exit status 2\)\n    simulate/2-of-3\n    log: "
+    assert re.search(said, run_command("launch/status.py", desk.jobs).stdout)
+    before = {path: path.stat().st_mtime_ns for path in desk.folder.glob("out/**/*.IMA")}
+    assert len(before) == 8
+
+    (desk.folder / "out" / "P2").unlink()
+    assert "submitted 2-of-3, whole as job" in desk.submit(SLURM, *simulate)
+    desk.wait_finished("simulate")
+    assert len(list(desk.folder.glob("out/**/*.IMA"))) == 12
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert "all 6 slices are there already" in desk.output("simulate")
+
+
+def test_a_sweep_ends_in_a_report_of_what_finished_and_says_what_did_not(hurried, bed, monkeypatch, capsys):
+    values = {"loss.name": ["mse", "mse+vgg"], "loss.vgg_weights": "/nowhere", "train.steps": 80, "val.every": 80}
+    argv = [*bed.files("chain", SLURM, {**values, "train.log_every": 10}), "--then", "evaluate,compare"]
+    monkeypatch.setattr("sys.argv", ["sweep.py", *map(str, argv)])
+    assert sweep.main() == 0
+    assert re.search(r"behind them: evaluate as job (\d+), compare as job (\d+)$", capsys.readouterr().out.strip())
+    good, bad = bed.folders("chain")
+    report = bed.runs / "chain" / "jobs" / "compare" / "whole"
+    until("training", lambda: step_of(good) >= 10, every=0.02)
+    (rank,) = ranks_of(job_of(good)).values()
+    os.kill(rank, signal.SIGSTOP)
+    until("the failure", lambda: read_status(bad).state == "failed")
+    wait_gone(job_of(bad))
+    states = {run.run.split("/")[0]: run.state for run in status.reports([bed.runs])[0]}
+    assert (states["evaluate"], states["compare"]) == ("pending", "pending")
+    assert sweep.main() == 0  # the failed one alone is submitted, and what follows waits for both
+    assert re.search(r"submitted 1 runs as job .*\nbehind them: evaluate as job \d+, compare", capsys.readouterr().out)
+    squeue.ask("scancel", "--signal=USR2", f"{job_of(good)}.0")
+    os.kill(rank, signal.SIGCONT)
+    until("the report", lambda: read_status(report).state == "finished")
+    assert (read_status(good).attempt, read_status(good).state, read_status(bad).state) == (2, "finished", "failed")
+    assert (good / "eval" / "test.json").exists() and not (bad / "eval" / "test.json").exists()
+    shown = status.show(*status.reports([bed.runs]))
+    assert re.search(rf"4 runs: 3 finished, 1 failed.*\n1 x .*/nowhere.*\n    chain/{bad.name}\n", shown), shown
+    assert bad.name in (bed.runs / "chain" / "report.html").read_text()
 
 
 def test_what_waits_is_cancelled_and_another_command_of_the_name_refused(cluster, desk):
     held = {**SLURM, "sbatch": {"hold": True}}
     desk.submit(held, "launch/compare.py", desk.folder, "-o", desk.folder / "report.html")
     job = desk.job("compare")
-    assert desk.states("compare")["whole"]["state"] == "pending"
+    assert desk.shown("compare")["whole"]["state"] == "pending"
     refused = desk.submit(held, "launch/compare.py", desk.folder / "other", check=False)
     assert refused.returncode == 2 and "jobs/compare is of another command (launch/compare.py " in refused.stderr
     assert "cancelled 1 SLURM jobs" in status.cancel([desk.jobs], status.reports([desk.jobs])[0])
     wait_gone(job)
-    assert desk.states("compare")["whole"]["state"] == "cancelled"
+    assert desk.shown("compare")["whole"]["state"] == "cancelled"
