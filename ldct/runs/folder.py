@@ -95,13 +95,20 @@ class Status:
 
 
 def read_status(folder: Path) -> Status:
-    """Status of the run in ``folder``; of one that never started, the state pending."""
+    """Status of the run in ``folder``; of one that never started, the state pending.
+
+    A file that is there and says nothing is no run that never started: the state is failed, and the error says why.
+    """
+    path = attempts.path_of(folder, STATUS)
     try:
-        fields = json.loads(attempts.path_of(folder, STATUS).read_text())
-    except (OSError, ValueError):
+        fields = json.loads(path.read_text()).items()
+    except FileNotFoundError:
         return Status()
+    except (OSError, ValueError, AttributeError) as error:
+        why = getattr(error, "strerror", None) or ("torn" if path.stat().st_size else "empty")
+        return Status("failed", error=f"status.json unreadable ({why}); a restart goes on from the last checkpoint")
     known = {f.name for f in dataclasses.fields(Status)}
-    return Status(**{key: value for key, value in fields.items() if key in known})
+    return Status(**{key: value for key, value in fields if key in known})
 
 
 def write_status(folder: Path, status: Status) -> None:

@@ -100,6 +100,17 @@ def test_states(make, cluster_says, tmp_path):
     )
 
 
+@pytest.mark.parametrize(("content", "why"), [("", "empty"), ('{"state": "fini', "torn"), ("[]", "torn")])
+def test_a_status_that_cannot_be_read_is_not_a_new_run(make, cluster_says, tmp_path, content, why):
+    folder = make("0-torn", state="finished", step=100)
+    (folder / runs.STATUS).write_text(content)
+    make("1-new")
+    cluster_says({})
+    listed, _ = status.reports([tmp_path])
+    assert [run.state for run in listed] == ["failed", "new"]
+    assert listed[0].error == f"status.json unreadable ({why}); a restart goes on from the last checkpoint"
+
+
 def test_a_running_run_without_heartbeat_is_lost(make, cluster_says, tmp_path):
     folder = make("000-silent", job="7", state="running", step=3)
     path = folder / "status.json"
