@@ -101,7 +101,7 @@ class Local:
                 _, record, job = self.busy.pop(run.name)
                 status = runs.read_status(run.folder)
                 if status.state != "finished":
-                    why = status.error or f"ended while {status.state}"
+                    why = status.error or f"killed while {status.state}, perhaps out of memory (then raise train.accumulate)"
                     print(f"failed: {run.name}: {why}; log: {submission.log_of(self.sweep, record, job)}", flush=True)
 
     def _stop(self) -> None:

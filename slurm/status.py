@@ -22,7 +22,7 @@ LIVE = ("pending", "requeued", "running", HUNG)
 
 WITHOUT_A_WORD = {
     "failed": "no word of why",
-    "lost": "no heartbeat, and no word of why",
+    "lost": "no heartbeat, and no word of why: killed, perhaps out of memory (then raise train.accumulate)",
     HUNG: "no heartbeat, but its job runs; replace it with launch/sweep.py --restart-lost, or end it with --cancel",
 }
 

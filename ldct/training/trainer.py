@@ -16,6 +16,7 @@ from ldct.device import full_precision, give_back, keep_freed, out_of_memory
 from ldct.metrics import names
 from ldct.models.network import Network
 from ldct.runs import checkpoint
+from ldct.training.memory import check_fits
 from ldct.training.ranks import Ranks
 from ldct.training.recorder import Recorder
 from ldct.training.signals import Latch
@@ -53,7 +54,9 @@ def train(config: Config, latch: Latch) -> signal.Signals | None:
     try:
         with recorder, ranks.together(), staged(config) as local:
             ranks.wait()
-            stop = Trainer(Training(local, ranks), recorder, latch).run()
+            training = Training(local, ranks)
+            check_fits(training)
+            stop = Trainer(training, recorder, latch).run()
             recorder.close("stopped" if stop else "finished")
     except RuntimeError as error:
         if not out_of_memory(error):
