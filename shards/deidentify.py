@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import sys
 from pathlib import Path
 
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
@@ -55,12 +56,15 @@ class Deidentifier:
 
     def __init__(self, path: Path) -> None:
         try:
-            if not path.exists():
+            new = not path.exists()
+            if new:
                 temporary = temporary_name(path)
                 with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                     file.write(secrets.token_hex(32) + "\n")
-                with contextlib.suppress(FileExistsError):  # another part of the same command made one
+                try:
                     os.link(temporary, path)
+                except FileExistsError:  # another part of the same command made one
+                    new = False
                 temporary.unlink()
             self.key = bytes.fromhex(path.read_text())
         except OSError as error:
@@ -69,6 +73,10 @@ class Deidentifier:
             self.key = b""
         if len(self.key) != 32:
             raise InputError(f"{path}: expected a secret of 64 hexadecimal digits; give a new name, and it is made")
+        if new:
+            differ = "PatientIDs and UIDs differ from those made with another one"
+            keep = "Keep it, apart from the images, to get the same again"
+            print(f"note: made a new key, {path.resolve()}; {differ}. {keep}", file=sys.stderr)
 
     def uid(self, uid: str) -> str:
         """The UID that stands for another."""

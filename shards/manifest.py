@@ -79,6 +79,12 @@ class Manifest:
     format: str = FORMAT
     version: int = VERSION
 
+    @property
+    def split_note(self) -> str:
+        """How the split was made, e.g. "split by patient, named"."""
+        by, note = f"by {self.split['by']}", self.split["note"]
+        return f"split {note}" if note.startswith(by) else f"split {by}, {note}"
+
     def of_split(self, split: str) -> list[Shard]:
         """The shards of one split, in order.
 

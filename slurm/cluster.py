@@ -148,6 +148,9 @@ NO_SLURM = (
     "or take --cluster configs/clusters/local.yaml"
 )
 
+WAS_KILLED = ": killed from outside, perhaps out of memory (then raise train.accumulate)"
+"""What it means that a run which was running is gone without a word."""
+
 SETUP_FAILED = "setup line failed"
 """How the line begins that a job says before it ends for a failing line of ``modules`` or ``setup``."""
 

@@ -15,7 +15,7 @@ import submitit
 from ldct.runs import folder as runs
 from shards.common.command import InputError, Progress
 from slurm import submission
-from slurm.cluster import Cluster, cores, local_parallelism
+from slurm.cluster import WAS_KILLED, Cluster, cores, local_parallelism
 from slurm.submission import Submission, Work
 
 POLL_S = 0.2
@@ -101,7 +101,7 @@ class Local:
                 _, record, job = self.busy.pop(run.name)
                 status = runs.read_status(run.folder)
                 if status.state != "finished":
-                    why = status.error or f"killed while {status.state}, perhaps out of memory (then raise train.accumulate)"
+                    why = status.error or f"ended while {status.state}{WAS_KILLED * (status.state == 'running')}"
                     print(f"failed: {run.name}: {why}; log: {submission.log_of(self.sweep, record, job)}", flush=True)
 
     def _stop(self) -> None:

@@ -13,7 +13,7 @@ from ldct.runs import reader
 from shards.common.command import InputError
 from shards.common.table import text_table
 from slurm import commands, squeue, submission
-from slurm.cluster import SETUP_FAILED
+from slurm.cluster import SETUP_FAILED, WAS_KILLED
 from slurm.submission import Submission
 from slurm.sweep import HUNG, on_gpu, state_of
 
@@ -22,7 +22,7 @@ LIVE = ("pending", "requeued", "running", HUNG)
 
 WITHOUT_A_WORD = {
     "failed": "no word of why",
-    "lost": "no heartbeat, and no word of why: killed, perhaps out of memory (then raise train.accumulate)",
+    "lost": "no heartbeat, and no word of why" + WAS_KILLED,
     HUNG: "no heartbeat, but its job runs; replace it with launch/sweep.py --restart-lost, or end it with --cancel",
 }
 

@@ -88,8 +88,7 @@ def open_shards(folder: Path, split: str) -> Data:
         by the manifest's checksums.
     """
     content = manifest.load(folder)
-    about = content.split
-    note = f"split by {about['by']}, {about['note']}"
+    note = content.split_note
     cases, digest = ShardSlices(folder, split), manifest.digest(folder)
     manifest.check_sums(folder, [shard for shard in content.shards if shard.split in (split, "val")])
     if not any(shard.split == "val" for shard in content.shards):  # an external test set

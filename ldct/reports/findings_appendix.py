@@ -32,10 +32,9 @@ def render(findings: Findings, charts: dict[str, str], stem: str) -> list[str]:
 
 def about(findings: Findings) -> list[str]:
     """Data, device, dates, and what bounds the reach of the numbers."""
-    split, counts = findings.data.split, findings.data.counts
-    sizes = ", ".join(f"{name} {c['slices']} slices of {c['patients']}" for name, c in counts.items())
+    sizes = ", ".join(f"{name} {c['slices']} slices of {c['patients']}" for name, c in findings.data.counts.items())
     return [
-        f"- Shards with manifest {findings.digest[:12]}, split by {split['by']} ({split['note']}); {sizes} "
+        f"- Shards with manifest {findings.digest[:12]}, {findings.data.split_note}; {sizes} "
         f"(patients); RMSE of low against full dose {findings.data.statistics['rmse']:.1f} HU.",
         f"- Trained on {origin(findings.runs)}.",
         f"- Measured: {tables.about(findings.evaluation)}.",

@@ -56,7 +56,7 @@ def _reader_gone(fd: int) -> bool:
 
 
 class Progress:
-    """A bar on a terminal; in a log a plain line at most every ``every`` seconds, and one at the end.
+    """A bar on a terminal; in a log a plain line at most every ``every`` seconds, and one at the end; of nothing, none.
 
     Parameters
     ----------
@@ -77,7 +77,9 @@ class Progress:
         self.done = self.start = start
         self.note = ""
         self.began = self.told = time.monotonic()
-        self.bar = tqdm(desc=what, total=total, initial=start, unit=f" {unit}") if sys.stderr.isatty() else None
+        shown = total and sys.stderr.isatty()
+        self.bar = tqdm(desc=what, total=total, initial=start, unit=f" {unit}") if shown else None
+        )
 
     def update(self, units: int = 1, note: str | None = None) -> None:
         """Count ``units`` more; ``note`` (e.g. the loss, or MB/s) is shown behind the rate until another one comes."""
@@ -101,7 +103,7 @@ class Progress:
         """End the bar, or tell where it came to."""
         if self.bar is not None:
             self.bar.close()
-        else:
+        elif self.total:
             self._tell()
 
     def __enter__(self) -> "Progress":

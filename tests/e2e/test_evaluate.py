@@ -28,7 +28,7 @@ def test_it_measures_prints_and_writes(sweep, tiny_shards):
     for text in ("RED-CNN", "RED-CNN + channel + spatial", "low dose", "Gaussian blur", "non-local means"):
         assert text in done.stdout
     assert done.stdout.startswith("hu2000: clip [-1000, 1000] HU, data range 2000")
-    assert "4 slices of 1 patient (test; split by patient" in done.stdout
+    assert "4 slices of 1 patient (test; split by patient, named)" in done.stdout
     assert "no interval with fewer than 3 patients" in done.stdout
     content = json.loads((sweep / "0-trained" / "eval" / "test.json").read_text())
     assert content["protocols"] == ["hu2000", "abd400"]

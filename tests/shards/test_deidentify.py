@@ -5,6 +5,7 @@ import re
 import shutil
 import stat
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -124,6 +125,17 @@ def test_a_deidentified_image_has_no_error_that_its_source_has_not(source, tmp_p
         return {re.sub("<.*>", "", line) for line in lines if line.startswith("Error")}
 
     assert errors(path) <= errors(source / "a/0.dcm")
+
+
+def test_a_new_secret_is_told_and_where_it_is(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Deidentifier(Path("key"))
+    assert capsys.readouterr().err == (
+        f"note: made a new key, {tmp_path}/key; PatientIDs and UIDs differ from those made with another one. "
+        "Keep it, apart from the images, to get the same again\n"
+    )
+    Deidentifier(Path("key"))
+    assert capsys.readouterr().err == ""
 
 
 def test_another_secret_gives_other_names(source, tmp_path):

@@ -7,6 +7,8 @@ import sys
 import pytest
 from conftest import ROOT
 
+from shards.common.command import Progress
+
 COMMANDS = sorted(
     path.relative_to(ROOT) for folder in ("launch", "shards") for path in (ROOT / folder).glob("*.py")
     if "command(main)" in path.read_text()
@@ -73,3 +75,11 @@ def test_the_usual_ends():
     for text, status, said in (("3", 3, ""), ("sys.exit(4)", 4, ""), ("None", 0, "")):
         done = subprocess.run([sys.executable, "-c", ends.format(text)], cwd=ROOT, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (status, said)
+
+
+def test_nothing_to_do_has_no_progress(capsys):
+    with Progress("denoise", 0, "slices"):
+        pass
+    with Progress("denoise", 1, "slices") as progress:
+        progress.update()
+    assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == ["denoise: 1/1 slices"]
