@@ -79,7 +79,6 @@ class Progress:
         self.began = self.told = time.monotonic()
         shown = total and sys.stderr.isatty()
         self.bar = tqdm(desc=what, total=total, initial=start, unit=f" {unit}") if shown else None
-        )
 
     def update(self, units: int = 1, note: str | None = None) -> None:
         """Count ``units`` more; ``note`` (e.g. the loss, or MB/s) is shown behind the rate until another one comes."""
