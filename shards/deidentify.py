@@ -4,7 +4,6 @@ The profile lists what has to go. Here stands what may stay, and everything else
 sequences, and what a later edition of the standard will add. Pixels stay: a head can be recognised in them.
 """
 
-import contextlib
 import hashlib
 import os
 import secrets
