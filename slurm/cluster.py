@@ -57,6 +57,9 @@ class Cluster:
     """Nodes not to use."""
     mem_gb: float | None = None
     """Memory of each node in GB; not given = the partition's default, 0 = all of the node."""
+    interface: str | None = None
+    """Network interface of the nodes over which gloo and NCCL speak, as `ip -br link` names it, e.g. ib0; not given =
+    the one that reaches the first node."""
     modules: list[str] = field(default_factory=list)
     """Environment modules to load before Python starts."""
     setup: list[str] = field(default_factory=list)
@@ -123,7 +126,7 @@ class Cluster:
 
 SLURM_ONLY = (
     *("partition", "account", "qos", "gres", "constraint", "exclude"),
-    *("mem_gb", "modules", "setup", "srun_args", "sbatch"),
+    *("mem_gb", "interface", "modules", "setup", "srun_args", "sbatch"),
 )
 
 
@@ -150,6 +153,11 @@ NO_SLURM = (
 
 WAS_KILLED = ": killed from outside, perhaps out of memory (then raise train.accumulate)"
 """What it means that a run which was running is gone without a word."""
+
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+
+LAST_WORDS_S = 45
+"""Seconds after the end of a job's first rank until SLURM ends the others."""
 
 SETUP_FAILED = "setup line failed"
 """How the line begins that a job says before it ends for a failing line of ``modules`` or ``setup``."""
@@ -219,8 +227,8 @@ def slurm_parameters(cluster: Cluster, name: str, comment: str, code: Path, runs
         **{key: getattr(cluster, key) for key in ("partition", "account", "qos", "gres", "constraint", "exclude")},
         # submitit writes no --requeue, and a site may have JobRequeue=0
         "additional_parameters": {"requeue": True, **{k: v for k, v in cluster.sbatch.items() if v is not None}},
-        # a dead rank would leave the others waiting: end the step with it
-        "srun_args": ["--kill-on-bad-exit=1", *cluster.srun_args],
+        # the ranks left after one is lost get the time to name it; those that wait for one that never came are ended
+        "srun_args": ["--kill-on-bad-exit=0", f"--wait={LAST_WORDS_S}", *cluster.srun_args],
         "setup": setup_lines(cluster, code),
     }
     # submitit's wckey is "submitit", which a site that checks them refuses
@@ -235,6 +243,7 @@ def setup_lines(cluster: Cluster, code: Path) -> list[str]:
         "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",  # from SLURM 22.05 on srun does not inherit it
         "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}",
         f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        *(f"export {name}={shlex.quote(cluster.interface)}" for name in INTERFACES if cluster.interface),
         "export PYTHONSAFEPATH=1",  # else python -m imports from the working directory before PYTHONPATH
     ]
 

@@ -6,6 +6,7 @@ Only the standard library: this runs before anything of the project is installed
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,11 @@ PORT = int(os.environ.get("DEVCLUSTER_PORT", "26900"))
 COUNT = int(os.environ.get("DEVCLUSTER_NODES", "4"))
 CPUS = int(os.environ.get("DEVCLUSTER_CPUS", "16"))
 GPUS = int(os.environ.get("DEVCLUSTER_GPUS", "2"))
+NETWORK = os.environ.get("DEVCLUSTER_NETWORK", "")
 NODES = [f"n{number}" for number in range(1, COUNT + 1)]
+ADDRESSES = {node: f"{NETWORK}.{number}" if NETWORK else "127.0.0.1" for number, node in enumerate(NODES, 1)}
+HEAD = f"{NETWORK}.254" if NETWORK else "127.0.0.1"
+BRIDGE = f"ldct{PORT}"
 PORTS = [PORT, PORT + 1, *(PORT + 2 + number for number in range(COUNT))]
 RUN, LOG, ETC = DIR / "run", DIR / "log", DIR / "etc"
 CONF = ETC / "slurm.conf"
@@ -122,13 +127,55 @@ def wait_for(daemon: str, seconds: float, condition: Callable[[], bool]) -> None
 
 
 def on_host(name: str, *command: str) -> list[str]:
-    """``command`` on a "machine" called ``name``, on which all names of the cluster mean 127.0.0.1. SLURM's daemons
-    listen on the address of their host's name."""
+    """``command`` on a "machine" called ``name``, which knows the cluster's names and has an address of its own."""
     return ["unshare", "--uts", "--mount", *INSIDE, "host", name, *command]
 
 
 def daemons() -> list[str]:
     return ["munged", "mariadbd", "slurmdbd", "slurmctld", *(f"node-{node}" for node in NODES)]
+
+
+# ---- networks
+
+
+def connect() -> None:
+    """Where DEVCLUSTER_NETWORK is set, give each node a network of its own, joined to this machine by a bridge."""
+    if not NETWORK:
+        return
+    try:
+        output("ip", "link", "add", BRIDGE, "type", "bridge")
+        output("ip", "address", "add", f"{HEAD}/24", "dev", BRIDGE)
+        output("ip", "link", "set", BRIDGE, "up")
+        for number, node in enumerate(NODES, 1):
+            inside = ["ip", "-n", namespace(node)]
+            output("ip", "netns", "add", namespace(node))
+            ends = [f"{BRIDGE}-{number}", "type", "veth", "peer", "name", "eth0", "netns", namespace(node)]
+            output("ip", "link", "add", *ends)
+            output("ip", "link", "set", f"{BRIDGE}-{number}", "master", BRIDGE, "up")
+            output(*inside, "address", "add", f"{ADDRESSES[node]}/24", "dev", "eth0")
+            for name in ("lo", "eth0"):
+                output(*inside, "link", "set", name, "up")
+    except (Problem, FileNotFoundError) as error:
+        disconnect()
+        raise Problem(f"this machine lets root make no networks ({error}); unset DEVCLUSTER_NETWORK") from None
+
+
+def disconnect() -> None:
+    """Undo ``connect``, as far as it came."""
+    if NETWORK and shutil.which("ip"):
+        links = [["link", "delete", name] for name in (*(f"{BRIDGE}-{n}" for n in range(1, COUNT + 1)), BRIDGE)]
+        for command in (*links, *(["netns", "delete", namespace(node)] for node in NODES)):
+            subprocess.run(["ip", *command], capture_output=True)
+
+
+def namespace(node: str) -> str:
+    """Name of the network of a node."""
+    return f"{BRIDGE}-{node}"
+
+
+def on_network(node: str) -> list[str]:
+    """What stands before a command that runs in the network of ``node``."""
+    return ["nsenter", f"--net=/run/netns/{namespace(node)}"] if NETWORK else []
 
 
 # ---- files
@@ -139,6 +186,11 @@ def first_job_id() -> int:
     with contextlib.suppress(OSError, ValueError):
         return int((DIR / "next-job").read_text())
     return int(time.time()) % 60_000_000 + 1
+
+
+def addresses() -> str:
+    """Those of all nodes, in SLURM's words."""
+    return f"{NETWORK}.[1-{COUNT}]" if NETWORK else HEAD
 
 
 def write(path: Path, text: str, mode: int = 0o644) -> None:
@@ -153,12 +205,13 @@ def configure() -> None:
         (DIR / name).mkdir(parents=True, exist_ok=True)
     values = {name: globals()[name] for name in ("DIR", "RUN", "LOG", "ETC", "PORT", "COUNT", "CPUS", "GPUS")}
     values |= {"DBD_PORT": PORT + 1, "FIRST_NODE_PORT": PORT + 2, "LAST_NODE_PORT": PORT + 1 + COUNT}
-    values |= {"FIRST_JOB": first_job_id()}
+    values |= {"FIRST_JOB": first_job_id(), "HEAD": HEAD, "NODE_ADDRESSES": addresses()}
     for name in ("slurm.conf", "slurmdbd.conf", "mariadb.cnf"):
         write(ETC / name, Template((TEXTS / name).read_text()).substitute(values), 0o600 if "dbd" in name else 0o644)
     write(ETC / "epilog", (TEXTS / "epilog").read_text(), 0o755)
-    hosts = Path("/etc/hosts").read_text()
-    write(ETC / "hosts", hosts + "".join(f"127.0.0.1 {name}\n" for name in ("head", *NODES)))
+    names = {"head": HEAD, **ADDRESSES}
+    hosts = "".join(f"{address} {name}\n" for name, address in names.items())
+    write(ETC / "hosts", Path("/etc/hosts").read_text() + hosts)
     gpus = f"gpu[0-{GPUS - 1}]" if GPUS > 1 else "gpu0"
     write(ETC / "gres.conf", f"AutoDetect=off\nNodeName=n[1-{COUNT}] Name=gpu File={DIR}/dev/{gpus}\n" if GPUS else "")
     for number in range(GPUS):  # a GPU must be a character device; this one is a second /dev/null

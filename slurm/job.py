@@ -101,7 +101,7 @@ def leave(stopped: signal.Signals, rank: int, latch: Latch) -> str:
     """
     if stopped is signal.SIGUSR2 and rank == 0:
         latch.previous[signal.SIGUSR2](signal.SIGUSR2, None)  # type: ignore[operator, misc]
-    # the others leave with 0: srun's --kill-on-bad-exit would take a bad status for a reason to kill rank 0
+    # the others leave with 0: a site's srun may take a bad status for a reason to kill rank 0
     sys.exit(STOPPED if rank == 0 and stopped is signal.SIGTERM else 0)
 
 

@@ -64,13 +64,30 @@ def refuse_shared(names: Sequence[str]) -> None:
 
 
 def choose_interface(address: str) -> None:
-    """Let gloo speak over the interface that reaches ``address``, the host of rank 0, unless the environment says.
+    """Let gloo and NCCL speak over the interface that reaches ``address``, the host of rank 0, unless told another.
 
     gloo takes the address that the host's name resolves to. Where that is 127.0.1.1, as on many Debians, ranks of two
-    nodes cannot find each other. NCCL leaves the loopback out by itself.
+    nodes cannot find each other. NCCL leaves the loopback out by itself and takes InfiniBand's where there is one; of
+    several others it takes the first, which may lead nowhere.
+
+    Raises
+    ------
+    InputError
+        If GLOO_SOCKET_IFNAME names an interface that this node does not have.
     """
-    if "GLOO_SOCKET_IFNAME" not in os.environ and (name := interface_to(address)):
-        os.environ["GLOO_SOCKET_IFNAME"] = name
+    here = [name for _, name in socket.if_nameindex()]
+    chosen = interface_to(address)
+    told = os.environ.get("GLOO_SOCKET_IFNAME", chosen)
+    for name in filter(None, told.split(",")):
+        if name not in here:
+            raise InputError(
+                f"interface: expected one of {socket.gethostname()}, {', '.join(here)}, found {name!r} "
+                "(GLOO_SOCKET_IFNAME); name another in the cluster file, or leave it out"
+            )
+    if told:
+        os.environ["GLOO_SOCKET_IFNAME"] = told
+    if chosen not in ("", "lo") and not any(name.startswith("ib") for name in here):
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={chosen}")  # = for this name only, not all that begin so
 
 
 def interface_to(address: str) -> str:

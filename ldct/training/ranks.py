@@ -3,9 +3,6 @@
 import contextlib
 import copy
 import os
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -16,10 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ldct.training import placement
+from ldct.training.pulse import Pulse
 from shards.common.command import InputError
-
-PULSE_S = 2.0
-"""Seconds between two pulses of a rank."""
 
 PATIENCE = timedelta(minutes=30)
 """What ranks wait for each other where one may be slow for good reasons: imports, patches copied to a GPU, a save."""
@@ -64,6 +59,11 @@ class Ranks:
         store, _, _ = next(dist.rendezvous("env://", self.rank, self.world_size, timeout=PATIENCE))
         store = _own_part(store, self.rank, run)
         self.pulse = Pulse(store, self.rank, self.world_size)
+        with self.naming_lost():
+            self._join(store)
+
+    def _join(self, store: Any) -> None:
+        """Make the groups, once all have met at ``store``."""
         backend = "nccl" if self.device.type == "cuda" else "gloo"
         dist.init_process_group(
             backend,
@@ -148,77 +148,47 @@ class Ranks:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Leave the group at the end; turn a failed collective into a RankLost that names who ended.
+        """Leave the group at the end, as ``naming_lost`` does after an error.
 
-        A rank that ends by its own error leaves the group at once, so that the others hear of it without delay.
+        At a good end all stay until rank 0 has written its last word: SLURM ends a job soon after its first rank.
         """
         if self.world_size == 1:
             yield
             return
+        with self.naming_lost():
+            yield
+            with contextlib.suppress(RuntimeError) if self.first else contextlib.nullcontext():
+                self.wait()
+        self.pulse.close()
+        dist.destroy_process_group()
+
+    @contextlib.contextmanager
+    def naming_lost(self) -> Iterator[None]:
+        """Turn a failed collective into a RankLost that names who ended.
+
+        A rank that ends by its own error leaves the group at once, so that the others hear of it without delay.
+        """
         try:
             yield
+        except RankLost:
+            raise
         except BaseException as error:
+            if self.world_size == 1:
+                raise
             lost = self.pulse.lost() if isinstance(error, RuntimeError | OSError) else []
+            if not lost:
+                self.pulse.say(f"{type(error).__name__}: {_first_line(error)}")
             self.pulse.close()
             self._abort()
             if lost:
-                names = ", ".join(lost)
-                raise RankLost(f"{names} ended; this rank ({self.rank}) cannot go on: {_first_line(error)}") from error
+                raise RankLost(f"{', '.join(lost)} ended; this rank ({self.rank}) cannot go on") from error
             raise
-        self.pulse.close()
-        dist.destroy_process_group()
 
     def _abort(self) -> None:
         """End nccl's communicators where work may be stuck in them: their destructors would wait for it, and
         destroy_process_group for ever."""
         if self.device.type == "cuda":
             torch.distributed.distributed_c10d._abort_process_group()  # no public function does it
-
-
-class Pulse:
-    """Signs of life of every rank in the rendezvous store.
-
-    A broken connection names an address, and a survivor that gives up looks broken to the next one. So every rank
-    counts up a number every PULSE_S, whoever meets a failure looks whose numbers stand still, and the first to find
-    them writes the names down for all.
-    """
-
-    def __init__(self, store: Any, rank: int, world_size: int) -> None:
-        # connections of its own: a store's calls wait for each other, and its timeout holds for all who use it
-        self.store, self.rank, self.world_size = store.clone(), rank, world_size
-        self.store.set_timeout(timedelta(seconds=10))
-        self.store.set(f"host/{rank}", f"{socket.gethostname()}, pid {os.getpid()}")
-        self.ended = threading.Event()
-        self.thread = threading.Thread(target=self._count, args=(store.clone(),), name="pulse", daemon=True)
-        self.thread.start()
-
-    def _count(self, store: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the store went away with rank 0; the loop will notice
-            while not self.ended.wait(PULSE_S):
-                store.add(f"pulse/{self.rank}", 1)
-
-    def lost(self) -> list[str]:
-        """Names of the ranks that ended: of those found first, by whichever rank; empty if all are alive."""
-        try:
-            before = self._counts()
-            time.sleep(2.5 * PULSE_S)
-            still = [rank for rank, (a, b) in enumerate(zip(before, self._counts(), strict=True)) if a == b]
-            names = [self._name(rank) for rank in still if rank != self.rank]
-            if not names:
-                return []
-            return self.store.compare_set("lost", "", "; ".join(names)).decode().split("; ")
-        except RuntimeError:
-            return ["rank 0"]  # the store lives in rank 0, or in torchrun, which ends when a rank does
-
-    def _counts(self) -> list[int]:
-        return [self.store.add(f"pulse/{rank}", 0) for rank in range(self.world_size)]
-
-    def _name(self, rank: int) -> str:
-        return f"rank {rank} ({self.store.get(f'host/{rank}').decode()})"
-
-    def close(self) -> None:
-        """Stop the pulse."""
-        self.ended.set()
 
 
 def _own_part(store: Any, rank: int, run: str) -> Any:
@@ -231,7 +201,11 @@ def _own_part(store: Any, rank: int, run: str) -> Any:
     token = " ".join([run, *(f"{name}={os.environ[name]}" for name in starts if name in os.environ)])
     if rank == 0:
         store.set("run", token)
-    owner = store.get("run").decode()
+    try:
+        owner = store.get("run").decode()
+    except RuntimeError as error:
+        where = os.environ["MASTER_ADDR"]
+        raise RankLost(f"rank 0 ({where}) ended before this rank ({rank}) had joined") from error
     if owner != token:
         port = f"port {os.environ['MASTER_PORT']} of {os.environ['MASTER_ADDR']}"
         raise InputError(

@@ -45,19 +45,20 @@ def train(config: Config, latch: Latch) -> signal.Signals | None:
         If the numbers, or another rank, broke.
     """
     ranks = Ranks(config.train.timeout_s, os.path.abspath(config.run_dir))
-    check(config, ranks.world_size)
-    set_numerics(config)
-    keep_freed()
-    recorder = Recorder(config, ranks)
-    if recorder.finished:
-        return None
     try:
-        with recorder, ranks.together(), staged(config) as local:
-            ranks.wait()
-            training = Training(local, ranks)
-            check_fits(training)
-            stop = Trainer(training, recorder, latch).run()
-            recorder.close("stopped" if stop else "finished")
+        with ranks.together():
+            check(config, ranks.world_size)
+            set_numerics(config)
+            keep_freed()
+            recorder = Recorder(config, ranks)
+            if recorder.finished:
+                return None
+            with recorder, ranks.naming_lost(), staged(config) as local:
+                ranks.wait()
+                training = Training(local, ranks)
+                check_fits(training)
+                stop = Trainer(training, recorder, latch).run()
+                recorder.close("stopped" if stop else "finished")
     except RuntimeError as error:
         if not out_of_memory(error):
             raise

@@ -28,7 +28,7 @@ def test_every_key_of_a_gpu_cluster_reaches_sbatch():
         partition="gpu", account="me", qos="long", constraint="a100", exclude="n1", nodes=2, tasks_per_node=4,
         cpus_per_task=8, gpus_per_node=4, mem_gb=64, time_min=240, signal_lead_s=180, array_parallelism=3,
         modules=["cuda/12"], setup=["source venv/bin/activate"], python="apptainer exec i.sif python",
-        srun_args=["--mpi=none"], sbatch={"reservation": "r"},
+        srun_args=["--mpi=none"], interface="ib0", sbatch={"reservation": "r"},
     )  # fmt: skip
     wanted = ["array=0-7%3", "partition=gpu", "account=me", "qos=long", "constraint=a100", "exclude=n1", "nodes=2"]
     wanted += ["ntasks-per-node=4", "cpus-per-task=8", "gpus-per-node=4", "mem=65536M", "time=240"]
@@ -40,8 +40,9 @@ def test_every_key_of_a_gpu_cluster_reaches_sbatch():
     assert "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK" in setup
     assert "export PYTHONPATH=/runs/s/code/abc${PYTHONPATH:+:$PYTHONPATH}" in setup
     assert "export PYTHONSAFEPATH=1" in setup
+    assert {"export GLOO_SOCKET_IFNAME=ib0", "export NCCL_SOCKET_IFNAME=ib0"} <= set(setup)
     (srun,) = [line for line in lines if line.startswith("srun ")]
-    assert "--kill-on-bad-exit=1 --mpi=none" in srun
+    assert "--kill-on-bad-exit=0 --wait=45 --mpi=none" in srun
     assert "apptainer exec i.sif python -u -m submitit.core._submit /runs/s/logs/1" in srun
 
 

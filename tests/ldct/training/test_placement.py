@@ -30,10 +30,28 @@ def test_gloo_speaks_over_the_interface_that_reaches_rank_0(monkeypatch):
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     placement.choose_interface("127.0.0.1")
     assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
+    others = [name for _, name in socket.if_nameindex() if name != "lo"]
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", ",".join(others))
     placement.choose_interface("127.0.0.1")
-    assert os.environ["GLOO_SOCKET_IFNAME"] == "ib0"
-    assert "lo" in {name for _, name in socket.if_nameindex()}
+    assert os.environ["GLOO_SOCKET_IFNAME"] == ",".join(others)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "none7")
+    with pytest.raises(InputError, match=rf"interface: expected one of {socket.gethostname()}, lo.*, found 'none7'"):
+        placement.choose_interface("127.0.0.1")
+
+
+def test_nccl_speaks_over_it_too_but_for_loopback_and_infiniband(monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "")
+    monkeypatch.delenv("NCCL_SOCKET_IFNAME")
+    placement.choose_interface("127.0.0.1")
+    assert "NCCL_SOCKET_IFNAME" not in os.environ
+    monkeypatch.setattr(placement, "interface_to", lambda address: "eno2")
+    monkeypatch.setattr(socket, "if_nameindex", lambda: [(1, "lo"), (2, "eno2"), (3, "ib0")])
+    placement.choose_interface("10.0.0.1")
+    assert "NCCL_SOCKET_IFNAME" not in os.environ
+    monkeypatch.setattr(socket, "if_nameindex", lambda: [(1, "lo"), (2, "eno2")])
+    placement.choose_interface("10.0.0.1")
+    assert os.environ["NCCL_SOCKET_IFNAME"] == "=eno2"
 
 
 @pytest.mark.parametrize(

@@ -79,10 +79,18 @@ def test_a_rank_that_ends_is_named_by_the_other(tiny_shards, tmp_path, undisturb
     if survivor == 0:
         status = read_status(tmp_path)
         assert status.state == "failed" and f"rank {lost} ({socket.gethostname()}, pid" in status.error
+        assert ("ZeroDivisionError: broken on purpose) ended" in status.error) == (act[2] == "fail")
     if act[2] == "SIGKILL" and survivor == 1:  # rank 0 killed where it stood, its status still says running
         assert read_status(tmp_path).state == "running"
         assert run(tiny_flags(tiny_shards, tmp_path))[0] == [0, 0]
         assert_same(tmp_path, undisturbed)
+
+
+def test_every_survivor_names_the_one_that_ended_and_not_the_first_to_give_up(tiny_shards, tmp_path):
+    statuses, errors = run(tiny_flags(tiny_shards, tmp_path, train__global_batch=9), 3, act=("2", "4", "SIGKILL"))
+    assert statuses == [1, 1, -9]
+    said = [error.splitlines()[-1].partition("RankLost: ")[2] for error in errors[:2]]
+    assert all(line.startswith(f"rank 2 ({socket.gethostname()}, pid ") for line in said), said
 
 
 def test_a_rank_that_hangs_is_waited_for_only_so_long(tiny_shards, tmp_path):
