@@ -61,6 +61,8 @@ def main() -> int:
             end_hung(planned, folder)
         print(plan_table.of_plan(planned, cluster, args.runs), flush=True)
         chosen = [run for run in planned if run.open]
+        if warning := snapshot.other_code([run.folder for run in chosen]):
+            print(warning, flush=True)
         write_configs(chosen)
         if cluster.executor == "local":
             adopted = [run for run in planned if run.state in ("running", "pending")]

@@ -10,7 +10,7 @@ import os
 import shutil
 from pathlib import Path
 
-from ldct.runs.folder import SNAPSHOT, code_version
+from ldct.runs.folder import SNAPSHOT, code_of, code_version, version_name
 
 PACKAGES = ("shards", "ldct", "slurm", "launch")
 
@@ -19,6 +19,18 @@ def files(root: Path) -> list[Path]:
     """Files of the packages below ``root``, relative to it, sorted."""
     paths = [path for package in PACKAGES for path in (root / package).rglob("*") if path.is_file()]
     return sorted(path.relative_to(root) for path in paths if "__pycache__" not in path.parts)
+
+
+def other_code(folders: list[Path]) -> str:
+    """One line that names those of ``folders`` that began with other code than this; "" if there is none."""
+    now = version_name(code_version())
+    began = {folder.name: version_name(code) for folder in folders if (code := code_of(folder))}
+    others = {name: version for name, version in began.items() if version != now}
+    if not others:
+        return ""
+    names = ", ".join(f"{name} ({version})" for name, version in list(others.items())[:5])
+    more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+    return f"warning: {len(others)} runs go on with other code ({now}) than they began with: {names}{more}"
 
 
 def take(sweep: Path) -> Path:

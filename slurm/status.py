@@ -7,6 +7,8 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from ldct.metrics import registry
 from ldct.runs import folder as runs
 from ldct.runs import reader
@@ -113,7 +115,7 @@ def report(folder: Path, sent: tuple[Submission, str] | None, jobs: dict[str, sq
         eta_s=status.eta_s if state == "running" else None,
         gpu_hours=status.train_s * status.world_size / 3600 if on_gpu(status) else None,
         best=status.best,
-        flags=status.flags + evaluation_flags(folder),
+        flags=status.flags + evaluation_flags(folder) + changes(folder, status),
         job=job,
         error=status.error if state == "failed" else "",
         log=str(submission.log_of(folder.parent, record, job)) if record and job else "",
@@ -124,6 +126,16 @@ def evaluation_flags(folder: Path) -> list[str]:
     """What the evaluations of the run in ``folder`` found outside its stated range: noise texture, edges."""
     means = reader.evaluated(folder)
     return [flag for split in means for flag in registry.outside(means[split].get(folder.name, {}))]
+
+
+def changes(folder: Path, status: runs.Status) -> list[str]:
+    """What did not stay the same in the run in ``folder``: its code, and train.steps of its config.yaml."""
+    try:  # the whole configuration takes ten times as long, and a sweep has a hundred runs
+        fields = yaml.load((folder / "config.yaml").read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        steps = int(fields["train"]["steps"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        steps = status.steps
+    return runs.changed_on_the_way(status, steps, runs.read_provenance(folder))
 
 
 def explain(unclear: list[Report]) -> None:
@@ -138,7 +150,8 @@ def explain(unclear: list[Report]) -> None:
 
 
 def last_error(log: Path) -> str:
-    """What ended a run, by its log: a step that hung, its last traceback, a setup line; "" if none is there."""
+    """What ended a run, by its log: a step that hung, its last traceback, a setup line, a rank that ended; "" if none
+    is there."""
     try:
         with open(log, "rb") as file:
             file.seek(max(0, os.path.getsize(log) - 65536))
@@ -150,7 +163,25 @@ def last_error(log: Path) -> str:
         return f"a step took longer than train.hang_s ({stacks.partition(')')[0]}); the log has the stacks"
     _, begun, after = text.rpartition("Traceback (most recent call last):\n")
     last = re.search(r"^\S.*" if begun else f"^{SETUP_FAILED}.*", after, re.MULTILINE)
-    return last[0].strip() if last else ""
+    return last[0].strip() if last else first_to_end(text, log)
+
+
+def first_to_end(text: str, log: Path) -> str:
+    """The rank whose end srun told first in ``text``, from the ``log`` of rank 0, and why by its own log, or "".
+
+    What srun told of an earlier start of the job does not count: a rank said something in between.
+    """
+    told: list[re.Match[str]] = []
+    for line in text.splitlines():
+        if match := re.match(r"srun: error: (\S+): tasks? (\d+)\S*: (.+)", line):
+            told.append(match)
+        elif not line.startswith(("srun: ", "slurmstepd", "submitit ")):
+            told.clear()
+    if not told:
+        return ""
+    node, rank, how = told[0].groups()
+    why = last_error(log.with_name(log.name.replace("_0_log", f"_{rank}_log"))) if rank != "0" else ""
+    return f"rank {rank} ({node}): {why or how}"
 
 
 def show(listed: list[Report], silent: str) -> str:

@@ -250,7 +250,7 @@ def limits(findings: Findings) -> list[str]:
         f"Training patches seen by a run: {', '.join(f'{count:,}' for count in patches)}; the default recipe's "
         f"{full.steps * full.global_batch:,}."
     )
-    flagged = sum(bool(run.status.flags) for run in findings.runs)
+    flagged = sum(bool(run.flags) for run in findings.runs)
     if flagged:
         lines.append(
             f"{flagged} of {len(findings.runs)} runs are flagged by their own validation; the appendix says which."

@@ -41,7 +41,7 @@ def about(findings: Findings) -> list[str]:
         f"- {len(findings.runs)} runs in {len(findings.arms)} arms; the runs of an arm differ in their seed alone.",
         *(f"- {line}" for line in limits(findings)),
         *(f"- Left out: {line}." for line in findings.left_out),
-        *(f"- Flagged: {run.label}: {', '.join(run.status.flags)}." for run in findings.runs if run.status.flags),
+        *(f"- Flagged: {run.label}: {', '.join(run.flags)}." for run in findings.runs if run.flags),
         "",
     ]
 

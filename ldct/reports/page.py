@@ -105,7 +105,7 @@ def alarms(page: Page) -> list[str]:
             lines.append(f"{run.label} is {run.state} at step {run.status.step} of {run.status.steps}{why}")
         if run.evaluation is None:
             lines.append(f"{run.label} has no evaluation of these slices; run launch/evaluate.py")
-        lines += [f"{run.label}: {flag}" for flag in run.status.flags]
+        lines += [f"{run.label}: {flag}" for flag in run.flags]
     if page.evaluation:
         metric = registry.ranking(page.evaluation.protocols[0])
         rivals = [row for row in page.rows if not row.is_run]

@@ -12,6 +12,7 @@ wandb/            what Weights & Biases keeps
 
 import dataclasses
 import functools
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -267,6 +268,33 @@ def code_of(folder: Path) -> dict[str, str]:
     """Commit and diff of the code that last trained the run in ``folder``; empty where nothing was written down."""
     entries = read_provenance(folder)
     return entries[-1]["code"] if entries else {}
+
+
+def changed_on_the_way(status: Status, steps: int, provenance: list[dict[str, Any]]) -> list[str]:
+    """What a person should know of a run that did not stay the same, one text each.
+
+    Parameters
+    ----------
+    status : Status
+        Its status.
+    steps : int
+        ``train.steps`` of its config.yaml.
+    provenance : list of dict
+        Entries of its provenance.json.
+    """
+    versions = list(dict.fromkeys(version_name(entry["code"]) for entry in provenance))
+    changes = []
+    if len(versions) > 1:
+        changes.append(f"trained by {len(versions)} versions of the code: {', '.join(versions)}")
+    if status.steps not in (0, steps):
+        changes.append(f"train.steps was edited: {steps} in config.yaml, {status.steps} when it trained")
+    return changes
+
+
+def version_name(code: dict[str, str]) -> str:
+    """The commit of ``code``, and a number for what was changed in it."""
+    changes = f" with changes {hashlib.sha256(code['diff'].encode()).hexdigest()[:4]}" if code["diff"] else ""
+    return (code["commit"][:8] or "unknown") + changes
 
 
 def manifest_of(folder: Path) -> str:

@@ -28,6 +28,11 @@ class Run:
         """The state, or lost where nothing was heard of the run."""
         return "lost" if self.status.lost else self.status.state
 
+    @property
+    def flags(self) -> list[str]:
+        """What a person should look at."""
+        return self.status.flags + runs.changed_on_the_way(self.status, self.config.train.steps, self.provenance)
+
     def curve(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric, by its name in ldct/metrics/names.py; what was not finite is left out."""
         points = [(line["step"], line[name]) for line in self.metrics if line.get(name) is not None]

@@ -170,6 +170,18 @@ def test_a_run_whose_evaluation_does_not_look_like_ct_is_flagged(make, cluster_s
     assert "001-good" not in shown.split("runs:")[1]
 
 
+def test_a_run_that_did_not_stay_the_same_is_flagged(make, cluster_says, tmp_path, monkeypatch):
+    folder = make("000-a", state="finished", step=100)
+    (folder / "config.yaml").write_text("train:\n  steps: 500\n")
+    for attempt, code in enumerate([("a" * 40, ""), ("a" * 40, "+ changed"), ("a" * 40, "")]):
+        monkeypatch.setattr(runs, "code_version", lambda code=code: dict(zip(("commit", "diff"), code, strict=True)))
+        runs.write_provenance(folder, "0", attempt)
+    cluster_says({})
+    shown = status.show(*status.reports([tmp_path]))
+    assert "warning: trained by 2 versions of the code: aaaaaaaa, aaaaaaaa with changes baca: s/000-a" in shown
+    assert "warning: train.steps was edited: 500 in config.yaml, 100 when it trained: s/000-a" in shown
+
+
 def test_json_and_wrong_flags(make, tmp_path):
     make("000-a", state="finished", step=100, best={"step": 50, "psnr": 33.5})
     (run,) = json.loads(run_command("launch/status.py", "--json", tmp_path).stdout)
