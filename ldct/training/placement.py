@@ -29,7 +29,7 @@ def gpu_index(local_rank: int, visible: int) -> int:
     """The GPU among ``visible`` ones that the rank ``local_rank`` of its node takes.
 
     A scheduler may bind one GPU to each task (gpus-per-task, gpu-bind): then every task sees a single one, its own.
-    That they are different ones is checked by refuse_shared, when the ranks know of each other.
+    That they are different ones is checked by check_gpus, when the ranks know of each other.
 
     Raises
     ------
@@ -52,8 +52,17 @@ def gpu_name(device: torch.device) -> str:
     return f"{socket.gethostname()} GPU-{torch.cuda.get_device_properties(device).uuid}"
 
 
-def refuse_shared(names: Sequence[str]) -> None:
-    """Raise an InputError if two ranks of ``names``, gpu_name of every rank, have the same GPU."""
+def check_gpus(names: Sequence[str]) -> None:
+    """Raise an InputError if two ranks have the same GPU, or only some have one; ``names`` is gpu_name of every rank.
+
+    To be asked before the ranks make a group: of nccl and gloo each would wait for ranks that the other has.
+    """
+    without = [str(rank) for rank, name in enumerate(names) if not name]
+    if without and len(without) < len(names):
+        raise InputError(
+            f"ranks {', '.join(without)} see no GPU, the others do: expected the same of all; compare the nodes "
+            "(nvidia-smi), and ask for as many GPUs as tasks on each"
+        )
     for name in dict.fromkeys(filter(None, names)):
         sharing = [str(rank) for rank, other in enumerate(names) if other == name]
         if len(sharing) > 1:

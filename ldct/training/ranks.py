@@ -64,6 +64,8 @@ class Ranks:
 
     def _join(self, store: Any) -> None:
         """Make the groups, once all have met at ``store``."""
+        store.set(f"gpu/{self.rank}", placement.gpu_name(self.device))
+        placement.check_gpus([store.get(f"gpu/{rank}").decode() for rank in range(self.world_size)])
         backend = "nccl" if self.device.type == "cuda" else "gloo"
         dist.init_process_group(
             backend,
@@ -74,7 +76,6 @@ class Ranks:
         )
         self.group = dist.new_group(backend="gloo", timeout=self.timeout)
         self.patient = dist.new_group(backend="gloo", timeout=PATIENCE)
-        placement.refuse_shared(self.gather(placement.gpu_name(self.device)))
 
     @property
     def first(self) -> bool:

@@ -17,11 +17,13 @@ def test_a_rank_takes_the_gpu_of_its_number_or_the_only_one_it_sees():
         placement.gpu_index(2, 2)
 
 
-def test_two_ranks_on_one_gpu_are_refused():
-    placement.refuse_shared(["a GPU-1", "a GPU-2", "b GPU-1"])
-    placement.refuse_shared(["", ""])
+def test_two_ranks_on_one_gpu_or_one_without_are_refused():
+    placement.check_gpus(["a GPU-1", "a GPU-2", "b GPU-1"])
+    placement.check_gpus(["", ""])
     with pytest.raises(InputError, match=r"ranks 0, 2 have one GPU \(a GPU-1\): expected a GPU for each"):
-        placement.refuse_shared(["a GPU-1", "a GPU-2", "a GPU-1"])
+        placement.check_gpus(["a GPU-1", "a GPU-2", "a GPU-1"])
+    with pytest.raises(InputError, match="ranks 1, 2 see no GPU, the others do: expected the same of all"):
+        placement.check_gpus(["a GPU-1", "", "", "b GPU-1"])
 
 
 def test_gloo_speaks_over_the_interface_that_reaches_rank_0(monkeypatch):
