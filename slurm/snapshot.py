@@ -49,9 +49,13 @@ def take(sweep: Path) -> Path:
         return copy
     temporary = copy.with_name(f"{copy.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    for name in names:
-        (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(root / name, temporary / name)
-    (temporary / SNAPSHOT).write_text(json.dumps(code_version(), indent=1) + "\n")
-    os.replace(temporary, copy)
+    try:
+        for name in names:
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, temporary / name)
+        (temporary / SNAPSHOT).write_text(json.dumps(code_version(), indent=1) + "\n")
+        os.replace(temporary, copy)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     return copy

@@ -66,7 +66,11 @@ def new(sweep: Path, executor: Kind, runs: list[str], code: Path) -> tuple[Submi
     record = Submission(f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}", executor, runs, code=str(code))
     folder = sweep / LOGS / record.id
     folder.mkdir(parents=True)
-    save(record, folder)
+    try:
+        save(record, folder)
+    except OSError:  # a full disk
+        folder.rmdir()
+        raise
     return record, folder
 
 

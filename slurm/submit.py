@@ -66,6 +66,8 @@ def submit_array(cluster: Cluster, sweep: Path, code: Path, chosen: Sequence[Wor
     try:
         executor = slurm_executor(cluster, folder, sweep.name, record.id, code, len(chosen))
         jobs = executor.submit_array([run.job() for run in chosen])
+        record.jobs = {run.name: job.job_id for run, job in zip(chosen, jobs, strict=True)}
+        submission.save(record, folder)
     except FailedJobError as error:
         said = " ".join(str(error).split())
         if any(job.comment == record.id for job in squeue.live().values()):
@@ -75,6 +77,8 @@ def submit_array(cluster: Cluster, sweep: Path, code: Path, chosen: Sequence[Wor
     except InputError:
         shutil.rmtree(folder)
         raise
-    record.jobs = {run.name: job.job_id for run, job in zip(chosen, jobs, strict=True)}
-    submission.save(record, folder)
+    except OSError:  # a full disk; submitit and the record write after sbatch as well
+        squeue.cancel([job for job, entry in squeue.live().items() if entry.comment == record.id])
+        shutil.rmtree(folder)
+        raise
     return jobs[0].job_id.split("_")[0]

@@ -1,5 +1,6 @@
 """What every command line of the project shares: how it fails and how it shows progress."""
 
+import errno
 import os
 import select
 import signal
@@ -20,17 +21,41 @@ READER_GONE = 128 + signal.SIGPIPE
 """Exit status of a command whose output nobody reads any more, as of ``yes | head``."""
 
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+def say(text: str, unheard: str) -> None:
+    """Print ``text`` at once.
+
+    Raises
+    ------
+    InputError
+        If nobody reads it any more, as behind a pager that was left; its line is ``unheard``.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise InputError(f"nobody reads the output any more; {unheard}") from None
+
+
 def command(main: Callable[[], int | None]) -> NoReturn:
     """Run ``main`` and exit with its status.
 
-    An InputError becomes one line and status 2, Ctrl-C one line and 130, and a closed pipe behind standard output or
-    error (``... | head``, a pager that was left) ends the command without a word.
+    An InputError, a full disk and one that is read-only become one line and status 2, Ctrl-C one line and 130, and a
+    closed pipe behind standard output or error (``... | head``, a pager that was left) ends the command without a word.
     """
     try:
         try:
             status = main()
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
+            status = 2
+        except OSError as error:
+            if error.errno not in (*NO_ROOM, errno.EROFS):
+                raise
+            advice = "choose another folder" if error.errno == errno.EROFS else "make room and run again"
+            print(f"error: cannot write{_where(error)}: {error.strerror}; {advice}", file=sys.stderr)
             status = 2
         except KeyboardInterrupt:
             print("interrupted; run the same command again to go on", file=sys.stderr)
@@ -46,6 +71,10 @@ def command(main: Callable[[], int | None]) -> NoReturn:
             os.dup2(nowhere, stream.fileno())  # what is still buffered goes there at the exit
         sys.exit(READER_GONE)
     sys.exit(status)
+
+
+def _where(error: OSError) -> str:
+    return f" {error.filename}" if error.filename else ""
 
 
 def _reader_gone(fd: int) -> bool:

@@ -1,6 +1,7 @@
 """One process at a time, on a lock that goes with the process that holds it."""
 
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import filelock
 
-from shards.common.command import InputError
+from shards.common.command import NO_ROOM, InputError
 
 
 @contextlib.contextmanager
@@ -43,6 +44,8 @@ def locked(path: Path, busy: str, wait_s: float = 0.0) -> Iterator[None]:
     except PermissionError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; choose a folder of your own") from None
     except OSError as error:
+        if error.errno in (errno.EROFS, *NO_ROOM):
+            raise
         raise InputError(
             f"{path.parent}: its file system has no locks ({error.strerror}); choose another folder"
         ) from None
