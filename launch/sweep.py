@@ -6,9 +6,9 @@ python launch/sweep.py configs/sweeps/demo.yaml --cluster configs/clusters/local
 import argparse
 from pathlib import Path
 
-from shards.common.command import command
+from shards.common.command import command, say
 from shards.common.lock import locked
-from slurm import chain, plan_table, snapshot, squeue, sweep_file
+from slurm import chain, early_terminate, plan_table, snapshot, squeue, sweep_file
 from slurm.cluster import load
 from slurm.local import Local
 from slurm.submit import submit
@@ -46,6 +46,7 @@ def main() -> int:
     planned = plan(sweep, cluster, args.settings, args.runs)
     folder = planned[0].folder.parent
     then = chain.steps(args.then, folder, {run.config.data.shards for run in planned})
+    rule = early_terminate.rule_of(sweep, planned)
     if args.dry_run:
         note_states(planned, folder)
         print(plan_table.of_plan(planned, cluster, args.runs))
@@ -59,23 +60,26 @@ def main() -> int:
         note_states(planned, folder)
         if args.restart_lost:
             end_hung(planned, folder)
-        print(plan_table.of_plan(planned, cluster, args.runs), flush=True)
+        say(plan_table.of_plan(planned, cluster, args.runs), "nothing was submitted")
         chosen = [run for run in planned if run.open]
         if warning := snapshot.other_code([run.folder for run in chosen]):
-            print(warning, flush=True)
+            say(warning, "nothing was submitted")
+        local = cluster.executor == "local"
+        code = snapshot.take(folder) if chosen or local else folder
         write_configs(chosen)
-        if cluster.executor == "local":
+        early_terminate.write(rule, folder)
+        if local:
             adopted = [run for run in planned if run.state in ("running", "pending")]
-            Local(cluster, folder, snapshot.take(folder)).run(adopted, chosen)
+            Local(cluster, folder, code).run(adopted, chosen)
             note_states(planned, folder)
             finished = sum(run.state == "finished" for run in planned)
             print(f"{finished} of {len(planned)} runs finished in {folder}", flush=True)
             followed = chain.follow_here(cluster, folder, then, bool(adopted or chosen))
             return 0 if finished == len(planned) and followed else 1
         if chosen:
-            jobs = submit(cluster, folder, snapshot.take(folder), chosen)
+            jobs = submit(cluster, folder, code, chosen)
             submitted = f"submitted {len(chosen)} runs as job {', '.join(jobs)}"
-            print(f"{submitted}; look at them with: python launch/status.py {folder}")
+            say(f"{submitted}; look at them with: python launch/status.py {folder}", submitted)
         else:
             print("nothing to submit")
         if then:

@@ -36,8 +36,8 @@ class Report:
     run: str
     """SWEEP/RUN."""
     state: str
-    """pending, requeued (waits again), running, finished, failed, stopped, cancelled, lost (its job is gone without a
-    word), "lost, its job runs" (no heartbeat) or new (never submitted)."""
+    """pending, requeued (waits again), running, finished, stopped early, failed, stopped, cancelled, lost (its job is
+    gone without a word), "lost, its job runs" (no heartbeat) or new (never submitted)."""
     requeues: int
     """Times it was put back into the queue or started again."""
     step: int
@@ -105,6 +105,8 @@ def report(folder: Path, sent: tuple[Submission, str] | None, jobs: dict[str, sq
     restarts = entry.restarts if entry else max(0, status.attempt - 1)
     if state == "pending" and restarts:
         state = "requeued"
+    if state == "finished" and status.stopped_early:
+        state = runs.STOPPED_EARLY
     return Report(
         run=f"{folder.parent.name}/{folder.name}",
         state=state,
@@ -169,14 +171,18 @@ def last_error(log: Path) -> str:
 def first_to_end(text: str, log: Path) -> str:
     """The rank whose end srun told first in ``text``, from the ``log`` of rank 0, and why by its own log, or "".
 
-    What srun told of an earlier start of the job does not count: a rank said something in between.
+    What srun told of an earlier start of the job does not count.
     """
     told: list[re.Match[str]] = []
+    over = False
     for line in text.splitlines():
         if match := re.match(r"srun: error: (\S+): tasks? (\d+)\S*: (.+)", line):
             told.append(match)
-        elif not line.startswith(("srun: ", "slurmstepd", "submitit ")):
+        elif line.startswith(("srun: Force Terminated", "srun: Job step aborted")):
+            over = True
+        elif over and not line.startswith(("srun: ", "slurmstepd", "submitit ")):  # a rank speaks again
             told.clear()
+            over = False
     if not told:
         return ""
     node, rank, how = told[0].groups()

@@ -323,7 +323,12 @@ def write_configs(chosen: list[Run]) -> None:
 
     def write(run: Run) -> None:
         run.folder.mkdir(parents=True, exist_ok=True)
-        write_text(run.folder / "config.yaml", configuration.to_yaml(run.config))
+        try:
+            write_text(run.folder / "config.yaml", configuration.to_yaml(run.config))
+        except OSError:  # a full disk
+            with contextlib.suppress(OSError):
+                run.folder.rmdir()  # if it is new, and so empty
+            raise
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(write, chosen))

@@ -17,17 +17,17 @@ from typing import Any
 import yaml
 
 from shards.common.command import InputError
+from slurm import early_terminate
 
 METHODS = ("grid", "random")
 
-KEYS = ("method", "parameters", "run_cap", "name", "metric", "program", "command", "description", "project", "entity")
-"""``program`` and ``command`` are for ``wandb agent`` only; ``metric`` is for people."""
+KEYS = (
+    *("method", "parameters", "run_cap", "name", "metric", "early_terminate"),
+    *("program", "command", "description", "project", "entity"),
+)
+"""``program`` and ``command`` are for ``wandb agent`` only; ``metric`` is for people and for ``early_terminate``."""
 
-
-REFUSED = {
-    "early_terminate": "the runs of an array do not know of each other; remove it",
-    "job": "there are no W&B launch jobs here; remove it",
-}
+REFUSED = {"job": "there are no W&B launch jobs here; remove it"}
 
 
 class Loader(yaml.SafeLoader):
@@ -48,12 +48,24 @@ DISTRIBUTIONS: dict[str, tuple[tuple[str, ...], Draw]] = {
         ("min", "max"),
         lambda rng, p: math.exp(rng.uniform(math.log(p["min"]), math.log(p["max"]))),
     ),
+    "inv_log_uniform": (("min", "max"), lambda rng, p: math.exp(-rng.uniform(p["min"], p["max"]))),
+    "inv_log_uniform_values": (
+        ("min", "max"),
+        lambda rng, p: 1 / math.exp(rng.uniform(math.log(1 / p["max"]), math.log(1 / p["min"]))),
+    ),
+    "beta": ((), lambda rng, p: rng.betavariate(p.get("a", 1), p.get("b", 1))),
     "normal": ((), lambda rng, p: rng.gauss(p.get("mu", 0), p.get("sigma", 1))),
     "log_normal": ((), lambda rng, p: math.exp(rng.gauss(p.get("mu", 0), p.get("sigma", 1)))),
 }
 """Name -> (keys it needs, how it draws). A leading ``q_`` rounds to multiples of ``q``."""
 
-NUMBERS = ("min", "max", "mu", "sigma", "q")
+NOT_ROUNDED = ("int_uniform", "inv_log_uniform", "inv_log_uniform_values")
+"""Distributions that have no ``q_``."""
+
+NUMBERS = ("min", "max", "mu", "sigma", "a", "b", "q")
+
+OF_LISTS = {"value": ("constant",), "values": ("categorical", "categorical_w_probabilities")}
+"""Names of distributions that may stand beside ``value`` and ``values``."""
 
 OPTIONS = ("value", "values", "probabilities", "distribution", *NUMBERS)
 
@@ -72,6 +84,10 @@ class Search:
     """Largest number of runs."""
     track: dict[str, str] = field(default_factory=dict)
     """``project`` and ``entity``, if the file names them."""
+    early_terminate: dict[str, Any] | None = None
+    """When runs end early behind their siblings: min_iter, or max_iter and s; eta, strict."""
+    metric: dict[str, Any] | None = None
+    """name and goal of what they are compared by."""
 
     @property
     def swept(self) -> list[str]:
@@ -121,21 +137,45 @@ def check(content: Any, default_name: str) -> Search:
     parameters = content.get("parameters")
     if not isinstance(parameters, dict) or not parameters:
         raise InputError("parameters: expected a mapping such as {model.name: {values: [redcnn, unet]}}")
+    parameters = flat(parameters)
     for parameter, how in parameters.items():
         check_parameter(str(parameter), how, content["method"])
+    early = content.get("early_terminate")
+    if early is not None:
+        early_terminate.check(early, content.get("metric"))
     track = {key: str(content[key]) for key in ("project", "entity") if content.get(key)}
-    return Search(name, content["method"], parameters, cap, track)
+    return Search(name, content["method"], parameters, cap, track, early, content.get("metric"))
+
+
+def flat(parameters: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested parameters by dotted name: {optim: {parameters: {lr: ...}}} -> {optim.lr: ...}."""
+    found: dict[str, Any] = {}
+    for key, how in parameters.items():
+        name = f"{prefix}{key}"
+        inner = how.get("parameters") if isinstance(how, dict) else None
+        if inner is None:
+            below = {name: how}
+        elif not isinstance(inner, dict) or not inner or len(how) > 1:
+            raise InputError(f"parameters.{name}: expected parameters alone, a mapping of fields, found {how!r}")
+        else:
+            below = flat(inner, f"{name}.")
+        for each in below:
+            if each in found:
+                raise InputError(f"parameters.{each}: given twice, with a dot and nested; remove one")
+        found.update(below)
+    return found
 
 
 def check_parameter(name: str, how: Any, method: str) -> None:
     """Raise an InputError if the parameter ``name`` cannot be chosen as ``how`` says."""
     if not isinstance(how, dict):
         raise InputError(f"parameters.{name}: expected a mapping with value, values, or min and max, found {how!r}")
-    if "parameters" in how:
-        raise InputError(f"parameters.{name}: nested parameters are written with a dot here, as in {name}.FIELD")
     for key in how:
         if key not in OPTIONS:
             raise InputError(f"parameters.{name}: unknown key {key!r}; there are: {', '.join(OPTIONS)}")
+    for key, kinds in OF_LISTS.items():
+        if key in how and (kind := how.get("distribution", kinds[0])) not in kinds:
+            raise InputError(f"parameters.{name}: {key} goes with distribution {' or '.join(kinds)}, found {kind!r}")
     if "value" in how:
         return
     if "values" in how:
@@ -156,8 +196,8 @@ def check_parameter(name: str, how: Any, method: str) -> None:
     if method == "grid":
         raise InputError(f"parameters.{name}: a grid needs value or values; a range needs method: random")
     kind = distribution(how)
-    if kind.removeprefix("q_") not in DISTRIBUTIONS:
-        known = [*DISTRIBUTIONS, *(f"q_{k}" for k in DISTRIBUTIONS if k != "int_uniform")]
+    known = [*DISTRIBUTIONS, *(f"q_{k}" for k in DISTRIBUTIONS if k not in NOT_ROUNDED)]
+    if kind not in known:
         raise InputError(f"parameters.{name}.distribution: expected one of {', '.join(known)}, found {kind!r}")
     needed = DISTRIBUTIONS[kind.removeprefix("q_")][0]
     for key in (key for key in NUMBERS if key in needed or key in how):
@@ -167,6 +207,9 @@ def check_parameter(name: str, how: Any, method: str) -> None:
         raise InputError(f"parameters.{name}: min {how['min']} is above max {how['max']}")
     if how.get("q", 1) <= 0:
         raise InputError(f"parameters.{name}: q must be above 0, found {how['q']}")
+    for key in ("a", "b"):
+        if how.get(key, 1) <= 0:
+            raise InputError(f"parameters.{name}: {key} must be above 0, found {how[key]}")
     if kind.endswith("log_uniform_values") and how["min"] <= 0:
         raise InputError(f"parameters.{name}: {kind} needs a min above 0, found {how['min']}")
 

@@ -31,6 +31,9 @@ from ldct.runs import attempts
 from shards.common.atomic import write_text
 from shards.common.command import InputError
 
+STOPPED_EARLY = "stopped early"
+"""What people read of a finished run that ended behind its siblings."""
+
 STATES = ("pending", "running", "stopped", "finished", "failed")
 """stopped = ended by a signal at a step boundary, to be continued; failed = ended by an error."""
 
@@ -78,6 +81,8 @@ class Status:
     """Name of rank 0's device; GPU-hours count only where it is a GPU."""
     best: dict[str, float] = field(default_factory=dict)
     """Step and value of the best validation."""
+    stopped_early: int = 0
+    """Step at which the run ended behind its siblings, as its sweep's early_terminate says; 0 if it did not."""
     flags: list[str] = field(default_factory=list)
     """What a person should look at, e.g. "worse than the low dose"."""
     error: str = ""

@@ -25,7 +25,9 @@ class Run:
 
     @property
     def state(self) -> str:
-        """The state, or lost where nothing was heard of the run."""
+        """The state; lost where nothing was heard of the run, stopped early where it ended behind its siblings."""
+        if self.status.state == "finished" and self.status.stopped_early:
+            return runs.STOPPED_EARLY
         return "lost" if self.status.lost else self.status.state
 
     @property

@@ -83,7 +83,8 @@ class Recorder:
     @property
     def finished(self) -> bool:
         """Whether the run has nothing left to do."""
-        return self.status.state == "finished" and self.status.step >= self.config.train.steps and bool(self.restored)
+        through = self.status.step >= self.config.train.steps or self.status.stopped_early
+        return self.status.state == "finished" and bool(through and self.restored)
 
     def __enter__(self) -> "Recorder":
         config, ranks = self.config, self.ranks

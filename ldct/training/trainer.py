@@ -16,6 +16,7 @@ from ldct.device import full_precision, give_back, keep_freed, out_of_memory
 from ldct.metrics import names
 from ldct.models.network import Network
 from ldct.runs import checkpoint
+from ldct.training.halving import Halving
 from ldct.training.memory import check_fits
 from ldct.training.ranks import Ranks
 from ldct.training.recorder import Recorder
@@ -125,6 +126,9 @@ class Trainer:
         self.clock = checkpoint.Clock(self.config.train.save_every_s)
         self.stop: signal.Signals | None = None
         """What all ranks agreed to stop for."""
+        self.halving = Halving(recorder.folder)
+        self.ends_early = False
+        """Whether the run ends behind its siblings, as early_terminate of its sweep says."""
         self.validated = -1
         """Step of the last validation."""
         self.best: dict[str, float] = {}
@@ -141,9 +145,10 @@ class Trainer:
         first = training.step + 1
         batches = Loader(store, training.sampler, ranks.rank, ranks.world_size, training.step, last)
         with batches, self.watchdog:
-            if self._validation_due():
+            self._look_at_siblings()
+            if not self.ends_early and self._validation_due():
                 self._validate()
-            while self.stop is None and training.step < last:
+            while self.stop is None and not self.ends_early and training.step < last:
                 batch = next(batches)
                 result = training.train_step(batch, watch=self._log_due(training.step + 1))
                 self.recorder.stepped(training.step)
@@ -222,6 +227,14 @@ class Trainer:
             self.recorder.line({**metrics, names.FLAGS: self.recorder.status.flags})
         give_back()
         self.recorder.pause()
+        self._look_at_siblings()
+
+    def _look_at_siblings(self) -> None:
+        """Rank 0 compares the run with the others of its sweep, where it is to end early behind them."""
+        with self.ranks.patiently():
+            ends = self.ranks.first and self.halving.ends()
+        self.ends_early = bool(self.ranks.maximum([float(ends)])[0])
+        self.recorder.status.stopped_early = self.training.step if self.ends_early else 0
 
     def _picture(self, model: Network) -> None:
         """Rank 0 puts pictures of features and attention into the run's eval folder."""

@@ -137,6 +137,21 @@ def test_a_step_that_hung_is_told_by_its_log(make, cluster_says, tmp_path):
     )  # fmt: skip
 
 
+def test_the_first_rank_to_end_is_told_by_srun_where_no_rank_could_speak(make, cluster_says, tmp_path):
+    earlier = "srun: error: n9: task 0: Killed\nsrun: Job step aborted: Waiting up to 7 seconds\n"
+    log = "srun: error: n2: task 1: Killed\n[W socket.cpp] a rank speaks\nsrun: Force Terminated StepId=7.0\n"
+    make("000-lost", job="7", state="running", step=3, log=earlier + "a rank speaks\n" + log)
+    folder = make("001-exit", job="8", state="running", step=3, log=log.replace("Killed", "Exited with exit code 1"))
+    (submission_folder,) = {path.parent for path in folder.parent.glob("logs/*/8_0_log.err")}
+    (submission_folder / "8_1_log.err").write_text(TRACEBACK)
+    cluster_says({}, {"7": "FAILED", "8": "FAILED"})
+    said = [(run.state, run.error) for run in status.reports([tmp_path])[0]]
+    assert said == [
+        ("failed", "rank 1 (n2): Killed"),
+        ("failed", "rank 1 (n2): torch.OutOfMemoryError: no memory left"),
+    ]
+
+
 def test_failures_are_grouped_by_what_they_say(make, cluster_says, tmp_path):
     for index in range(7):
         make(f"{index:03d}-a", job=f"1_{index}", state="failed", error="ValueError: bad")

@@ -12,7 +12,7 @@ from ldct import config as configuration
 from ldct.runs import folder as runs
 from shards import manifest
 from shards.common.command import InputError
-from slurm import sweep, sweep_file
+from slurm import early_terminate, sweep, sweep_file
 from slurm.cluster import from_dict as cluster_from
 
 LOCAL = cluster_from({"executor": "local"})
@@ -97,6 +97,31 @@ def test_what_may_change_on_the_way_does_not_make_another_run(plan, tiny_shards,
 
 def test_a_swept_field_tells_runs_apart_even_if_it_may_change(plan):
     assert len({run.folder for run in plan({"train.steps": [10, 20]})}) == 2
+
+
+def test_the_rule_of_an_early_end(plan, base, tmp_path):
+    def rule(early, metric, *settings, steps=20):
+        parameters = {"config": {"value": base}, "train.seed": {"values": [0, 1]}}
+        content = {"method": "grid", "parameters": parameters, "early_terminate": early, "metric": metric}
+        planned = plan({"train.seed": [0, 1]}, f"train.steps={steps}", "val.every=2", *settings)
+        return planned, early_terminate.rule_of(sweep_file.check(content, "s"), planned)
+
+    early, metric = {"type": "hyperband", "min_iter": 2, "eta": 2}, {"name": "val/abd400/psnr", "goal": "maximize"}
+    planned, made = rule(early, metric)
+    assert (made.brackets, made.eta, made.maximize, made.strict) == ([2, 4, 8], 2, True, False)
+    assert made.runs == [run.name for run in planned]
+    early_terminate.write(made, tmp_path)
+    assert json.loads((tmp_path / "early_terminate.json").read_text())["metric"] == "val/abd400/psnr"
+    early_terminate.write(None, tmp_path)
+    assert not (tmp_path / "early_terminate.json").exists()
+    for wrong, says in (
+        ({"name": "val/none", "goal": "maximize"}, "metric.name: expected one of val/abd400/"),
+        ({"name": "val/abd400/psnr"}, "metric.goal: the better val/abd400/psnr is the other one; write goal: maximize"),
+    ):
+        with pytest.raises(InputError, match=says):
+            rule(early, wrong)
+    with pytest.raises(InputError, match="no bracket before the last of 2 validations; give a lower min_iter"):
+        rule(early, metric, steps=4)
 
 
 def test_equal_runs_are_one(plan):

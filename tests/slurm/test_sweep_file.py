@@ -65,6 +65,34 @@ def test_distributions():
     assert odds.count("a") / 400 == pytest.approx(0.9, abs=0.05)
 
 
+def test_the_other_distributions_of_wandb():
+    inverse = drawn(distribution="inv_log_uniform", min=0, max=1)
+    assert min(inverse) >= 1 / math.e and max(inverse) <= 1
+    assert sum(math.log(1 / value) for value in inverse) / 400 == pytest.approx(0.5, abs=0.05)
+    inverse = drawn(distribution="inv_log_uniform_values", min=1e-4, max=1e-2)
+    assert min(inverse) >= 0.99e-4 and max(inverse) <= 1.01e-2
+    assert sum(math.log10(value) for value in inverse) / 400 == pytest.approx(-3, abs=0.1)
+    beta = drawn(distribution="beta", a=2, b=6)
+    assert sum(beta) / 400 == pytest.approx(0.25, abs=0.03) and min(beta) > 0 and max(beta) < 1
+    assert sum(drawn(distribution="beta")) / 400 == pytest.approx(0.5, abs=0.05)  # a and b are 1
+    assert set(drawn(distribution="q_beta", q=0.5)) == {0, 0.5, 1}
+    assert {type(value) for value in drawn(distribution="q_log_normal", sigma=0.5)} == {int}
+    assert set(drawn(distribution="constant", value=3)) == {3}
+    assert set(drawn(distribution="categorical", values=["a", "b"])) == {"a", "b"}
+    odds = drawn(distribution="categorical_w_probabilities", values=["a", "b"], probabilities=[0, 1])
+    assert set(odds) == {"b"}
+
+
+def test_nested_parameters_are_those_with_a_dot():
+    nested = {
+        "optim": {"parameters": {"lr": {"min": 0.0, "max": 1.0}, "ema": {"value": 0.9}}},
+        "config": {"value": "c"},
+    }
+    dotted = {"optim.lr": {"min": 0.0, "max": 1.0}, "optim.ema": {"value": 0.9}, "config": {"value": "c"}}
+    found = [sweep_file.combinations(check("random", parameters, run_cap=3)) for parameters in (nested, dotted)]
+    assert found[0] == found[1] and set(found[0][0]) == {"optim.lr", "optim.ema", "config"}
+
+
 def drawn_from(**how):
     return {"method": "random", "run_cap": 1, "parameters": {"a.b": how}}
 
@@ -86,12 +114,36 @@ def test_what_cannot_be_drawn_is_one_line(how):
 SEED = {"train.seed": {"values": [1]}}
 
 
+EARLY = {"type": "hyperband", "min_iter": 2}
+METRIC = {"name": "val/abd400/psnr", "goal": "maximize"}
+
+
+@pytest.mark.parametrize(
+    ("early", "metric", "says"),
+    [
+        ({"type": "envelope"}, METRIC, "early_terminate: expected type: hyperband and min_iter, or"),
+        ({**EARLY, "mi": 2}, METRIC, "early_terminate: unknown key 'mi'; there are: type, min_iter,"),
+        ({**EARLY, "max_iter": 9, "s": 2}, METRIC, "expected either min_iter, or max_iter and s"),
+        ({"type": "hyperband", "max_iter": 9}, METRIC, "expected either min_iter, or max_iter and s"),
+        ({**EARLY, "min_iter": 0}, METRIC, "early_terminate.min_iter: expected a whole number of at least 1, found 0"),
+        ({**EARLY, "eta": 1}, METRIC, "early_terminate.eta: expected a number above 1, found 1"),
+        ({**EARLY, "strict": 1}, METRIC, "early_terminate.strict: expected true or false, found 1"),
+        (EARLY, None, "early_terminate needs a metric, as in {name: val/abd400/psnr, goal: maximize}"),
+        (EARLY, {**METRIC, "goal": "max"}, "metric.goal: expected minimize or maximize, found 'max'"),
+    ],
+)
+def test_an_early_end_that_cannot_be_is_one_line(early, metric, says):
+    with pytest.raises(InputError) as caught:
+        check(parameters=SEED, early_terminate=early, metric=metric)
+    assert says in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
         ([], "expected a mapping"),
         ({"method": "bayes", "parameters": SEED}, "method: expected grid or random, found 'bayes'"),
-        ({"method": "grid", "parameters": SEED, "early_terminate": {}}, "early_terminate: the runs of an array"),
+        ({"method": "grid", "parameters": SEED, "job": "x"}, "there are no W&B launch jobs here"),
         ({"method": "grid", "parameters": SEED, "parmeters": {}}, "unknown key 'parmeters'; there are: method,"),
         ({"method": "grid"}, "parameters: expected a mapping"),
         ({"method": "random", "parameters": SEED}, "run_cap must give"),
@@ -100,11 +152,22 @@ SEED = {"train.seed": {"values": [1]}}
         ({"method": "grid", "parameters": {"train.seed": 3}}, "expected a mapping with value"),
         ({"method": "grid", "parameters": {"train.seed": {"values": 3}}}, "expected a list of at least one value"),
         ({"method": "grid", "parameters": {"train.seed": {"min": 0, "max": 3}}}, "a range needs method: random"),
-        ({"method": "grid", "parameters": {"train": {"parameters": {}}}}, "written with a dot here"),
+        (
+            {"method": "grid", "parameters": {"train": {"parameters": {}}}},
+            "parameters.train: expected parameters alone",
+        ),
+        (
+            {"method": "grid", "parameters": {"train": {"parameters": SEED}, "train.train.seed": {"value": 1}}},
+            "parameters.train.train.seed: given twice",
+        ),
+        (drawn_from(distribution="q_int_uniform", min=1, max=2), "expected one of uniform, int_uniform"),
+        (drawn_from(distribution="beta", a=0), "a must be above 0, found 0"),
+        (drawn_from(distribution="inv_log_uniform_values", min=0, max=1), "needs a min above 0"),
+        (drawn_from(distribution="constant", values=[1]), "values goes with distribution categorical or"),
         ({"method": "grid", "parameters": {"train.seed": {"vals": [1]}}}, "unknown key 'vals'; there are: value,"),
         ({"method": "random", "run_cap": 1, "parameters": {"a.b": {"min": 2, "max": 1}}}, "min 2 is above max 1"),
         (
-            {"method": "random", "run_cap": 1, "parameters": {"a.b": {"distribution": "beta"}}},
+            {"method": "random", "run_cap": 1, "parameters": {"a.b": {"distribution": "gamma"}}},
             "distribution: expected one of uniform,",
         ),
         (
