@@ -35,6 +35,9 @@ ELSEWHERE = {
 }
 """Commands that are no jobs, and what to do."""
 
+OWN = ("--cluster", "--parts", "--after", "--name", "--again", "--dry-run", "--jobs")
+"""Options of launch/submit.py, which it takes before the command only."""
+
 
 @dataclass(frozen=True)
 class Command:
@@ -101,6 +104,8 @@ def check(argv: list[str], parts: int) -> tuple[Command, bool]:
     if shown.returncode:
         raise InputError(f"{script} --help ends with an error: {' '.join(shown.stderr.split())[-200:]}")
     options = set(re.findall(r"--[\w-]+", shown.stdout))
+    if misplaced := [option for option in OWN if option in argv and option not in options]:
+        raise InputError(f"{misplaced[0]} is no option of {script}; give launch/submit.py's before the command")
     if "--part" in argv:
         raise InputError("--part is what the jobs add; say how many parts with --parts, before the command")
     if parts > 1 and "--part" not in options:

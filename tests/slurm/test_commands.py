@@ -14,7 +14,8 @@ from slurm_bed import job_of, ranks_of, step_of, until, wait_gone
 
 from launch import sweep
 from ldct.runs.folder import read_status
-from slurm import squeue, status, submission
+from shards.common.command import InputError
+from slurm import commands, squeue, status, submission
 
 SLURM = {"executor": "slurm", "partition": "low", "time_min": 30}
 
@@ -148,3 +149,9 @@ def test_what_waits_is_cancelled_and_another_command_of_the_name_refused(cluster
     assert "cancelled 1 SLURM jobs" in status.cancel([desk.jobs], status.reports([desk.jobs])[0])
     wait_gone(job)
     assert desk.shown("compare")["whole"]["state"] == "cancelled"
+
+
+def test_an_option_of_the_submission_behind_the_command_is_refused():
+    with pytest.raises(InputError, match=r"--dry-run is no option of shards/build.py; .* before the command"):
+        commands.check(["shards/build.py", "a", "b", "--dry-run"], 1)
+    assert commands.check(["launch/evaluate.py", "a", "--name", "b"], 1)[0].argv[-1] == "b"
