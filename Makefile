@@ -1,5 +1,6 @@
 # make demo   the whole chain on a sample of real CT, in minutes, on two CPU cores
-# make pretrained   the network that ships, redcnn-general, trained again; at most two hours on two CPU cores
+# make pretrained   the network that ships, redcnn-general, trained again; at most two hours on two CPU cores. A try:
+#                   SET='--train.steps=60'
 # make findings   docs/findings.md: four sweeps, evaluated, with SHARDS=, PAIRS=, SWEEPS=, SET=; goes on where it stopped
 # make test   every check and test; what .ci/run calls
 # make mutants   faults planted in the deciding modules, and which of them no test notices; hours
@@ -52,7 +53,7 @@ pretrained: env
 	$(BIN)/python shards/build.py data/general data/shards-general --split slabs --workers $(CORES) \
 		--full '*/{patient}/full_*/*.IMA' --quarter '*/{patient}/quarter_*/*.IMA'
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node 2 launch/train.py \
-		--config configs/train/general.yaml --data.shards data/shards-general --run_dir runs/redcnn-general
+		--config configs/train/general.yaml --data.shards data/shards-general --run_dir runs/redcnn-general $(SET)
 	$(BIN)/python -m ldct.inference.pretrained runs/redcnn-general redcnn-general --shards data/shards-general \
 		--about configs/pretrained/redcnn-general.yaml --folder runs/redcnn-general/pretrained
 

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -15,10 +14,10 @@ from pydicom.errors import InvalidDicomError
 from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from shards import drawn
+
 MAX_PADDING = -900
 """A PixelPaddingValue above this HU is a wrong header (0 in a series where 0 is water) and is not believed."""
-
-_DOSE = re.compile(r"dose fraction ([0-9.]+[0-9])")
 
 
 class Unusable(Exception):
@@ -86,12 +85,17 @@ class Slice:
     description: str
     """SeriesDescription."""
     coding: Coding
-    dose: float | None
-    """Dose fraction, where the series was derived by shards/simulate.py; no scanner writes it."""
+    derivation: str
+    """DerivationDescription, where shards/simulate.py wrote it."""
     size: int
     """Bytes in the file."""
     mtime_ns: int
     """Time of the file's last change in ns since 1970, when its header was read."""
+
+    @property
+    def simulated(self) -> dict[str, float]:
+        """What shards/simulate.py drew for a reduced dose, by the names of shards/drawn.py; {} for a scanner's."""
+        return drawn.parse(self.derivation)
 
     @property
     def z(self) -> float:
@@ -260,7 +264,7 @@ def _slice(
     kernel = _get(reconstruction, "ConvolutionKernel") or ""
     exposure = _group(header, frame, "CTExposureSequence")
     kvp = _get(_group(header, frame, "CTXRayDetailsSequence"), "KVP")
-    dose = _DOSE.search(str(_get(header, "DerivationDescription") or ""))
+    derivation = str(_get(header, "DerivationDescription") or "")
     shape = (int(_get(header, "Rows")), int(_get(header, "Columns")))
     return Slice(
         path=path,
@@ -278,7 +282,7 @@ def _slice(
         sop_uid=str(_get(header, "SOPInstanceUID") or ""),
         coding=_coding(header, frame, shape, end, next_bytes),
         description=str(_get(header, "SeriesDescription") or "").strip(),
-        dose=float(dose[1]) if dose else None,
+        derivation=derivation if drawn.parse(derivation) else "",
         size=stat.st_size,
         mtime_ns=stat.st_mtime_ns,
     )

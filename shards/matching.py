@@ -104,7 +104,7 @@ def match(
             if problem := _difference(a, b):
                 left_out.append({"what": slice_name(a, folder), "why": problem})
             else:
-                pair_dose = b.dose or sides[1][j][1]
+                pair_dose = b.simulated.get("dose", sides[1][j][1])
                 patient.pairs.append(Pair(f"{key}_{len(patient.pairs):04d}", patient.name, a, b, pair_dose))
             i, j = i + 1, j + 1
         elif b is None or (a is not None and a.z < b.z):

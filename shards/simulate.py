@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from shards import noise_model, variation
+from shards import drawn, noise_model, variation
 from shards.common import part
 from shards.common.atomic import atomic, write_text
 from shards.common.command import InputError, Progress, command
@@ -134,7 +134,8 @@ def check_field(name: str, pieces: list[Slice], i0: str) -> None:
     text = f"{name}: {share:.0%} of the edge of the reconstructed field shows body, so the rest of the body is unknown"
     if i0 == "mas":
         raise InputError(f"{text} and its noise by mAs would be far too low; give --i0 auto")
-    print(f"warning: {text} and the noise is placed as if it were air")
+    level = "is fitted to the slice's own" if i0 == "auto" else "by a given I0 comes out far too low"
+    print(f"warning: {text}; it is taken for air, and the level of the noise {level}")
 
 
 def write_slice(task: Task) -> str | None:
@@ -158,16 +159,23 @@ def _write_pair(task: Task) -> None:
         piece, hu = resampled(piece, hu, copy.spacing)
     noises = noise_model.noise(hu, piece.spacing[0], piece.kvp, scan, full_dose, dose, rays)
     full, low = (_with_noise(hu, extra) for extra in noises)
-    about = (
-        f"I0 {task.i0:.4g}, {scan.kernel.name} kernel, window half {scan.kernel.half:.3f}/mm, bowtie "
-        f"{scan.bowtie:.3f}, modulation {scan.modulation:.3f}, body shrunk "
-        f"to {copy.shrink:.3f}, pixels {piece.spacing[0]:.4f} mm, seed {settings.seed}: "
-        "quantum noise inserted in parallel projections"
+    how = "quantum noise inserted in parallel projections"
+    target = drawn.text(
+        {
+            "full_dose": full_dose,
+            "i0": task.i0,
+            "kernel_half": scan.kernel.half,
+            "bowtie": scan.bowtie,
+            "modulation": scan.modulation,
+            "shrink": copy.shrink,
+            "pixels": piece.spacing[0],
+            "seed": settings.seed,
+        }
     )
     if not task.full.exists():
-        _write_full(task, piece, full, f"simulated target at {full_dose:.4f} of its dose, {about}")
+        _write_full(task, piece, full, f"simulated {target}: {how}")
     if not task.low.exists():
-        about = f"simulated low dose, dose fraction {dose:.4f} of a target at {full_dose:.4f} of its dose, {about}"
+        about = f"simulated low dose, {drawn.text({'dose': dose})}, {target}: {how}"
         write_derived(piece, low, task.low, about, f"{task.patient} {settings}", task.number, task.deidentifier)
 
 

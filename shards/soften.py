@@ -16,6 +16,7 @@ from scipy import fft
 
 from shards import noise_model
 from shards.common.command import InputError, Progress, command
+from shards.deidentify import Deidentifier
 from shards.derived import derive, write
 from shards.dicom import Slice, Unusable
 from shards.full_series import find_series, pick_kernel
@@ -70,7 +71,7 @@ def check(pieces: list[Slice], count: int) -> float:
     return float(count * steps.mean())
 
 
-def soften(name: str, pieces: list[Slice], out: Path, count: int) -> str:
+def soften(name: str, pieces: list[Slice], out: Path, count: int, deidentifier: Deidentifier | None) -> str:
     """Write the soft series of one patient; return what it gained."""
     thickness, old = check(pieces, count), pick_kernel(pieces, "auto")
     about = f"softened: {count} slices averaged, {old.name} kernel filtered to soft"
@@ -82,6 +83,8 @@ def soften(name: str, pieces: list[Slice], out: Path, count: int) -> str:
             hu = np.clip(np.rint(soft), PADDING, 32767).astype(np.int16)
             dataset = derive(piece, hu, about, f"{piece.series_uid} {about}", number)
             dataset.SliceThickness, dataset.ConvolutionKernel = f"{thickness:g}", "softened"
+            if deidentifier is not None:
+                deidentifier.apply(dataset, derived=True)
             write(dataset, out / f"{number:04d}.IMA")
             mask = soft_tissue(hu)
             before.append(noise_sd(read_hu(piece)[0], mask))
@@ -98,6 +101,9 @@ def main() -> None:
     parser.add_argument("source", type=Path, metavar="IN", help="folder with one series")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to, not there yet")
     parser.add_argument("--slices", type=int, default=3, help="slices to average (%(default)s)")
+    parser.add_argument(
+        "--deidentify", type=Path, metavar="KEY", help="headers without the patient; KEY: file of a secret"
+    )
     options = parser.parse_args()
     if options.slices < 1:
         raise InputError(f"--slices {options.slices}: expected 1 or more")
@@ -106,12 +112,13 @@ def main() -> None:
         raise InputError(f"{options.source} holds {len(series)} series, {', '.join(series)}; give the folder of one")
     if options.out.exists():
         raise InputError(f"{options.out} is there already; choose another folder")
+    deidentifier = Deidentifier(options.deidentify) if options.deidentify else None
     unfinished = options.out.with_name(options.out.name + ".unfinished")  # what is under OUT's name is whole
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         ((name, pieces),) = series.items()
-        report = soften(name, pieces, unfinished, options.slices)
+        report = soften(name, pieces, unfinished, options.slices, deidentifier)
         unfinished.rename(options.out)
         print(f"{options.out}: {report}")
     except Unusable as reason:

@@ -168,6 +168,8 @@ def _add_record(tar: _Tar, plan: ShardPlan, pair: Pair, slices: tuple[np.ndarray
         "dose": pair.dose,
         "sources": {"full": _inside(pair.full, plan), "low": _inside(pair.low, plan)},
     }
+    if pair.low.simulated:
+        about["simulated"] = pair.low.simulated
     if plan.anonymous:
         about["series"] = about["sources"] = {"full": "", "low": ""}
     body: list[float] = []

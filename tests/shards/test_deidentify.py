@@ -53,7 +53,7 @@ def source(tmp_path):
     return folder
 
 
-def check(paths, originals):
+def check(paths, originals, kernel="B30f"):
     """Nothing of the patient is left in files, and what says how to read them is."""
     uids = {str(dataset[tag].value) for dataset in map(pydicom.dcmread, originals)
             for tag in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID")}  # fmt: skip
@@ -66,7 +66,7 @@ def check(paths, originals):
         dataset = pydicom.dcmread(path)
         assert dataset.PatientIdentityRemoved == "YES" and dataset.PatientName == dataset.StudyDate == ""
         assert dataset.DeidentificationMethodCodeSequence[0].CodeValue == "113100"
-        assert dataset.ConvolutionKernel == "B30f" and dataset.KVP == 100 and len(dataset.PatientID) == 12
+        assert dataset.ConvolutionKernel == kernel and dataset.KVP == 100 and len(dataset.PatientID) == 12
         assert dataset.file_meta.MediaStorageSOPInstanceUID == dataset.SOPInstanceUID
 
 
@@ -92,6 +92,14 @@ def test_simulated_series(source, tmp_path):
     assert {path: path.read_bytes() for path in paths} == before
     done = run_command("shards/simulate.py", source, out, "--i0", "3e5", check=False)
     assert done.returncode == 2 and "made from other data or settings" in done.stderr and "deidentified" in done.stderr
+
+
+def test_softened_series(source, tmp_path):
+    run_command("shards/soften.py", source / "a", tmp_path / "out", "--slices", 1, "--deidentify", tmp_path / "key")
+    paths = sorted((tmp_path / "out").iterdir())
+    check(paths, list(source.rglob("*.dcm")), kernel="softened")
+    assert [path.name for path in paths] == ["0001.IMA", "0002.IMA"]
+    assert "1 slices averaged" in pydicom.dcmread(paths[0]).DerivationDescription
 
 
 def test_denoised_series(source, tmp_path, tiny_shards):

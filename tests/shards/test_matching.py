@@ -13,7 +13,7 @@ from shards.matching import Patient, key_name, key_names, match, micrometres, sl
 ROOT = Path("in")
 CODING = Coding(None, False, 12, 11, 1.0, -1024.0, True, None)
 PIECE = Slice(ROOT / "x", None, (-10.0, -20.0, 0.0), (1, 0, 0, 0, 1, 0), (64, 64), (0.7, 0.7), 1.0, "B30f", 100.0,
-              200.0, "", "", "", "", CODING, None, 0, 0)  # fmt: skip
+              200.0, "", "", "", "", CODING, "", 0, 0)  # fmt: skip
 
 
 def at(z, name="x", **changes):
@@ -82,7 +82,10 @@ def test_copies_count_once_and_other_slices_at_one_place_not_at_all(tmp_path):
 
 def test_the_dose_is_the_headers_before_the_layouts():
     assert [pair.dose for pair in matched([at(0.0)], [at(0.0)])[0]] == [0.25]
-    assert [pair.dose for pair in matched([at(0.0, dose=0.5)], [at(0.0, dose=0.1)])[0]] == [0.1]
+    assert [
+        pair.dose
+        for pair in matched([at(0.0, derivation="dose fraction 0.5")], [at(0.0, derivation="dose fraction 0.1")])[0]
+    ] == [0.1]
     assert [pair.dose for pair in matched([at(0.0)], [at(0.0)], layout_dose=None)[0]] == [None]
 
 

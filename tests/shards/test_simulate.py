@@ -371,7 +371,12 @@ def test_copies_differ_in_what_their_headers_say(full, tmp_path, monkeypatch, ca
                 assert middle[0] == pytest.approx(middle[1], abs=1e-6)
                 ratio = piece.shape[axis] * piece.spacing[axis] / (source.shape[axis] * source.spacing[axis])
                 assert ratio == pytest.approx(factor, abs=1e-3)
-        assert pair.dose == 0.25
+        drawn = pair.low.simulated
+        assert pair.dose == drawn["dose"] == 0.25 and drawn["shrink"] == factor and drawn["seed"] == 0
+        assert 0.2 <= drawn["full_dose"] <= 1 and 0.3 <= drawn["kernel_half"] <= 1 and drawn["i0"] > 0
+        assert drawn["pixels"] == pytest.approx(pair.low.spacing[0], abs=1e-4)
+        assert (drawn["bowtie"], drawn["modulation"]) == (1, 0.5) and len(drawn) == 9
+        assert pair.full.simulated == {}
         spacings.add(pair.full.spacing)
         targets.add(read_hu(pair.full)[0].tobytes())
     assert len(spacings) == 2 and len(targets) == 6
@@ -420,6 +425,11 @@ def test_a_body_that_the_field_cuts_off_is_said(tmp_path, monkeypatch, capsys):
     write_slice(tmp_path / "in/a.dcm", whole[24:104, 24:104], PixelSpacing=[2.5, 2.5])
     status, out, err = run(monkeypatch, capsys, tmp_path / "in", tmp_path / "out")
     assert status == 0 and "of the edge of the reconstructed field shows body" in out, err
+    assert "level of the noise is fitted to the slice's own" in out
+    assert (
+        "by a given I0 comes out far too low"
+        in run(monkeypatch, capsys, tmp_path / "in", tmp_path / "o1", "--i0", 1e5)[1]
+    )
     status, _, err = run(monkeypatch, capsys, tmp_path / "in", tmp_path / "o2", "--i0", "mas")
     assert status == 2 and "give --i0 auto" in err
 
