@@ -15,6 +15,7 @@ BENCHES = {
     "shard": ("ldct.benchmarks.shard", "the sharder, beside the bare decode and the common preparation script"),
     "load": ("ldct.benchmarks.load", "batches and checkpoints, beside plain webdataset and a copy in memory"),
     "train": ("ldct.benchmarks.train", "training steps, beside the baseline and a matrix product"),
+    "evaluate": ("ldct.benchmarks.evaluate", "an evaluation, part by part: networks, baselines, each group of metrics"),
     "infer": ("ldct.benchmarks.infer", "whole slices, beside the baseline and a matrix product"),
     "accept": (
         "ldct.benchmarks.accept",
@@ -26,7 +27,7 @@ BENCHES = {
 
 def main() -> int:
     """Parse, measure, print, keep; 1 if a check of accept failed."""
-    about = "\n".join(f"  {name:6} {what}" for name, (_, what) in BENCHES.items())
+    about = "\n".join(f"  {name:8} {what}" for name, (_, what) in BENCHES.items())
     parser = argparse.ArgumentParser(
         description=f"{__doc__}\n{about}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
