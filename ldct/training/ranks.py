@@ -64,8 +64,7 @@ class Ranks:
 
     def _join(self, store: Any) -> None:
         """Make the groups, once all have met at ``store``."""
-        store.set(f"gpu/{self.rank}", placement.gpu_name(self.device))
-        placement.check_gpus([store.get(f"gpu/{rank}").decode() for rank in range(self.world_size)])
+        placement.check_gpus(_exchanged(store, placement.gpu_name(self.device), self.rank, self.world_size))
         backend = "nccl" if self.device.type == "cuda" else "gloo"
         dist.init_process_group(
             backend,
@@ -213,6 +212,16 @@ def _own_part(store: Any, rank: int, run: str) -> Any:
             f"{port} belongs to another start or run, {owner}; this is {token}; end that one, or run again"
         )
     return dist.PrefixStore(token, store)
+
+
+def _exchanged(store: Any, text: str, rank: int, world_size: int) -> list[str]:
+    """``text`` of every rank, before there is a group. None goes on before all have read: the store lives in rank 0."""
+    store.set(f"text/{rank}", text)
+    texts = [store.get(f"text/{other}").decode() for other in range(world_size)]
+    if store.add("readers", 1) == world_size:
+        store.set("all read", "")
+    store.wait(["all read"])
+    return texts
 
 
 def _first_line(error: BaseException) -> str:
