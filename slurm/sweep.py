@@ -230,7 +230,8 @@ def note_states(planned: list[Run], folder: Path) -> None:
     jobs = squeue.live([job for record, job in last.values() if record.executor == "slurm"])
     for run in planned:
         run.state = state_of(run.folder, last.get(run.name), jobs)
-        if run.state == "finished" and 0 < runs.read_status(run.folder).steps < run.config.train.steps:
+        status = runs.read_status(run.folder)
+        if run.state == "finished" and not status.stopped_early and 0 < status.steps < run.config.train.steps:
             run.state = "stopped"  # and goes on, for train.steps has grown
 
 

@@ -86,6 +86,9 @@ def test_what_may_change_on_the_way_does_not_make_another_run(plan, tiny_shards,
         sweep.note_states([run], run.folder.parent)
         states.append(run.state)
     assert (longer.folder, states) == (old.folder, ["finished", "stopped"])
+    runs.write_status(old.folder, runs.Status(state="finished", step=10, steps=20, stopped_early=10))
+    sweep.note_states([longer], longer.folder.parent)
+    assert longer.state == "finished"  # it ended behind its siblings, and does not go on for more steps
     # a folder named by the hash of version 0.1, which held the shards' place, is known by its configuration
     renamed = old.folder.with_name("000-0a1b2c3d")
     old.folder.rename(renamed)
