@@ -47,16 +47,21 @@ def edge_blocks(pair: SlicePair) -> list[tuple[slice, slice]]:
 
 
 def transfer(pair: SlicePair) -> np.ndarray | None:
-    """Transfer function from full dose to output in rings of the frequency plane, as ``noise_texture.spectrum``.
+    """Transfer function from full dose to output, as ``transfer_to``."""
+    return transfer_to(pair.output, pair)
 
-    The cross spectrum over the full dose's own, so that noise of the output that is not the full dose's drops out.
+
+def transfer_to(image: np.ndarray, pair: SlicePair) -> np.ndarray | None:
+    """Transfer function from the pair's full dose to ``image`` of its slice, in rings as ``noise_texture.spectrum``.
+
+    The cross spectrum over the full dose's own, so that noise of the image that is not the full dose's drops out.
     1 = as in the full dose. Shape (BLOCK // 2 + 1,); None where the slice has no edge of high contrast.
     """
     blocks = pair.once(edge_blocks)
     if not blocks:
         return None
-    full, output = (np.fft.fft2(windowed(image, blocks)) for image in (pair.full, pair.output))
-    return rings((output * full.conj()).real.mean(0)) / rings((np.abs(full) ** 2).mean(0))
+    full, other = (np.fft.fft2(windowed(values, blocks)) for values in (pair.full, image))
+    return rings((other * full.conj()).real.mean(0)) / rings((np.abs(full) ** 2).mean(0))
 
 
 def sharpness(pair: SlicePair) -> float:

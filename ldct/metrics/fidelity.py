@@ -32,7 +32,14 @@ def psnr(seen: Clipped) -> float:
 
 
 def ssim(seen: Clipped) -> float:
-    """Structural similarity (Wang 2004, IEEE TIP 13:600, eq. 13; K1 = 0.01, K2 = 0.03).
+    """Mean of ``similarity``, which also says what it raises."""
+    return float(similarity(seen).mean((1, 2)).mean())
+
+
+def similarity(seen: Clipped) -> np.ndarray:
+    """Structural similarity (Wang 2004, IEEE TIP 13:600, eq. 13; K1 = 0.01, K2 = 0.03) of every window.
+
+    Shape (n, H - s + 1, W - s + 1) for windows of side s; (n, H, W) where the protocol pads.
 
     Raises
     ------
@@ -55,7 +62,7 @@ def ssim(seen: Clipped) -> float:
     mean_squares, mean_products = mean_x * mean_x + mean_y * mean_y, mean_x * mean_y
     above = (2 * mean_products + c1) * (2 * covariance * (products - mean_products) + c2)
     below = (mean_squares + c1) * (covariance * (squares - mean_squares) + c2)
-    return float((above / below).mean((1, 2)).mean())
+    return above / below
 
 
 def window_means(images: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -10,25 +10,80 @@ import math
 import numpy as np
 from scipy import special
 
-from ldct.metrics.edges import transfer
-from ldct.metrics.noise_texture import BLOCK, FREQUENCY, output_spectrum
+from ldct.metrics.edges import transfer, transfer_to
+from ldct.metrics.noise_texture import BLOCK, FREQUENCY, blocks_of, output_spectrum, rings, windowed
 from ldct.metrics.slice_pair import SlicePair
 
 DIAMETER_MM = 5.0
 CONTRAST_HU = 10.0
+DOSES = np.geomspace(0.01, 1, 41)
+"""Fractions of the full dose at which ``by_dose`` looks."""
 STEPS = 512
 """Frequencies of the integrals, up to Nyquist's."""
 
 
 def disc_detectability(pair: SlicePair) -> float:
-    """Detectability index d' of the disc; nan without flat soft tissue, edges of high contrast, or the size of a pixel.
+    """Detectability index d' of the disc; nan without flat soft tissue, edges of high contrast or a pixel's size."""
+    power, curve = pair.once(output_spectrum), pair.once(transfer)
+    if power is None or curve is None or pair.spacing is None:
+        return math.nan
+    return detectability(power, curve, pair.spacing)
+
+
+def by_dose(pair: SlicePair) -> np.ndarray | None:
+    """d' of the low dose at each of DOSES; None where ``disc_detectability`` is nan, or the dose is not known or full.
+
+    A dose r is simulated from the pair: the full dose and a times what the low dose has more, a^2 = (1 / r - 1) /
+    (1 / dose - 1). That is linear, so spectra and transfer function follow from those of the two.
+    """
+    blocks, spacing = pair.once(blocks_of), pair.spacing
+    if pair.low is None or pair.dose is None or not 0 < pair.dose < 1 or not blocks or spacing is None:
+        return None
+    curve = transfer_to(pair.low, pair)
+    if curve is None:
+        return None
+    full, added = (np.fft.fft2(windowed(image, blocks)) for image in (pair.full, pair.low - pair.full))
+    products = ((full, full), (full, added), (added, added))
+    of_full, of_both, of_added = (rings((x * y.conj()).real.mean(0)) for x, y in products)
+    if not of_added.sum() > 0:
+        return None
+    shares = np.sqrt((1 / DOSES - 1) / (1 / pair.dose - 1))
+    return np.array(
+        [
+            detectability(of_full + 2 * share * of_both + share**2 * of_added, 1 + share * (curve - 1), spacing)
+            for share in shares
+        ]
+    )
+
+
+def dose_equivalent(pair: SlicePair) -> float:
+    """Fraction of the full dose at which the low dose itself would have the output's detectability, by ``by_dose``.
+
+    Where the output has more than the full dose: as if d' went on with the root of the dose. nan as ``by_dose``.
+    """
+    reached, curve = disc_detectability(pair), by_dose(pair)
+    if curve is None or math.isnan(reached):
+        return math.nan
+    if reached > curve[-1]:
+        return float((reached / curve[-1]) ** 2)
+    return float(np.exp(np.interp(np.log(reached), np.log(np.maximum.accumulate(curve)), np.log(DOSES))))
+
+
+def detectability(power: np.ndarray, curve: np.ndarray, spacing: float) -> float:
+    """d' of the disc.
 
     d'^2 = (int S^2 T^2)^2 / int S^2 T^2 N over the frequency plane: S the disc's spectrum, T the transfer function,
     N the noise power spectrum in HU^2 mm^2.
+
+    Parameters
+    ----------
+    power : ndarray
+        As ``noise_texture.spectrum``, (BLOCK // 2 + 1,).
+    curve : ndarray
+        T at the same frequencies.
+    spacing : float
+        Side of a pixel in mm.
     """
-    power, curve, spacing = pair.once(output_spectrum), pair.once(transfer), pair.spacing
-    if power is None or curve is None or spacing is None:
-        return math.nan
     hann = np.outer(np.hanning(BLOCK), np.hanning(BLOCK))
     noise = power * spacing**2 / np.square(hann).sum()
     noise[0] = noise[1]  # a plane was subtracted from each block

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 from scipy import ndimage
 
+from ldct.metrics import fidelity, protocols
 from ldct.metrics.slice_pair import SlicePair
 
 SMOOTHING = 2.0
@@ -74,6 +75,29 @@ def body(pair: SlicePair) -> np.ndarray:
 def body_rmse(pair: SlicePair) -> float:
     """Root of the mean squared difference inside the body, nothing clipped, HU; nan where there is no body."""
     return _rmse_inside(pair.output, pair)
+
+
+BODY_PROTOCOL = protocols.get("abd400")
+"""What PSNR and SSIM inside the body are taken under."""
+
+
+def body_psnr(pair: SlicePair) -> float:
+    """PSNR inside the body under BODY_PROTOCOL, dB; nan where there is no body."""
+    mask, seen = pair.once(body), pair.under(BODY_PROTOCOL)
+    if np.count_nonzero(mask) < LEAST_PIXELS:
+        return math.nan
+    error = np.sqrt(np.mean((seen.output - seen.full)[0][mask] ** 2))
+    with np.errstate(divide="ignore"):
+        return float(20 * np.log10(BODY_PROTOCOL.data_range / error))
+
+
+def body_ssim(pair: SlicePair) -> float:
+    """Mean SSIM over the windows whose middle lies in the body, under BODY_PROTOCOL; nan where there is no body."""
+    edge = len(fidelity.GAUSSIAN) // 2
+    mask = pair.once(body)[edge:-edge, edge:-edge]
+    if np.count_nonzero(mask) < LEAST_PIXELS:
+        return math.nan
+    return float(fidelity.similarity(pair.under(BODY_PROTOCOL))[0][mask].mean())
 
 
 def _rmse_inside(image: np.ndarray, pair: SlicePair) -> float:

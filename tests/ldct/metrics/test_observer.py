@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from ldct.metrics.observer import disc_detectability
+from ldct.metrics.observer import disc_detectability, dose_equivalent
 from ldct.metrics.slice_pair import SlicePair
 
 
@@ -39,6 +39,20 @@ def test_a_blur_of_white_noise_gains_little_where_half_the_noise_gains_double():
     )
     assert halved == pytest.approx(2 * noisy, rel=0.01)
     assert blurred < 1.3 * noisy
+
+
+@pytest.mark.parametrize("dose", [0.1, 0.5, 0.8])
+def test_the_dose_equivalent_of_a_dose_is_that_dose(dose):
+    """A full dose of 10 HU of noise; a dose r has a variance of 100 / r."""
+    full = phantom() + noise(10, 4)
+    low, other = (full + noise(10 * math.sqrt(1 / r - 1), seed) for r, seed in ((0.25, 5), (dose, 6)))
+    assert dose_equivalent(SlicePair(other, full, 0.7, low, 0.25)) == pytest.approx(
+        dose, rel=0.2
+    )  # of one slice's noise
+    assert dose_equivalent(SlicePair(low, full, 0.7, low, 0.25)) == pytest.approx(0.25, rel=1e-3)
+    assert dose_equivalent(SlicePair(full, full, 0.7, low, 0.25)) == pytest.approx(1, rel=0.1)
+    assert math.isnan(dose_equivalent(SlicePair(other, full, 0.7, low)))
+    assert math.isnan(dose_equivalent(SlicePair(other, full, None, low, 0.25)))
 
 
 def test_what_it_needs_is_missing():

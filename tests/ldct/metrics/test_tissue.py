@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ldct.metrics import tissue
+from ldct.metrics import fidelity, tissue
 from ldct.metrics.slice_pair import SlicePair
 
 HU = {"air": -1000, "lung": -800, "fat": -100, "soft": 50, "bone": 600}
@@ -80,3 +80,18 @@ def test_the_dose_equivalent_of_a_dose_is_that_dose(dose):
 @pytest.mark.parametrize(("low", "dose"), [(None, 0.25), (phantom(), None), (phantom(), 0.25), (phantom() + 1, 1.0)])
 def test_without_a_known_reduced_dose_there_is_no_equivalent(low, dose):
     assert np.isnan(tissue.dose_equivalent(SlicePair(phantom(), phantom(), low=low, dose=dose)))
+
+
+def test_psnr_and_ssim_of_the_body_leave_the_air_out():
+    clean = phantom()
+    soft = np.where(tissue.body(SlicePair(clean, clean)), 50.0, -1000.0)
+    inside = tissue.body(SlicePair(soft, soft))
+    pair = SlicePair(np.where(inside, soft + 4, 200.0), soft)
+    assert tissue.body_psnr(pair) == pytest.approx(20 * np.log10(400 / 4), abs=0.01)
+    far = soft.copy()
+    far[:20, :20] = 200
+    assert tissue.body_ssim(SlicePair(far, soft)) == 1
+    windows = fidelity.similarity(pair.under(tissue.BODY_PROTOCOL))[0]
+    assert windows.mean() < tissue.body_ssim(pair) == windows[inside[5:-5, 5:-5]].mean() < 1
+    air = np.full((64, 64), -1000.0)
+    assert np.isnan(tissue.body_psnr(SlicePair(air, air))) and np.isnan(tissue.body_ssim(SlicePair(air, air)))
