@@ -1,21 +1,53 @@
-"""Every command that README.md shows exists, and takes the options it is shown with."""
+"""Every command that README.md and docs/tutorial.md show exists, and takes the options it is shown with."""
 
 import re
 
 import pytest
+import yaml
 from conftest import ROOT, run_command
 
-BLOCKS = re.findall(r"^ *```\n(.*?)^ *```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-LINES = sorted({line.strip().removeprefix(".venv/bin/") for block in BLOCKS for line in block.splitlines()})
-COMMANDS = [line for line in LINES if line.startswith(("python ", "make "))]
+from slurm import cluster, sweep_file
+
+SCRIPT = re.compile(r"(?<!^python) (?=(?:shards|launch)/\w+\.py )")
+
+
+def blocks(name):
+    """What stands between fences in a page."""
+    return re.findall(r"^ *```(?:yaml)?\n(.*?)^ *```", (ROOT / name).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands(name):
+    """The lines of a page that run something of this project."""
+    lines = {line.strip().removeprefix(".venv/bin/") for block in blocks(name) for line in block.splitlines()}
+    lines = {line for line in lines if line.startswith(("python ", "make "))}
+    # launch/submit.py takes another command behind its own options
+    return sorted({re.sub("^(?!python|make)", "python ", part) for line in lines for part in SCRIPT.split(line)})
+
+
+README, TUTORIAL = commands("README.md"), commands("docs/tutorial.md")
+COMMANDS = [*README, *TUTORIAL]
 
 
 def test_the_readme_shows_each_way_in():
-    shown = {command.split()[1] for command in COMMANDS}
+    shown = {command.split()[1] for command in README}
     assert {"demo", "env", "shards/build.py", "launch/sweep.py", "launch/denoise.py", "launch/compare.py"} <= shown
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("make ")])
+def test_the_files_of_the_tutorial_are_valid():
+    pages = {block.split(":")[0]: block for block in blocks("docs/tutorial.md") if ":" in block}
+    assert cluster.from_dict(yaml.safe_load(pages["executor"])).partition == "low"
+    assert sweep_file.check(yaml.safe_load(pages["name"]), "x").name == "first"
+
+
+@pytest.mark.parametrize(
+    "page", sorted(path.relative_to(ROOT) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+)
+def test_what_a_page_links_to_is_there(page):
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text())
+    assert [link for link in links if not (ROOT / page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("line", sorted({line for line in COMMANDS if line.startswith("make ")}))
 def test_a_target_is_there(line):
     assert re.search(rf"^{line.split()[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
