@@ -1,16 +1,18 @@
-"""State, step, speed, time left and GPU-hours of every run; failures grouped by what they say.
+"""State, step, time left, and where the time went, of every run and command; failures grouped by what they say.
 
 python launch/status.py runs/demo --watch
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import time
 from pathlib import Path
 
 from shards.common.command import InputError, command
-from slurm import status
+from slurm import status, status_table
+from slurm.screen import Screen
 
 EVERY_S = 5.0
 
@@ -26,18 +28,18 @@ def main() -> int:
     if args.json and (args.watch or args.cancel):
         raise InputError("--json prints once and changes nothing; leave out --watch and --cancel")
 
-    while True:
-        listed, silent = status.reports(args.runs)
-        if args.json:
-            print(json.dumps([vars(run) for run in listed], indent=1))
-            return 0
-        if args.watch and sys.stdout.isatty():
-            print("\033[H\033[2J", end="")  # home, clear
-        print(status.show(listed, silent), flush=True)
-        live = sum(run.state in status.LIVE for run in listed)
-        if not args.watch or not live:
-            break
-        time.sleep(EVERY_S)
+    if args.json:
+        print(json.dumps([vars(run) for run in status.reports(args.runs)[0]], indent=1))
+        return 0
+    with contextlib.ExitStack() as stack:
+        draw = stack.enter_context(Screen()).draw if args.watch else print
+        while True:
+            listed, silent = status.reports(args.runs)
+            draw(status_table.show(listed, silent))
+            live = sum(run.state in status.LIVE for run in listed)
+            if not args.watch or not live:
+                break
+            time.sleep(EVERY_S)
     if args.cancel and live:
         print(f"cancel {live} runs? [y/N] ", end="", flush=True)
         if sys.stdin.readline().strip().lower() in ("y", "yes"):

@@ -38,6 +38,9 @@ def main() -> int:
         metavar="STEPS",
         help="evaluate,compare: what follows when the runs have ended, well or not",
     )
+    parser.add_argument(
+        "--bench", type=Path, metavar="FILE", help="JSON of bench.py train, for hours before a first run"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all sweeps, default: runs")
     args = parser.parse_args()
 
@@ -49,7 +52,7 @@ def main() -> int:
     rule = early_terminate.rule_of(sweep, planned)
     if args.dry_run:
         note_states(planned, folder)
-        print(plan_table.of_plan(planned, cluster, args.runs))
+        print(plan_table.of_plan(planned, cluster, args.runs, args.bench))
         print(plan_table.dry_run(planned, cluster, folder))
         if script := plan_table.script(planned, cluster, folder):
             print(squeue.would_take(script))
@@ -60,7 +63,7 @@ def main() -> int:
         note_states(planned, folder)
         if args.restart_lost:
             end_hung(planned, folder)
-        say(plan_table.of_plan(planned, cluster, args.runs), "nothing was submitted")
+        say(plan_table.of_plan(planned, cluster, args.runs, args.bench), "nothing was submitted")
         chosen = [run for run in planned if run.open]
         if warning := snapshot.other_code([run.folder for run in chosen]):
             say(warning, "nothing was submitted")

@@ -5,13 +5,17 @@ from pathlib import Path
 from shards.common.table import text_table
 from slurm import submission
 from slurm.cluster import Cluster, local_parallelism, sbatch_text
-from slurm.sweep import Run, device_hours
+from slurm.cost import device_hours
+from slurm.sweep import Run
 
 
-def of_plan(planned: list[Run], cluster: Cluster, root: Path) -> str:
-    """One line per run: what the sweep chose for it, its size, its cost, its state; the sums below."""
+def of_plan(planned: list[Run], cluster: Cluster, root: Path, bench: Path | None = None) -> str:
+    """One line per run: what the sweep chose for it, its size, its cost, its state; the sums below.
+
+    ``bench`` is a file that launch/bench.py wrote, for networks of which no run in ``root`` tells the speed.
+    """
     unit = "GPU-h" if cluster.gpus_per_node or cluster.gres else "CPU-h"
-    hours = device_hours(planned, cluster, root)
+    hours = device_hours(planned, cluster, root, bench)
     swept = list(planned[0].overrides)
     head, rows = ["run", *swept, "weights", "steps", unit, "state"], []
     for run in planned:
@@ -35,7 +39,9 @@ def of_plan(planned: list[Run], cluster: Cluster, root: Path) -> str:
     parts += [f"{len(planned) - len(chosen) - sum(run.state == 'finished' for run in planned)} running or waiting"]
     parts += [f"{len(chosen)} to submit"]
     if chosen:
-        parts += [f"estimated {cost_of_all}" if known else f"{unit} unknown: no earlier run of these networks"]
+        parts += [
+            f"estimated {cost_of_all}" if known else f"{unit} unknown: no earlier run of these networks, and no --bench"
+        ]
     texts = [*range(len(swept) + 1), len(head) - 1]
     return text_table(head, rows, left=texts) + "\n" + ", ".join(parts)
 

@@ -1,32 +1,28 @@
 """What became of runs: their folders first, what SLURM knows added to it."""
 
 import contextlib
+import functools
 import os
 import re
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from ldct import config as configuration
 from ldct.metrics import registry
 from ldct.runs import folder as runs
 from ldct.runs import reader
 from shards.common.command import InputError
-from shards.common.table import text_table
-from slurm import commands, squeue, submission
-from slurm.cluster import SETUP_FAILED, WAS_KILLED
+from slurm import accounting, commands, squeue, submission
+from slurm.cluster import SETUP_FAILED
+from slurm.cost import on_gpu
 from slurm.submission import Submission
-from slurm.sweep import HUNG, on_gpu, state_of
+from slurm.sweep import HUNG, state_of
 
 LIVE = ("pending", "requeued", "running", HUNG)
-
-
-WITHOUT_A_WORD = {
-    "failed": "no word of why",
-    "lost": "no heartbeat, and no word of why" + WAS_KILLED,
-    HUNG: "no heartbeat, but its job runs; replace it with launch/sweep.py --restart-lost, or end it with --cancel",
-}
 
 
 @dataclass
@@ -45,8 +41,17 @@ class Report:
     patches_per_s: float
     eta_s: float | None
     """Seconds to the end at its last speed; running only."""
+    queued_s: float | None
+    """Seconds in the queue, over all starts of all its jobs; None where no accounting of SLURM tells."""
+    running_s: float
+    """Seconds at work, over all attempts."""
+    saving_s: float
+    """Of these, seconds in which checkpoints were written."""
+    validating_s: float
+    """Of these, seconds in which it validated."""
     gpu_hours: float | None
-    """None if it trains on CPUs."""
+    """Of the allocation: the GPUs of all its jobs, as long as they held them, by SLURM's accounting; where that does
+    not tell, of the training. None if it trains on CPUs."""
     best: dict[str, float]
     """Step and value of the best validation."""
     flags: list[str]
@@ -57,6 +62,8 @@ class Report:
     """Last line of the traceback, or how SLURM says the job ended; "" if nothing went wrong."""
     log: str
     """Where rank 0 writes its errors."""
+    values: dict[str, Any] | None
+    """The fields that decide the run, by dotted name; None for a part of a command."""
 
 
 def reports(roots: list[Path]) -> tuple[list[Report], str]:
@@ -72,6 +79,7 @@ def reports(roots: list[Path]) -> tuple[list[Report], str]:
         silent = str(error)
     listed = [report(folder, sent[folder], jobs, bool(silent)) for folder in folders]
     if not silent:
+        add_costs(dict(zip(folders, listed, strict=True)))
         slurm = {f"{f.parent.name}/{f.name}" for f in folders if (entry := sent[f]) and entry[0].executor == "slurm"}
         explain([run for run in listed if run.state in ("lost", "new") and run.run in slurm])
     return listed, silent
@@ -115,13 +123,51 @@ def report(folder: Path, sent: tuple[Submission, str] | None, jobs: dict[str, sq
         steps=status.steps,
         patches_per_s=status.patches_per_s,
         eta_s=status.eta_s if state == "running" else None,
-        gpu_hours=status.train_s * status.world_size / 3600 if on_gpu(status) else None,
+        queued_s=None,
+        running_s=status.train_s,
+        saving_s=status.saving_s,
+        validating_s=status.validating_s,
+        gpu_hours=status.train_s * status.world_size / 3600 if on_gpu(status.device) else None,
         best=status.best,
         flags=status.flags + evaluation_flags(folder) + changes(folder, status),
         job=job,
         error=status.error if state == "failed" else "",
         log=str(submission.log_of(folder.parent, record, job)) if record and job else "",
+        values=values(folder),
     )
+
+
+def values(folder: Path) -> dict[str, Any] | None:
+    """The fields that decide the run in ``folder``, by dotted name; None if it is no run."""
+    path = folder / "config.yaml"
+    try:
+        return dict(fields(path, path.stat().st_mtime_ns))
+    except OSError:
+        return None
+
+
+@functools.lru_cache(4096)
+def fields(path: Path, changed_ns: int) -> dict[str, Any]:
+    """Fields of a config.yaml as it is written: those that may change on the way are left out."""
+    try:  # the whole configuration takes ten times as long, and a sweep has a hundred runs
+        content = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        nested = {section: part for section, part in content.items() if isinstance(part, dict)}
+    except (OSError, yaml.YAMLError, AttributeError):
+        return {}
+    flat = {f"{section}.{name}": value for section, part in nested.items() for name, value in part.items()}
+    return {name: value for name, value in flat.items() if not configuration.resumable(name)}
+
+
+def add_costs(listed: dict[Path, Report]) -> None:
+    """Add what SLURM's accounting knows of the runs in these folders: all their jobs together."""
+    of_sweep = {sweep: submission.slurm_jobs(sweep) for sweep in {folder.parent for folder in listed}}
+    jobs = {folder: of_sweep[folder.parent].get(folder.name, []) for folder in listed}
+    costs = accounting.spent([job for each in jobs.values() for job in each])
+    for folder, run in listed.items():
+        known = [costs[job] for job in jobs[folder] if job in costs]
+        if known:
+            run.queued_s = sum(cost.queued_s for cost in known)
+            run.gpu_hours = sum(cost.gpu_s for cost in known) / 3600 or run.gpu_hours
 
 
 def evaluation_flags(folder: Path) -> list[str]:
@@ -188,63 +234,6 @@ def first_to_end(text: str, log: Path) -> str:
     node, rank, how = told[0].groups()
     why = last_error(log.with_name(log.name.replace("_0_log", f"_{rank}_log"))) if rank != "0" else ""
     return f"rank {rank} ({node}): {why or how}"
-
-
-def show(listed: list[Report], silent: str) -> str:
-    """The table, its sums, and the failures grouped by what they say."""
-    head, rows = ["run", "state", "step", "patches/s", "left", "GPU-h", "best", "job"], []
-    for run in listed:
-        state = f"requeued {run.requeues} times" if run.state == "requeued" else run.state
-        best = " ".join(f"{key} {value:.2f}" for key, value in run.best.items() if key != "step")
-        rows.append(
-            [
-                run.run,
-                state,
-                f"{run.step:,}/{run.steps:,}" if run.steps else "-",
-                f"{run.patches_per_s:.0f}" if run.patches_per_s else "-",
-                duration(run.eta_s),
-                "-" if run.gpu_hours is None else f"{run.gpu_hours:.2f}",
-                f"{best} at {run.best['step']:.0f}" if best else "-",
-                run.job or "-",
-            ]
-        )
-    counts = {state: sum(run.state == state for run in listed) for state in dict.fromkeys(run.state for run in listed)}
-    hours = sum(run.gpu_hours or 0 for run in listed)
-    sums = ", ".join(f"{number} {state}" for state, number in counts.items())
-    lines = [text_table(head, rows, left=(0, 1, 6, 7)), f"{len(listed)} runs: {sums}; {hours:.2f} GPU-hours"]
-    for flag in dict.fromkeys(flag for run in listed for flag in run.flags):
-        lines.append(f"warning: {flag}: {some([run.run for run in listed if flag in run.flags])}")
-    lines += failures(listed)
-    if silent:
-        lines.append(f"without SLURM's word: {silent}")
-    return "\n".join(lines)
-
-
-def failures(listed: list[Report]) -> list[str]:
-    """Failed and lost runs by their last traceback line, each group with a log to look into."""
-    groups: dict[str, list[Report]] = {}
-    for run in listed:
-        if run.state in ("failed", "lost", HUNG):
-            groups.setdefault(run.error or WITHOUT_A_WORD[run.state], []).append(run)
-    lines = []
-    for error, group in sorted(groups.items(), key=lambda item: -len(item[1])):
-        lines.append(
-            f"{len(group)} x {error}\n    {some([run.run for run in group])}\n    log: {group[0].log or 'none'}"
-        )
-    return lines
-
-
-def some(names: list[str]) -> str:
-    """The first names, and how many more."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as 1:02:03."""
-    if seconds is None:
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def cancel(roots: list[Path], listed: list[Report]) -> str:

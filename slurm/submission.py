@@ -99,6 +99,15 @@ def latest(sweep: Path) -> dict[str, tuple[Submission, str]]:
     return {run: (record, record.jobs.get(run, "")) for record in read_all(sweep) for run in record.runs}
 
 
+def slurm_jobs(sweep: Path) -> dict[str, list[str]]:
+    """Run -> all of its jobs of SLURM so far, the last one last."""
+    jobs: dict[str, list[str]] = {}
+    for record in read_all(sweep):
+        for run, job in record.jobs.items() if record.executor == "slurm" else ():
+            jobs.setdefault(run, []).append(job)
+    return jobs
+
+
 def log_of(sweep: Path, submission: Submission, job: str) -> Path:
     """Where rank 0 of ``job`` writes its errors."""
     return sweep / LOGS / submission.id / f"{job}_0_log.err"

@@ -288,37 +288,6 @@ def end_hung(planned: list[Run], folder: Path) -> None:
     squeue.cancel([last[run.name][1] for run in hung])
 
 
-def device_hours(planned: list[Run], cluster: Cluster, root: Path) -> dict[str, float | None]:
-    """Hours times devices that each run will take, from the speed of the newest earlier run of the same network.
-
-    None where no such run was found. Earlier runs count if they trained on the same kind of device.
-    """
-    gpu = bool(cluster.gpus_per_node or cluster.gres)
-    speeds: dict[tuple[str, str], float] = {}
-    statuses = sorted(root.glob("*/*/status.json"), key=lambda path: path.stat().st_mtime)[-100:]
-    for path in statuses:
-        status = runs.read_status(path.parent)
-        if status.patches_per_s > 0 and on_gpu(status) == gpu:
-            with contextlib.suppress(InputError):
-                speeds[speed_key(runs.read_config(path.parent))] = status.patches_per_s / status.world_size
-    hours: dict[str, float | None] = {}
-    for run in planned:
-        speed = speeds.get(speed_key(run.config))
-        pairs = run.config.train.steps * run.config.train.global_batch
-        hours[run.name] = pairs / speed / 3600 if speed else None
-    return hours
-
-
-def on_gpu(status: runs.Status) -> bool:
-    """Whether rank 0 trained on a GPU."""
-    return bool(status.device) and not status.device.lower().startswith("cpu")
-
-
-def speed_key(config: Config) -> tuple[str, str]:
-    """What a run's speed depends on most."""
-    return json.dumps(vars(config.model)), config.train.precision
-
-
 def write_configs(chosen: list[Run]) -> None:
     """Make the run folders. In threads: each file waits for the disk, not for the processor."""
 

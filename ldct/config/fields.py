@@ -149,6 +149,8 @@ class TrainConfig:
     """Steps between two lines of training metrics."""
     save_every_s: float = 300.0
     """Seconds between two checkpoints by the clock: a lost node gives no warning."""
+    keep_every_steps: int = 0
+    """Checkpoints at multiples of this are made and never removed; 0 = only the last two are kept."""
     skip_nonfinite: int = 0
     """Steps with a gradient that is not finite to leave out before the run stops. Above 0 every step waits
     for the device."""
@@ -168,6 +170,7 @@ class TrainConfig:
         )
         require(self.seed >= 0, "train.seed", "0 or more", self.seed)
         require(self.skip_nonfinite >= 0, "train.skip_nonfinite", "0 or more", self.skip_nonfinite)
+        require(self.keep_every_steps >= 0, "train.keep_every_steps", "a number of steps, or 0", self.keep_every_steps)
         require(self.save_every_s > 0, "train.save_every_s", "a positive number of seconds", self.save_every_s)
         require(self.timeout_s > 0, "train.timeout_s", "a positive number of seconds", self.timeout_s)
         require(self.hang_s >= 0, "train.hang_s", "a number of seconds, or 0 for no limit", self.hang_s)

@@ -19,6 +19,7 @@ RESUMABLE = (
         "data.stage",
         "train.steps",
         "train.save_every_s",
+        "train.keep_every_steps",
         "train.timeout_s",
         "train.hang_s",
     ),

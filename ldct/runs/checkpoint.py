@@ -1,6 +1,6 @@
 """Checkpoints: one file each, whole or not there, checked when read.
 
-    checkpoints/step-00001000.pt    the last two, to go on from
+    checkpoints/step-00001000.pt    the last two, to go on from, and those that train.keep_every_steps keeps
     checkpoints/best.pt             the weights with the best validation, to use; see ldct/runs/attempts.py
 
 A file is what torch.save writes: a zip whose members carry checksums. It holds tensors and plain values only, so
@@ -54,8 +54,14 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}.pt"
 
 
-def save(folder: Path, name: str, content: dict[str, Any]) -> None:
-    """Write ``folder/name`` whole (temporary file, fsync, rename, fsync of the folder); keep the newest KEEP steps.
+def step_of(path: Path) -> int:
+    """The step of a checkpoint to go on from, by its file name."""
+    return int(path.stem.rpartition("-")[2])
+
+
+def save(folder: Path, name: str, content: dict[str, Any], keep_every: int = 0) -> None:
+    """Write ``folder/name`` whole (temporary file, fsync, rename, fsync of the folder); keep the newest KEEP steps, and
+    all multiples of ``keep_every``, where that is not 0.
 
     Raises
     ------
@@ -69,7 +75,8 @@ def save(folder: Path, name: str, content: dict[str, Any]) -> None:
         with atomic(folder / name) as file:
             file.write(buffer.getbuffer())
         for old in steps(folder)[KEEP:]:
-            old.unlink(missing_ok=True)
+            if not keep_every or step_of(old) % keep_every:
+                old.unlink(missing_ok=True)
     except OSError as error:
         kept = [path.name for path in steps(folder)]
         still = f"{kept[0]} is whole" if kept else "there is no earlier one"

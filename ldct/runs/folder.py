@@ -75,6 +75,10 @@ class Status:
     """Number of the attempt that wrote this; see ldct/runs/attempts.py."""
     train_s: float = 0.0
     """Seconds spent in the loop, over all attempts."""
+    saving_s: float = 0.0
+    """Of train_s, seconds in which checkpoints were written."""
+    validating_s: float = 0.0
+    """Of train_s, seconds in which it validated."""
     world_size: int = 1
     """Ranks."""
     device: str = ""

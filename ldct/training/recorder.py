@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -117,6 +118,8 @@ class Recorder:
             self.restored = self._newest()
             self.paced = (self.restored["step"] if self.restored else 0, self.began)
         self.before_s = self.status.train_s if self.restored else 0.0
+        if not self.restored:
+            self.status.saving_s = self.status.validating_s = 0.0
 
     def _begin(self, attempt: attempts.Attempt) -> None:
         """Make this attempt's files, from those of the attempts before."""
@@ -175,6 +178,15 @@ class Recorder:
         """Leave the time since the last step out of them."""
         self.paced = (self.status.step, time.monotonic())
 
+    @contextlib.contextmanager
+    def timing(self, name: str) -> Iterator[None]:
+        """Add the seconds that the block takes to a field of the status: saving_s or validating_s."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            setattr(self.status, name, getattr(self.status, name) + time.monotonic() - began)
+
     def line(self, line: dict[str, Any], note: str = "") -> None:
         """Add a line to metrics.jsonl; ``note`` stands behind the progress."""
         if self.attempt and self.progress:
@@ -199,7 +211,7 @@ class Recorder:
                 checkpoint.save(own.parent, name, whose | content)
         else:
             self.attempt.check()
-            checkpoint.save(self.checkpoints, name, whose | content)
+            checkpoint.save(self.checkpoints, name, whose | content, self.config.train.keep_every_steps)
 
     def close(self, state: str) -> None:
         """Write the last status, then let the tracking finish."""

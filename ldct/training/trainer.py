@@ -131,6 +131,8 @@ class Trainer:
         """Whether the run ends behind its siblings, as early_terminate of its sweep says."""
         self.validated = -1
         """Step of the last validation."""
+        self.saved = -1
+        """Step of the last checkpoint."""
         self.best: dict[str, float] = {}
         """Step and PSNR of the best validation."""
         if restored := recorder.take_restored():
@@ -159,6 +161,8 @@ class Trainer:
                 self._attend()
                 if self.stop is None and self._validation_due():
                     self._validate()
+                if self._keep_due() and self.saved != training.step:
+                    self._save()
             if self.stop is None:
                 self.latch.close()
             self._save()
@@ -166,6 +170,10 @@ class Trainer:
 
     def _log_due(self, step: int) -> bool:
         return step % self.config.train.log_every == 0 or step == self.config.train.steps
+
+    def _keep_due(self) -> bool:
+        every = self.config.train.keep_every_steps
+        return bool(every) and self.training.step % every == 0
 
     def _log(self, result: StepResult, waited_s: float) -> None:
         """A line of training metrics: mean loss since the last line; the last step's learning rate, gradient and
@@ -209,7 +217,8 @@ class Trainer:
         """Validate, and keep the weights if they are the best so far; a signal breaks it off, to be made again."""
         self.training.check_finite()
         step, model = self.training.step, self.training.to_use
-        metrics = self.validation.run(model.eval(), self._attend)
+        with self.recorder.timing("validating_s"):
+            metrics = self.validation.run(model.eval(), self._attend)
         if metrics is None:
             return
         value = metrics[names.validation(names.metric(self.config.val.protocol, "psnr"))]
@@ -250,6 +259,7 @@ class Trainer:
         self.training.check_finite()
         own = {"validated": self.validated, "best": self.best, "lines": self.recorder.metrics.count}
         content = self.training.state() | own
-        with self.ranks.patiently():
+        with self.ranks.patiently(), self.recorder.timing("saving_s"):
             self.recorder.save(checkpoint.step_name(self.training.step), content)
         self.clock.saved()
+        self.saved = self.training.step

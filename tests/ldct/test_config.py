@@ -89,6 +89,7 @@ def test_a_run_may_change_these_fields_on_its_way_and_no_other():
         "train.save_every_s",
         "train.timeout_s",
         "train.hang_s",
+        "train.keep_every_steps",
         "track.wandb",
         "track.project",
         "track.entity",

@@ -15,7 +15,7 @@ from slurm_bed import job_of, ranks_of, step_of, until, wait_gone
 from launch import sweep
 from ldct.runs.folder import read_status
 from shards.common.command import InputError
-from slurm import commands, squeue, status, submission
+from slurm import commands, squeue, status, status_table, submission
 
 SLURM = {"executor": "slurm", "partition": "low", "time_min": 30}
 
@@ -134,7 +134,7 @@ def test_a_sweep_ends_in_a_report_of_what_finished_and_says_what_did_not(hurried
     until("the report", lambda: read_status(report).state == "finished")
     assert (read_status(good).attempt, read_status(good).state, read_status(bad).state) == (2, "finished", "failed")
     assert (good / "eval" / "test.json").exists() and not (bad / "eval" / "test.json").exists()
-    shown = status.show(*status.reports([bed.runs]))
+    shown = status_table.show(*status.reports([bed.runs]))
     assert re.search(rf"4 runs: 3 finished, 1 failed.*\n1 x .*/nowhere.*\n    chain/{bad.name}\n", shown), shown
     assert bad.name in (bed.runs / "chain" / "report.html").read_text()
 

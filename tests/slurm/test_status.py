@@ -1,13 +1,15 @@
 """What launch/status.py makes of run folders, records and logs."""
 
 import json
+import re
 import time
+from datetime import datetime, timedelta
 
 import pytest
 from conftest import run_command
 
 from ldct.runs import folder as runs
-from slurm import squeue, status, submission
+from slurm import accounting, squeue, status, status_table, submission
 
 
 @pytest.fixture
@@ -34,9 +36,10 @@ def make(tmp_path):
 def cluster_says(monkeypatch):
     """Stand in for squeue and sacct, whose real answers tests/slurm/test_faults.py looks at."""
 
-    def says(live, ended=None):
+    def says(live, ended=None, costs=""):
         monkeypatch.setattr(squeue, "live", lambda jobs: live)
         monkeypatch.setattr(squeue, "ended", lambda jobs: {j: s for j, s in (ended or {}).items() if j in jobs})
+        monkeypatch.setattr(accounting, "ask", lambda *command: costs)
 
     return says
 
@@ -91,8 +94,8 @@ def test_states(make, cluster_says, tmp_path):
         "died": ("failed", 0, "torch.OutOfMemoryError: no memory left"),
         "timeout": ("failed", 0, "SLURM: TIMEOUT"),
     }
-    shown = status.show(listed, silent)
-    assert "requeued 2 times" in shown
+    shown = status_table.show(listed, silent)
+    assert re.search(r"^s/003-requeued +requeued +2 +30/100 ", shown, re.MULTILINE)
     assert "0:00:12" in shown
     assert (
         "11 runs: 1 new, 1 pending, 1 running, 1 requeued, 1 finished, 3 failed, 1 lost, 1 stopped, 1 cancelled"
@@ -118,7 +121,7 @@ def test_a_running_run_without_heartbeat_is_lost(make, cluster_says, tmp_path):
     cluster_says({"7": job("RUNNING", began=1.0)}, {"7": "RUNNING"})
     listed, silent = status.reports([tmp_path])
     assert [(run.state, run.error) for run in listed] == [("lost, its job runs", "")]
-    assert "1 x no heartbeat, but its job runs; replace it with launch/sweep.py --restart" in status.show(
+    assert "1 x no heartbeat, but its job runs; replace it with launch/sweep.py --restart" in status_table.show(
         listed, silent
     )
 
@@ -158,7 +161,7 @@ def test_failures_are_grouped_by_what_they_say(make, cluster_says, tmp_path):
     make("100-b", job="2", state="failed", error="RankLost: rank 3 ended")
     cluster_says({})
     listed, _ = status.reports([tmp_path])
-    lines = status.failures(listed)
+    lines = status_table.failures(listed)
     assert lines[0].startswith("7 x ValueError: bad\n    s/000-a, s/001-a, s/002-a, s/003-a, s/004-a and 2 more\n")
     assert f"log: {listed[0].log}" in lines[0] and listed[0].log.endswith("1_0_0_log.err")
     assert lines[1].startswith("1 x RankLost: rank 3 ended\n")
@@ -170,7 +173,46 @@ def test_gpu_hours_count_gpus_over_all_attempts(make, cluster_says, tmp_path):
     cluster_says({})
     listed, _ = status.reports([tmp_path])
     assert [run.gpu_hours for run in listed] == [4.0, None]
-    assert "2 runs: 2 finished; 4.00 GPU-hours" in status.show(listed, "")
+    assert "2 runs: 2 finished; 4.00 GPU-hours" in status_table.show(listed, "")
+
+
+def test_what_runs_differ_in_stands_in_their_columns(make, cluster_says, tmp_path):
+    for index, (name, seed) in enumerate([("redcnn", 0), ("unet", 0), ("unet", 1)]):
+        folder = make(f"{index:03d}-1a2b3c{index:02d}", state="finished", step=100, train_s=200.0 * index)
+        given = {
+            "model": {"name": name, "channels": 8},
+            "train": {"seed": seed, "save_every_s": index},
+            "run_dir": index,
+        }
+        (folder / "config.yaml").write_text(json.dumps(given))
+    cluster_says({})
+    lines = status_table.show(*status.reports([tmp_path])).splitlines()
+    assert [line.split() for line in lines[:4]] == [
+        ["run", "model", "seed", "state", "step", "running"],
+        ["s/000", "redcnn", "0", "finished", "100/100", "-"],
+        ["s/001", "unet", "0", "finished", "100/100", "0:03:20"],
+        ["s/002", "unet", "1", "finished", "100/100", "0:06:40"],
+    ]
+
+
+def test_where_the_time_went_and_what_the_allocation_cost(make, cluster_says, tmp_path):
+    """Two starts of one task, on a node with 4 GPUs: the second waited 2 minutes and runs for an hour."""
+    make("000-1a2b3c4d", job="7_1", state="running", device="NVIDIA H100", train_s=4000.0, saving_s=80.0,
+         validating_s=400.0)  # fmt: skip
+    now = datetime.now().replace(microsecond=0)
+    clock = [f"{now - timedelta(seconds=ago):%Y-%m-%dT%H:%M:%S}" for ago in (5000, 4940, 3720, 3600)]
+    tres = "billing=1,cpu=4,gres/gpu=4,node=1"
+    says = f"7_1|{clock[0]}|{clock[1]}|{clock[2]}|{tres}\n7_1|{clock[2]}|{clock[3]}|Unknown|{tres}\n"
+    cluster_says({"7_1": job("RUNNING", 1, began=time.time())}, costs=says + f"7_[2-3%1]|{clock[0]}|Unknown|Unknown|\n")
+    (run,) = status.reports([tmp_path])[0]
+    assert run.queued_s == 60 + 120
+    assert run.gpu_hours == pytest.approx(4 * (1220 + 3600) / 3600, abs=0.02)
+    head, cells = (re.split(r"  +", line) for line in status_table.show([run], "").splitlines()[:2])
+    shown = dict(zip(head, cells, strict=True))
+    assert (shown["queued"], shown["running"], shown["saving"], shown["validating"]) == (
+        "0:03:00", "1:06:40", "2 %", "10 %"
+    )  # fmt: skip
+    assert accounting.spent(["7_3"])["7_3"].queued_s == pytest.approx(5000, abs=5)
 
 
 def test_a_run_whose_evaluation_does_not_look_like_ct_is_flagged(make, cluster_says, tmp_path):
@@ -180,7 +222,7 @@ def test_a_run_whose_evaluation_does_not_look_like_ct_is_flagged(make, cluster_s
         method = {"name": folder.name, "metrics": {"texture/high_band": {"mean": value, "half": None}}}
         (folder / "eval" / "test.json").write_text(json.dumps({"methods": [method]}))
     cluster_says({})
-    shown = status.show(*status.reports([tmp_path]))
+    shown = status_table.show(*status.reports([tmp_path]))
     assert "warning: smoothed: high band 0.05, expected 0.20 to 2.00: s/000-smooth" in shown
     assert "001-good" not in shown.split("runs:")[1]
 
@@ -192,7 +234,7 @@ def test_a_run_that_did_not_stay_the_same_is_flagged(make, cluster_says, tmp_pat
         monkeypatch.setattr(runs, "code_version", lambda code=code: dict(zip(("commit", "diff"), code, strict=True)))
         runs.write_provenance(folder, "0", attempt)
     cluster_says({})
-    shown = status.show(*status.reports([tmp_path]))
+    shown = status_table.show(*status.reports([tmp_path]))
     assert "warning: trained by 2 versions of the code: aaaaaaaa, aaaaaaaa with changes baca: s/000-a" in shown
     assert "warning: train.steps was edited: 500 in config.yaml, 100 when it trained: s/000-a" in shown
 

@@ -12,7 +12,7 @@ from ldct import config as configuration
 from ldct.runs import folder as runs
 from shards import manifest
 from shards.common.command import InputError
-from slurm import early_terminate, sweep, sweep_file
+from slurm import cost, early_terminate, sweep, sweep_file
 from slurm.cluster import from_dict as cluster_from
 
 LOCAL = cluster_from({"executor": "local"})
@@ -208,11 +208,30 @@ def test_hours_come_from_the_newest_run_of_the_same_network(plan, tmp_path):
     earlier.mkdir(parents=True)
     (earlier / "config.yaml").write_text(configuration.to_yaml(first.config))
     runs.write_status(earlier, runs.Status(state="finished", patches_per_s=80.0, world_size=2, device="cpu"))
-    hours = sweep.device_hours([first, second], LOCAL, tmp_path / "runs")
+    hours = cost.device_hours([first, second], LOCAL, tmp_path / "runs")
     assert hours[first.name] == pytest.approx(3600 * 8 / 40 / 3600)
     assert hours[second.name] is None
     gpus = cluster_from({"gpus_per_node": 1})
-    assert sweep.device_hours([first], gpus, tmp_path / "runs")[first.name] is None
+    assert cost.device_hours([first], gpus, tmp_path / "runs")[first.name] is None
+
+
+def test_hours_before_a_first_run_come_from_a_benchmark_on_such_a_device(plan, tmp_path):
+    sizes = {"model.channels": [None], "model.depth": [None]}
+    settings = ["train.steps=3600", "train.precision=fp32"]
+    redcnn, unet = plan({"model.name": ["redcnn", "unet"], **sizes}, *settings)
+    (small,) = plan({"model.name": ["redcnn"]}, *settings)
+    bench = tmp_path / "bench.json"
+    tried = [{"precision": "fp32", "batch": batch, "patches_per_s": rate} for batch, rate in ((8, 30.0), (16, 40.0))]
+    rows = [{"network": "unet", "variant": "baseline", "precision": "fp32", "patches_per_s": {"median": 99.0}},
+            {"network": "unet", "variant": "ours", "precision": "bf16", "patches_per_s": {"median": 80.0}}]  # fmt: skip
+    bench.write_text(json.dumps({"device": "cpu", "network": "redcnn", "tried": tried, "rows": rows}))
+    hours = cost.device_hours([redcnn, unet, small], LOCAL, tmp_path / "runs", bench)
+    assert hours == {redcnn.name: pytest.approx(3600 * 8 / 40 / 3600), unet.name: None, small.name: None}
+    with pytest.raises(InputError, match=r"measured on cpu, but the cluster's runs have GPUs; measure there"):
+        cost.device_hours([redcnn], cluster_from({"gpus_per_node": 1}), tmp_path / "runs", bench)
+    bench.write_text("{}")
+    with pytest.raises(InputError, match="no object in it has network, precision and patches_per_s"):
+        cost.device_hours([redcnn], LOCAL, tmp_path / "runs", bench)
 
 
 def test_dry_run_prints_the_script_and_leaves_nothing(tmp_path, base, tiny_shards):

@@ -28,6 +28,7 @@ TAKEN = [
     ("TrainConfig", "save_every_s", [1e-9, 0.5]),
     ("TrainConfig", "timeout_s", [1e-9, 0.5]),
     ("TrainConfig", "hang_s", [0]),
+    ("TrainConfig", "keep_every_steps", [0]),
     ("ValConfig", "every", [1]),
     ("ValConfig", "slices", [0]),
 ]
@@ -56,6 +57,7 @@ REFUSED = [
     ("TrainConfig", "save_every_s", [0, -1], "a positive number of seconds"),
     ("TrainConfig", "timeout_s", [0, -1], "a positive number of seconds"),
     ("TrainConfig", "hang_s", [-0.5], "a number of seconds, or 0 for no limit"),
+    ("TrainConfig", "keep_every_steps", [-1], "a number of steps, or 0"),
     ("ValConfig", "every", [0], "at least 1 step"),
     ("ValConfig", "slices", [-1], "a number of slices, or 0 for all"),
 ]

@@ -15,6 +15,7 @@ from ldct.runs.checkpoint import (
     save,
     start_from,
     step_name,
+    step_of,
     steps,
 )
 from shards.common.command import InputError
@@ -53,6 +54,14 @@ def test_the_last_two_steps_and_the_best_are_kept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "step-00000002.pt", "step-00000003.pt"]
     restored = newest(tmp_path)
     assert restored["step"] == 3 and torch.equal(restored["model"]["weight"], content(3)["model"]["weight"])
+
+
+def test_multiples_of_a_number_are_never_removed(tmp_path):
+    for step in range(1, 10):
+        save(tmp_path, step_name(step), content(step), keep_every=3)
+    assert [step_of(path) for path in steps(tmp_path)] == [9, 8, 6, 3]
+    save(tmp_path, step_name(10), content(10))  # what was kept before is removed when it is no longer asked for
+    assert [step_of(path) for path in steps(tmp_path)] == [10, 9]
 
 
 class RunsCode:

@@ -107,6 +107,16 @@ def test_an_error_costs_the_steps_since_the_last_checkpoint(tiny_shards, tmp_pat
     assert_same(tmp_path, undisturbed)
 
 
+def test_checkpoints_at_chosen_steps_are_made_and_kept(tiny_shards, tmp_path, undisturbed):
+    assert start(tiny_shards, tmp_path, train__keep_every_steps=6) is None
+    names = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*.pt"))
+    assert names == [checkpoint.step_name(step) for step in (6, 12, 18, 20)]
+    status = read_status(tmp_path)
+    assert 0 < status.saving_s < status.train_s and 0 < status.validating_s < status.train_s
+    (tmp_path / "checkpoints" / names[2]).unlink()
+    assert checkpoint.read(tmp_path / "checkpoints" / names[0])["step"] == 6
+
+
 def test_an_error_before_any_checkpoint_starts_anew(tiny_shards, tmp_path, undisturbed, monkeypatch):
     after_step(monkeypatch, 8, raise_error)
     with pytest.raises(ZeroDivisionError):
