@@ -227,6 +227,21 @@ def test_vif_is_torchmetrics():
     assert fidelity.vif(SlicePair(b + 0.5 * (b - b.mean()), b)) > value
 
 
+@pytest.mark.parametrize("change", [lambda full: np.full_like(full, 40), lambda full: -120 - full])
+def test_vif_of_an_output_that_is_flat_or_against_the_full_dose_in_places_is_torchmetrics(change):
+    output, full = pair()
+    output[:, :64] = change(full[:, :64])
+    x, y = (torch.from_numpy((np.clip(image, -160.0, 240.0) + 160) * 255 / 400)[None, None] for image in (output, full))
+    expected = torchmetrics.visual_information_fidelity(x, y).item()
+    assert fidelity.vif(SlicePair(output, full)) == pytest.approx(expected, abs=1e-9)
+    assert expected < fidelity.vif(SlicePair(*pair())) - 0.01
+
+
+def test_a_pair_keeps_the_low_dose_as_it_is():
+    output, full = pair()
+    np.testing.assert_array_equal(SlicePair(output, full, low=output - 7).low, output - 7)
+
+
 def test_vif_of_a_small_slice_or_a_constant_is_nan():
     assert np.isnan(fidelity.vif(SlicePair(np.zeros((40, 40)), np.arange(1600.0).reshape(40, 40))))
     assert np.isnan(fidelity.vif(SlicePair(np.zeros((128, 128)), np.zeros((128, 128)))))
