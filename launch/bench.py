@@ -17,12 +17,13 @@ BENCHES = {
     "train": ("ldct.benchmarks.train", "training steps, beside the baseline and a matrix product"),
     "evaluate": ("ldct.benchmarks.evaluate", "an evaluation, part by part: networks, baselines, each group of metrics"),
     "infer": ("ldct.benchmarks.infer", "whole slices, beside the baseline and a matrix product"),
+    "draw": ("ldct.reports.speed_chart", "nothing: a chart of what train --json kept"),
     "accept": (
         "ldct.benchmarks.accept",
         "everything that one GPU can show, in 9 minutes; exit status 1 if a check fails",
     ),
 }
-"""Name -> module and what it measures. Each module has add_arguments(parser) and run(options) -> dict."""
+"""Name -> module and what it does. Each module has add_arguments(parser) and run(options) -> dict."""
 
 
 def main() -> int:

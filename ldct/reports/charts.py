@@ -89,8 +89,11 @@ def curves(name: str, drawn: list[Curve], x: str, y: str, log: bool = False, low
     return _svg(figure, name)
 
 
-def dots(name: str, groups: dict[str, dict[str, float]], looks: dict[str, Look], y: str) -> str:
-    """One column per patient, one mark per method: ``groups[patient][method]``. Methods without a look are grey."""
+def dots(
+    name: str, groups: dict[str, dict[str, float]], looks: dict[str, Look], y: str, least: float | None = None
+) -> str:
+    """One column per patient, one mark per method: ``groups[patient][method]``. Methods without a look are grey. The
+    axis begins at ``least``, or a little below the lowest value."""
     width = min(11.5, max(5.6, 1.2 + 0.5 * len(groups)))
     figure, axes = _figure(width, 3.4)
     methods = list(next(iter(groups.values())))
@@ -103,6 +106,7 @@ def dots(name: str, groups: dict[str, dict[str, float]], looks: dict[str, Look],
         axes.scatter(at, values, marker=look.mark, color=look.colour, s=26, label=plain(method))
     axes.set_xticks(range(len(groups)), [plain(group) for group in groups], rotation=0 if len(groups) < 12 else 60)
     axes.set_xlim(-0.6, len(groups) - 0.4)
+    axes.set_ylim(bottom=least)
     axes.grid(axis="x", visible=False)
     axes.set_ylabel(plain(y))
     return _svg(figure, name)
