@@ -90,10 +90,12 @@ def evaluate(
     methods = [_of_run(run, device) for run in folders if run not in measured]
     if known:
         before = next(iter(known.values()))
-        about.results, about.full = before.results[:-1], before.full
+        about.results, about.full, about.taken = before.results[:-1], before.full, before.taken
     else:
         methods = [*_baselines(data, chosen, workers), *methods]
-        about.full = {record.key: pair[1] for record, pair in map(data.cases.__getitem__, shown(len(data.cases)))}
+        for number in shown(len(data.cases)):
+            record, pair = data.cases[number]
+            about.full[record.key], about.taken[record.key] = pair[1], data.cases.acquisition(number)
     results_of_runs = {run.name: known[run].results[-1] for run in measured}
     for result in _measured(methods, data.cases, chosen, workers, 2 if device.type == "cuda" else 1):
         if result.name in baselines.NAMES:

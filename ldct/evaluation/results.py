@@ -10,6 +10,7 @@ that a run folder speaks for itself.
 """
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from ldct.evaluation.datasets import Acquisition
 from ldct.metrics import intervals, protocols, registry
 from ldct.metrics.intervals import Estimate, Measured
 from shards.common.atomic import atomic, write_text
@@ -73,6 +75,8 @@ class Evaluation:
     """Baselines first."""
     full: dict[str, np.ndarray] = field(default_factory=dict)
     """Full dose by key, int16 HU, of the slices for people to look at."""
+    taken: dict[str, Acquisition] = field(default_factory=dict)
+    """How those were taken, by key; what was measured by 0.1.0 does not say."""
 
     def conditions(self) -> dict[str, Any]:
         """What two evaluations must share to be compared."""
@@ -154,6 +158,7 @@ def summary(evaluation: Evaluation) -> dict[str, Any]:
         f"fewer than {intervals.LEAST_PATIENTS} patients",
         "patients": len(evaluation.patients),
         "slices": len(evaluation.results[0].slices),
+        "taken": {key: dataclasses.asdict(taken) for key, taken in evaluation.taken.items()},
         "methods": [
             {
                 "name": result.name,
@@ -205,9 +210,11 @@ def load(run: Path, split: str) -> Evaluation | None:
             )
             for m in about["methods"]
         ]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        taken = {key: Acquisition(**fields) for key, fields in about.get("taken", {}).items()}
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return None
-    return Evaluation(about["split"], about["data"], about["note"], about["protocols"], results, pictures.get(FULL, {}))
+    full = pictures.get(FULL, {})
+    return Evaluation(about["split"], about["data"], about["note"], about["protocols"], results, full, taken)
 
 
 def _read_slices(path: Path) -> dict[str, list[Measured]]:

@@ -59,11 +59,16 @@ def by_dose(pair: SlicePair) -> np.ndarray | None:
 def dose_equivalent(pair: SlicePair) -> float:
     """Fraction of the full dose at which the low dose itself would have the output's detectability, by ``by_dose``.
 
-    Where the output has more than the full dose: as if d' went on with the root of the dose. nan as ``by_dose``.
+    Above 1 where the output has more than the full dose. nan as ``by_dose``.
     """
     reached, curve = disc_detectability(pair), by_dose(pair)
     if curve is None or math.isnan(reached):
         return math.nan
+    return dose_reaching(reached, curve)
+
+
+def dose_reaching(reached: float, curve: np.ndarray) -> float:
+    """Where ``curve``, d' at DOSES, is ``reached``; beyond its end as if it went on with the root of the dose."""
     if reached > curve[-1]:
         return float((reached / curve[-1]) ** 2)
     return float(np.exp(np.interp(np.log(reached), np.log(np.maximum.accumulate(curve)), np.log(DOSES))))

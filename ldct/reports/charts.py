@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a3fb0", "#444444")
 """Okabe and Ito's, which colour-blind people can tell apart, the light ones darkened for print."""
@@ -68,7 +68,15 @@ class Curve:
     """SD of each point, where it is a mean."""
 
 
-def curves(name: str, drawn: list[Curve], x: str, y: str, log: bool = False, low: float | None = None) -> str:
+def curves(
+    name: str,
+    drawn: list[Curve],
+    x: str,
+    y: str,
+    log: bool = False,
+    low: float | None = None,
+    log_x: bool = False,
+) -> str:
     """Curves in one chart; ``low`` draws a dashed line for the low dose."""
     figure, axes = _figure(5.6, 3.2)
     for curve in drawn:
@@ -84,6 +92,10 @@ def curves(name: str, drawn: list[Curve], x: str, y: str, log: bool = False, low
         )
     if log:
         axes.set_yscale("log")
+    if log_x:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(plain(x))
     axes.set_ylabel(plain(y))
     return _svg(figure, name)

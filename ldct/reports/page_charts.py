@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ldct.evaluation.results import FULL, Evaluation
-from ldct.metrics import intervals, names, noise_texture, registry
-from ldct.reports import charts
+from ldct.evaluation.results import Evaluation
+from ldct.metrics import intervals, names, registry
+from ldct.reports import charts, physics_charts
 from ldct.reports.charts import Curve, Look
 from ldct.reports.comparison import Run
 from ldct.reports.tables import Row
@@ -31,7 +31,7 @@ def of(runs: list[Run], evaluation: Evaluation | None, rows: list[Row]) -> dict[
     if evaluation:
         drawn["patients"] = patients(evaluation, rows, looks)
         drawn["slices"] = along_cases(evaluation, rows, looks)
-        drawn["spectrum"] = spectra(evaluation, rows, looks)
+        drawn |= physics_charts.of(evaluation, rows, looks)
     for statistic, text in ATTENTION.items():
         profiles = [(run.label, run.attention(statistic)) for run in runs]
         curves = [Curve(label, looks[label], list(p), list(p.values())) for label, p in profiles if p]
@@ -109,24 +109,3 @@ def along_cases(evaluation: Evaluation, rows: list[Row], looks: dict[str, Look])
     if max(len(curve.x) for curves in groups.values() for curve in curves) < 2:
         return ""
     return charts.panels("slices", groups, "slice, along z", f"{registry.find(name).title}, {protocol}")
-
-
-def spectra(evaluation: Evaluation, rows: list[Row], looks: dict[str, Look]) -> str:
-    """Noise power spectrum of every method in flat soft tissue, mean over the slices kept as pictures."""
-    flat = {key: blocks for key, full in evaluation.full.items() if (blocks := noise_texture.flat_blocks(full))}
-    if not flat:
-        return ""
-    frequency = np.arange(noise_texture.BLOCK // 2 + 1) / noise_texture.BLOCK
-    others = [row.label for row in rows if not row.is_run]
-
-    def curve(label: str, look: Look, images: dict[str, np.ndarray]) -> Curve:
-        power = np.mean([noise_texture.spectrum(images[key], blocks) for key, blocks in flat.items()], 0)
-        return Curve(label, look, frequency[1:].tolist(), power[1:].tolist())
-
-    drawn = [curve(FULL, Look("#000000", ""), evaluation.full)]
-    for row in rows:
-        pictures = evaluation.get(row.name).pictures
-        if all(key in pictures for key in flat):
-            drawn.append(curve(row.label, charts.look_of(row.label, looks, others), pictures))
-    title = f"noise power, {len(flat)} of {len(evaluation.full)} slices"
-    return charts.curves("spectrum", drawn, "cycles per pixel", title, log=True)

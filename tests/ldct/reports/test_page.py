@@ -113,7 +113,7 @@ def test_attention_by_depth_and_the_loss_in_groups(page):
     losses = page_charts.grouped(worse, charts.look(0), 2)
     assert losses.y[-1] == pytest.approx(1 / 21)
     drawn = page_charts.of(page.runs, page.evaluation, page.rows)
-    assert {"validation", "loss", "patients", "slices", "channel_sd"} == drawn.keys() - {"spectrum"}
+    assert {"validation", "loss", "patients", "slices", "channel_sd"} == drawn.keys() - {"spectrum", "edges", "dose"}
     ids = re.findall(r'\bid="([^"]+)"', "".join(drawn.values()))
     assert len(ids) == len(set(ids))  # charts on one page share no id
 
