@@ -17,7 +17,7 @@ BENCHES = {
     "train": ("ldct.benchmarks.train", "training steps, beside the baseline and a matrix product"),
     "evaluate": ("ldct.benchmarks.evaluate", "an evaluation, part by part: networks, baselines, each group of metrics"),
     "infer": ("ldct.benchmarks.infer", "whole slices, beside the baseline and a matrix product"),
-    "draw": ("ldct.reports.speed_chart", "nothing: a chart of what train --json kept"),
+    "draw": ("ldct.reports.speed_chart", "no measurement: a chart of what train --json kept"),
     "accept": (
         "ldct.benchmarks.accept",
         "everything that one GPU can show, in 9 minutes; exit status 1 if a check fails",

@@ -59,13 +59,13 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--quarter", metavar="GLOB", help="files at reduced dose, relative to IN, with {patient}")
     parser.add_argument("--series", metavar="NAME", help="thickness and kernel where IN has several, e.g. 1mm_sharp")
     parser.add_argument("--split", choices=("patient", "slabs", "test"), default="patient",
-                        help="slabs: for a single patient; test: all of it, an external test set")  # fmt: skip
+                        help="slabs: parts of a single patient; test: all is one external test set")  # fmt: skip
     parser.add_argument("--val", nargs="*", metavar="ID", help="patients to choose checkpoints by, or one fraction")
     parser.add_argument("--test", nargs="*", metavar="ID", help="patients to test on, or one fraction")
     parser.add_argument("--fold", metavar="K/N", help="cross-validation: part K of N is test, the next one val")
     parser.add_argument("--patch", type=int, default=55, help="side of a patch in pixels (%(default)s)")
     parser.add_argument("--stride", type=int, help="step between patches in pixels (default: their side)")
-    parser.add_argument("--tiling", choices=patching.TILINGS, default="document", help="cover: no border left over")
+    parser.add_argument("--tiling", choices=patching.TILINGS, default="document", help="cover: also the border")
     parser.add_argument("--shard-slices", type=int, default=64, help="most slices in a shard (%(default)s, 63 MB)")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the training slices")
     parser.add_argument("--workers", type=int, default=1, help="processes (%(default)s); the bytes do not depend on it")

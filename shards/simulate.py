@@ -4,8 +4,8 @@
     python shards/simulate.py data/sample data/varied --recipe varied --variants 8 --seed 0
 
 Writes OUT/PATIENT/full_3mm/*.IMA (copies) and OUT/PATIENT/quarter_3mm/*.IMA, which shards/build.py reads. Finished
-files are kept: run again, it does what is missing. A range, LOW-HIGH, is drawn from evenly; what was drawn stands in
-each file's DerivationDescription.
+files are kept: run again, it does what is missing. From a range, LOW-HIGH, numbers are drawn evenly in their logarithm;
+what was drawn stands in each file's DerivationDescription.
 """
 
 import argparse
@@ -332,7 +332,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--kernel", choices=("auto", "soft", "sharp"), default="auto", help="auto: by ConvolutionKernel"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the noise and of all that is drawn (0)")
     parser.add_argument(
         "--deidentify", type=Path, metavar="KEY", help="headers without the patient; KEY: file of a secret"
     )

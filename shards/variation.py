@@ -18,9 +18,9 @@ LIMITS: dict[str, tuple[float, float, str]] = {
     "full_dose": (
         0.01,
         10.0,
-        "dose of the target, 1 for the slice's own noise, for each slice",
+        "dose of the target: 1 keeps the slice's noise, less makes it noisier; for each slice",
     ),
-    "shrink": (0.4, 1.0, "size that the body is given, of its own, for each copy"),
+    "shrink": (0.4, 1.0, "size of the body in the copy, as a fraction of its own"),
     "spacing": (0.2, 3.0, "pixel size in mm to which slices are resampled before the noise, for each copy"),
     "kernel_half": (0.2, 2.0, "1/mm where the kernel's window is one half (soft 0.34, sharp 0.95), for each copy"),
     "bowtie": (0.0, 3.0, "attenuation by the bowtie filter 150 mm from the middle, for each copy"),
