@@ -291,7 +291,7 @@ def changed_on_the_way(status: Status, steps: int, provenance: list[dict[str, An
     provenance : list of dict
         Entries of its provenance.json.
     """
-    versions = list(dict.fromkeys(version_name(entry["code"]) for entry in provenance))
+    versions = list(dict.fromkeys(version_name(entry["code"]) for entry in provenance if "code" in entry))
     changes = []
     if len(versions) > 1:
         changes.append(f"trained by {len(versions)} versions of the code: {', '.join(versions)}")
