@@ -9,6 +9,7 @@ from slurm.cluster import Cluster, local_parallelism, sbatch_text
 from slurm.commands import Command, Part
 from slurm.local import Local
 from slurm.submit import submit
+from slurm.sweep import HUNG
 
 STEPS = ("evaluate", "compare", "findings")
 """What may follow a sweep: commands of launch/, by name."""
@@ -140,7 +141,7 @@ def place(folder: Path, command: Command) -> list[Part]:
 
 def replace(part: Part) -> None:
     """End what a part does or waits for, to be submitted anew: it goes on from what it has done."""
-    if part.state in ("pending", "running"):
+    if part.state in ("pending", "running", HUNG):
         squeue.cancel([submission.latest(part.folder.parent)[part.name][1]])
     if part.folder.exists():
         forget([part])

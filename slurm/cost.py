@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ldct import config as configuration
 from ldct.config import Config
+from ldct.config.networks import networks
 from ldct.runs import folder as runs
 from shards.common.command import InputError
 from slurm.cluster import Cluster
@@ -59,8 +59,8 @@ def speed_key(config: Config) -> tuple[str, str]:
 
 def bench_key(config: Config) -> tuple[str, str]:
     """As ``speed_key``, of a network in its usual size, which is what is measured; attention may stand in it."""
-    usual = configuration.from_dict({"model": {"name": config.model.name}}).model
-    same = all(getattr(usual, size) == getattr(config.model, size) for size in ("channels", "depth", "kernel"))
+    usual = networks()[config.model.name].sizes
+    same = all(getattr(config.model, size) == value for size, value in usual.items())
     return config.model.name if same else "", config.train.precision
 
 

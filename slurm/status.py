@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from ldct import config as configuration
+from ldct.config.networks import networks
 from ldct.metrics import registry
 from ldct.runs import folder as runs
 from ldct.runs import reader
@@ -148,14 +148,20 @@ def values(folder: Path) -> dict[str, Any] | None:
 
 @functools.lru_cache(4096)
 def fields(path: Path, changed_ns: int) -> dict[str, Any]:
-    """Fields of a config.yaml as it is written: those that may change on the way are left out."""
+    """Fields of a config.yaml as it is written, but for tracking, and sizes that are the network's published ones."""
     try:  # the whole configuration takes ten times as long, and a sweep has a hundred runs
         content = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         nested = {section: part for section, part in content.items() if isinstance(part, dict)}
     except (OSError, yaml.YAMLError, AttributeError):
         return {}
     flat = {f"{section}.{name}": value for section, part in nested.items() for name, value in part.items()}
-    return {name: value for name, value in flat.items() if not configuration.resumable(name)}
+    network = networks().get(str(flat.get("model.name")))
+    usual = {f"model.{size}": value for size, value in network.sizes.items()} if network else {}
+    return {
+        name: value
+        for name, value in flat.items()
+        if not name.startswith("track.") and (name not in usual or usual[name] != value)
+    }
 
 
 def add_costs(listed: dict[Path, Report]) -> None:

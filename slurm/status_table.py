@@ -38,7 +38,15 @@ def show(listed: list[Report], silent: str) -> str:
 def table(group: list[Report]) -> str:
     """The runs of one sweep, or the parts of commands; columns in which nothing stands are left out."""
     names, more = varied(group)
-    head = ["run", *map(short, names), "state", "requeues", "step", "patches/s", "left"]
+    head = [
+        "command" if group[0].values is None else "run",
+        *map(short, names),
+        "state",
+        "requeues",
+        "step",
+        "patches/s",
+        "left",
+    ]
     head += ["queued", "running", "saving", "validating", "GPU-h", "best", "job"]
     rows = [row(run, names) for run in group]
     kept = [i for i in range(len(head)) if i < 1 + len(names) or any(cells[i] not in ("", "-") for cells in rows)]
@@ -87,11 +95,18 @@ def plain(value: Any) -> str:
 
 
 def sums(listed: list[Report]) -> str:
-    """How many there are of each state, and what they cost."""
-    counts = {state: sum(run.state == state for run in listed) for state in dict.fromkeys(run.state for run in listed)}
+    """How many runs, and parts of commands, there are of each state, and what they cost."""
+    texts = []
+    for what, group in (
+        ("runs", [run for run in listed if run.values is not None]),
+        ("parts of commands", [run for run in listed if run.values is None]),
+    ):
+        if group:
+            states = dict.fromkeys(run.state for run in group)
+            counts = ", ".join(f"{sum(run.state == state for run in group)} {state}" for state in states)
+            texts.append(f"{len(group)} {what}: {counts}")
     hours = sum(run.gpu_hours or 0 for run in listed)
-    states = ", ".join(f"{number} {state}" for state, number in counts.items())
-    return f"{len(listed)} runs: {states}; {hours:.2f} GPU-hours"
+    return f"{'; '.join(texts)}; {hours:.2f} GPU-hours"
 
 
 def failures(listed: list[Report]) -> list[str]:

@@ -41,6 +41,11 @@ class Desk:
         record, job = submission.latest(self.jobs / name)[part]
         return submission.log_of(self.jobs / name, record, job).with_suffix(".out").read_text()
 
+    def queued(self, name):
+        """Seconds in the queue of each part; empty while the accounting does not know all."""
+        queued = {part.run.split("/")[1]: part.queued_s for part in status.reports([self.jobs / name])[0]}
+        return {} if None in queued.values() else queued
+
     def shown(self, name):
         """What launch/status.py says of the parts of a command."""
         done = run_command("launch/status.py", "--json", self.jobs / name)
@@ -84,6 +89,8 @@ def test_a_build_in_parts_of_which_one_is_requeued_is_the_build_of_one_process(h
     assert {name: (part["state"], part["requeues"]) for name, part in shown.items()} == {
         "1-of-3": ("finished", 0), "2-of-3": ("finished", 1), "3-of-3": ("finished", 0), "whole": ("finished", 0)
     }  # fmt: skip
+    waited = until("the accounting", lambda: desk.queued("build"))
+    assert waited["2-of-3"] > waited["1-of-3"] >= 0  # its second wait is among them
     run_command(build[0], build[1], desk.folder / "straight", *build[3:])
     assert content(desk.folder / "out") == content(desk.folder / "straight")
     assert "nothing to submit: --again does it once more" in desk.submit(SLURM, "--parts", "3", *build)
@@ -135,8 +142,26 @@ def test_a_sweep_ends_in_a_report_of_what_finished_and_says_what_did_not(hurried
     assert (read_status(good).attempt, read_status(good).state, read_status(bad).state) == (2, "finished", "failed")
     assert (good / "eval" / "test.json").exists() and not (bad / "eval" / "test.json").exists()
     shown = status_table.show(*status.reports([bed.runs]))
-    assert re.search(rf"4 runs: 3 finished, 1 failed.*\n1 x .*/nowhere.*\n    chain/{bad.name}\n", shown), shown
+    assert re.search(
+        rf"2 runs: 1 finished, 1 failed; 2 parts of commands: 2 finished; .*\n1 x .*/nowhere.*\n    chain/{bad.name}\n",
+        shown,
+    ), shown
     assert bad.name in (bed.runs / "chain" / "report.html").read_text()
+
+
+def test_parts_on_this_machine_and_one_of_them_fails_first(desk):
+    for name in ("P1", "P2"):
+        write_series(desk.folder / "full" / name, name, "full", 2, size=64)
+    (desk.folder / "out").mkdir()
+    (desk.folder / "out" / "P2").touch()
+    here = {"executor": "local", "array_parallelism": 2}
+    simulate = ["--parts", "2", "shards/simulate.py", desk.folder / "full", desk.folder / "out", "--i0", "1e5"]
+    failed = desk.submit(here, *simulate, check=False)
+    assert failed.returncode == 1 and "1 of 3 finished in " in failed.stdout
+    assert re.search(r"failed: 2-of-2: cannot write to .*; log: /", failed.stdout)
+    (desk.folder / "out" / "P2").unlink()
+    assert "1-of-2 finished, 2-of-2 failed, whole new\n3 of 3 finished in " in desk.submit(here, *simulate)
+    assert len(list(desk.folder.glob("out/**/*.IMA"))) == 8
 
 
 def test_what_waits_is_cancelled_and_another_command_of_the_name_refused(cluster, desk):

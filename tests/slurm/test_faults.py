@@ -240,6 +240,7 @@ def useless_gpu(bed):
     bed.launch("useless", single("n14", gpus_per_node=1), LONG)
     (folder,) = bed.folders("useless")
     wait_gone(job_of(folder))
+    until("the accounting", lambda: status.reports([folder.parent])[0][0].gpu_hours)
     return bed.status("useless")[folder.name]
 
 
@@ -367,3 +368,4 @@ def test_a_gpu_that_torch_cannot_use_is_an_error_and_not_a_run_on_the_cpu(outcom
     shown = outcome(useless_gpu)
     assert (shown["state"], shown["step"]) == ("failed", 0)
     assert "SLURM gave this job 1 GPUs, torch" in shown["error"]
+    assert 0 < shown["gpu_hours"] < 0.1  # of the allocation: it never trained
