@@ -20,7 +20,7 @@ ENOUGH = 0.95
 def rate(config: Config, steps: int) -> float:
     """Patches per second, after a repeat to warm up; 0 where the device's memory does not suffice."""
     try:
-        repeats = trainer_repeats(config, "", steps, 2)
+        repeats = trainer_repeats(config, steps, 2)
         next(repeats)
         return next(repeats)[0]
     except RuntimeError as error:

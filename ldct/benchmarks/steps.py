@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Generator, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -51,19 +50,24 @@ def start(config: Config) -> Training:
     return Training(config, Ranks(config.train.timeout_s))
 
 
-def trainer_repeats(config: Config, compiled: str, steps: int, repeats: int) -> Generator[tuple[float, float]]:
-    """Turns of the trainer, through torch.compile in the mode ``compiled`` if that is not empty.
+def trainer_repeats(config: Config, steps: int, repeats: int) -> Generator[tuple[float, float]]:
+    """Repeats of the trainer: patches per second and mean loss of each. Sets this process up as launch/train.py does.
 
-    Sets this process up as launch/train.py does, and yields for each repeat patches per second and mean loss.
+    Raises
+    ------
+    InputError
+        At the end, if train.cuda_graph or train.compile was asked for and given up: it is not what was measured.
     """
     keep_freed()
     set_numerics(config)
     training = start(config)
-    if compiled:
-        training.parallel = cast(torch.nn.Module, torch.compile(training.parallel, mode=compiled))
     yield from timed(
         trainer_losses(training, (1 + steps) * repeats), config.train.global_batch, steps, training.ranks.device
     )
+    if config.train.cuda_graph and not (training.recorded and training.recorded.graph):
+        raise InputError("train.cuda_graph was not followed; its note says why")
+    if config.train.compile != "none" and training.faster is training.parallel:
+        raise InputError("train.compile was not followed; its note says why")
 
 
 def baseline_repeats(config: Config, steps: int, repeats: int, tf32: bool = False) -> Generator[tuple[float, float]]:

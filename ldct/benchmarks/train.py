@@ -21,24 +21,22 @@ from shards.common.command import InputError
 from shards.common.table import text_table
 
 OURS, BOTH, BASELINE, BASELINE_TF32 = "ours", "ours, attention both", "baseline", "baseline, TF32"
+COMPILED, GRAPH = "ours, torch.compile", "ours, CUDA graph"
 
 SETTINGS = {
     OURS: [],
     BOTH: ["model.attention=both"],
     "ours, fp32": ["train.precision=fp32"],
     "ours, NCHW": ["train.channels_last=false"],
-    "ours, torch.compile": [],
-    "ours, CUDA graphs": [],
+    COMPILED: ["train.compile=step"],
+    GRAPH: ["train.cuda_graph=true"],
     "ours, 128 filters for 96": ["model.channels=128"],
     BASELINE: [],
     BASELINE_TF32: [],
 }
 """The variants, by the fields they change."""
 
-COMPILED = {"ours, torch.compile": "default", "ours, CUDA graphs": "reduce-overhead"}
-"""Modes of torch.compile."""
-
-ON_GPU_ONLY = ("ours, CUDA graphs", "ours, 128 filters for 96", BASELINE_TF32)
+ON_GPU_ONLY = (COMPILED, GRAPH, "ours, 128 filters for 96", BASELINE_TF32)
 
 PATCH = 55
 """Side in pixels of the patches that FLOP are counted for."""
@@ -102,7 +100,7 @@ def group(
             if name in (BASELINE, BASELINE_TF32):
                 variant = common.apart(baseline_repeats, config, steps, rounds, name == BASELINE_TF32)
             else:
-                variant = common.apart(trainer_repeats, config, COMPILED.get(name, ""), steps, rounds)
+                variant = common.apart(trainer_repeats, config, steps, rounds)
             asks[name] = processes.enter_context(variant)
         measured = common.alternate(asks | common.matrix_products(device), repeats, warmup=1)
     return measured, {name: max(measured.pop(name)) for name, _ in common.DTYPES}

@@ -139,6 +139,11 @@ class TrainConfig:
     (avx512_bf16, amx); elsewhere it is slow: see launch/bench.py train --recommend."""
     channels_last: bool = True
     """Memory format NHWC for convolutions."""
+    cuda_graph: bool = False
+    """Record forward and backward once on a GPU and start them as a whole: fewer launches where a GPU has few patches,
+    for the memory of a second step. Where that cannot be, a line says that training goes on without."""
+    compile: Literal["none", "step"] = "none"
+    """step = forward and backward through torch.compile, on a GPU and with a C compiler; costs time at each start."""
     deterministic: bool = False
     """Only deterministic kernels; on a GPU needed for bit-exact resume, and slower. On a CPU resume is exact anyway."""
     seed: int = 0

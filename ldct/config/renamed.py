@@ -15,7 +15,14 @@ FIELDS = {"data.scheme": "data.normalization", "model.attention_places": "model.
 VALUES = {"data.normalization": {"seed": "hu500"}}
 """By the field's new name: old value -> new value."""
 
-ADDED: dict[str, Any] = {"data.stage": "", "train.hang_s": 1800.0, "train.init_from": "", "train.keep_every_steps": 0}
+ADDED: dict[str, Any] = {
+    "data.stage": "",
+    "train.compile": "none",
+    "train.cuda_graph": False,
+    "train.hang_s": 1800.0,
+    "train.init_from": "",
+    "train.keep_every_steps": 0,
+}
 """Fields that version 0.1 did not have, with the value at which a run is what it was without them."""
 
 

@@ -71,14 +71,14 @@ class Average:
         self.copy.load_state_dict(model.state_dict())
         # the tensors themselves, which stay where they are: to list them again would take longer than to move them
         pairs = list(zip(self.copy.state_dict().values(), model.state_dict().values(), strict=True))
-        self.floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        self.averages, self.weights = map(list, zip(*floats, strict=True))
         self.counts = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     def update(self, step: int) -> None:
         """Move the average after update number ``step``, from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averages, weights = map(list, zip(*self.floats, strict=True))
-        torch._foreach_lerp_(averages, weights, 1 - decay)
+        torch._foreach_lerp_(self.averages, self.weights, 1 - decay)
         for average, count in self.counts:  # batch norm's count of batches
             average.copy_(count)
 

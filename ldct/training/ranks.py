@@ -103,6 +103,17 @@ class Ranks:
         model.zero_grad()
         return wrapped
 
+    def average_gradients(self, parameters: list[nn.Parameter]) -> None:
+        """Average gradients over the ranks, all of them at once: for a network that is not wrapped in DDP."""
+        if self.world_size == 1:
+            return
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        together = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(together)
+        together /= self.world_size
+        parts = together.split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
+
     @staticmethod
     def averaging(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
         """Around forward and backward of one accumulated part: only with the ``last`` are gradients sent."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldct import models
 from ldct.attention.statistics import Collector, collect
@@ -20,7 +20,7 @@ from ldct.data.patches import Patches
 from ldct.data.sampler import Sampler
 from ldct.models.network import Network
 from ldct.runs import checkpoint
-from ldct.training import losses, optim
+from ldct.training import launches, losses, optim
 from ldct.training.ranks import Ranks
 
 
@@ -60,9 +60,14 @@ class Training:
         torch.manual_seed(config.train.seed)
         self.model = self._network()
         self.average = optim.Average(self.model, self._network(), config.optim.ema) if config.optim.ema else None
-        self.parallel = ranks.parallel(self.model, self.patches.patch)
+        self.recorded = self._recorded()
+        self.parallel = self.model if self.recorded else ranks.parallel(self.model, self.patches.patch)
+        compile_it = config.train.compile == "step"
+        self.faster = launches.compiled(self.parallel, ranks.device) if compile_it else self.parallel
+        """What a step computes with, unless its attention is watched, which needs hooks."""
         self.loss = losses.create(config.loss).to(ranks.device)
-        self.optimizer = optim.create(list(self.model.parameters()), config.optim)
+        self.parameters = list(self.model.parameters())  # to walk over the modules anew takes as long as a small layer
+        self.optimizer = optim.create(self.parameters, config.optim)
         self.learning_rate = optim.LearningRate(config.optim, config.train.steps)
         self.guard = optim.FiniteGuard(ranks.device)
 
@@ -82,6 +87,18 @@ class Training:
             checkpoint.start_from(model, Path(self.config.train.init_from))
         return model.to(memory_format=torch.channels_last) if self.config.train.channels_last else model  # type: ignore[call-overload]
 
+    def _recorded(self) -> launches.RecordedPasses | None:
+        """A step's passes as a CUDA graph, where the run asks for it and it can be."""
+        if not self.config.train.cuda_graph:
+            return None
+        if self.ranks.device.type != "cuda":
+            launches.note("train.cuda_graph", "needs a GPU")
+            return None
+        if self.ranks.world_size > 1 and any(True for _ in self.model.buffers()):
+            launches.note("train.cuda_graph", "with batch norm, ranks need DDP in every step")
+            return None
+        return launches.RecordedPasses(self.model, self._passes)
+
     @property
     def to_use(self) -> Network:
         """The network to validate and to keep: the moving average, if the run averages."""
@@ -97,12 +114,17 @@ class Training:
         watch : bool
             Also collect attention statistics.
         """
-        seed_step(self.config.train.seed, self.step, self.ranks.rank)
-        pairs = self._prepare(batch)
+        seed_step(self.config.train.seed, self.step, self.ranks.rank, self.ranks.device)
+        inputs = self._inputs(batch)
         with collect(self.model) if watch else nullcontext() as attention:
-            loss = self._backward(pairs)
+            if self.recorded and not watch:
+                loss = self.recorded(*inputs)
+            else:
+                loss = self._passes(*inputs, network=self.parallel if watch else None)
+        if self.recorded:
+            self.ranks.average_gradients(self.parameters)
         limit = self.config.optim.clip_norm or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
         if self._applicable(loss, norm):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate.at(self.step)
@@ -115,17 +137,32 @@ class Training:
         self.step += 1
         return StepResult(loss, norm, attention)
 
-    def _prepare(self, batch: Tensor) -> Tensor:
-        """Patches in HU to network values on the device, turned and flipped; (n, 2, p, p)."""
+    def _inputs(self, batch: Tensor) -> list[Tensor]:
+        """On the device: the batch, and its augmentation codes if there are any."""
         config, ranks = self.config, self.ranks
-        pairs = batch.to(ranks.device, non_blocking=True)
+        inputs = [batch.to(ranks.device, non_blocking=True)]
         if config.data.augment:
             codes = augmentation_codes(config.train.seed, self.step, config.train.global_batch)
-            pairs = augment(pairs, codes.chunk(ranks.world_size)[ranks.rank].to(ranks.device, non_blocking=True))
-        return normalise(pairs, config.data.normalization)
+            inputs.append(codes.chunk(ranks.world_size)[ranks.rank].to(ranks.device, non_blocking=True))
+        return inputs
 
-    def _backward(self, pairs: Tensor) -> Tensor:
-        """Gradients of the mean loss, averaged over the ranks; this rank's loss."""
+    def _passes(self, pairs: Tensor, *codes: Tensor, network: nn.Module | None = None) -> Tensor:
+        """Forward and backward of patches in HU, (n, 2, p, p), turned and flipped by ``codes``; the loss."""
+        if codes:
+            pairs = augment(pairs, *codes)
+        pairs = normalise(pairs, self.config.data.normalization)
+        try:
+            return self._backward(pairs, network or self.faster)
+        except RuntimeError as error:
+            if self.faster is self.parallel or not launches.failed_to_compile(error):
+                raise
+            launches.note("train.compile", " ".join(str(error).split())[:200])
+        self.faster = self.parallel
+        self.optimizer.zero_grad()
+        return self._backward(pairs, self.parallel)
+
+    def _backward(self, pairs: Tensor, network: nn.Module) -> Tensor:
+        """Gradients of the mean loss of network values, averaged over the ranks by DDP; this rank's loss."""
         config = self.config.train
         total = torch.zeros((), device=pairs.device)
         if not self.model.training:  # a validation came in between; else walking over all modules is waste
@@ -134,7 +171,7 @@ class Training:
         for number, part in enumerate(parts):
             with self.ranks.averaging(self.parallel, number == len(parts) - 1):
                 with torch.autocast(part.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                    output = self.parallel(part[:, :1])
+                    output = network(part[:, :1])
                 loss = self.loss(output.float(), part[:, 1:]) / len(parts)
                 loss.backward()
             total += loss.detach()
@@ -200,6 +237,10 @@ class Training:
         self.loss_sum.fill_(sums[self.ranks.rank] if same else sum(sums) / len(sums))
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
+def seed_step(seed: int, step: int, rank: int, device: torch.device) -> None:
     """Draw everything random of a step (dropout) from (seed, step, rank), so that no checkpoint needs random states."""
-    torch.manual_seed(int(np.random.SeedSequence((seed, 2, step, rank)).generate_state(1)[0]))
+    drawn = int(np.random.SeedSequence((seed, 2, step, rank)).generate_state(1)[0])
+    # torch.manual_seed would also seed devices that are not there, for which it formats the stack: 0.5 ms a step
+    torch.default_generator.manual_seed(drawn)
+    if device.type == "cuda" and torch.cuda.is_initialized():
+        torch.cuda.default_generators[device.index or 0].manual_seed(drawn)

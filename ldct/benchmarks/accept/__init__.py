@@ -34,6 +34,8 @@ CHECKS = (
     Check("CPU beside GPU", "the same losses, the same slice", 60, correctness.cpu_beside_gpu),
     Check("exact resume", "interrupted and continued: the same bytes", 75, correctness.exact_resume),
     Check("steps, RED-CNN", "patches/s beside the baseline and a matrix product", 75, speed.steps_redcnn),
+    Check("recorded step", "train.cuda_graph gives the losses of the plain step", 60, correctness.recorded_step),
+    Check("steps, recorded", "patches/s with train.cuda_graph", 60, speed.steps_recorded),
     Check("world of one", "DDP over the GPUs' backend", 45, correctness.world_of_one),
     Check("two ranks", "two processes train as one does", 75, correctness.two_ranks),
     Check("out of memory", "ends in advice that works", 60, correctness.out_of_memory),
@@ -42,7 +44,7 @@ CHECKS = (
     Check("steps, U-Net", "patches/s beside the baseline and a matrix product", 75, speed.steps_unet),
     Check("slices", "slices/s, bf16's distance, memory", 75, speed.slices),
     Check("stores", "patches on the device, and read from the tars", 45, speed.stores),
-    Check("steps, compiled", "patches/s through torch.compile", 120, speed.steps_compiled),
+    Check("steps, compiled", "patches/s with train.compile", 120, speed.steps_compiled),
 )
 """In the order of importance: where the time does not suffice, the last ones are left out."""
 

@@ -68,11 +68,12 @@ def start(config: Config, device: torch.device | None = None) -> Training:
     return Training(config, ranks)
 
 
-def losses(training: Training, steps: int) -> list[float]:
-    """Losses of the next ``steps`` steps."""
+def losses(training: Training, steps: int, watched: int = -1) -> list[float]:
+    """Losses of the next ``steps`` steps, one of them with attention statistics."""
     store = open_store(training.patches, training.config.data.store, training.ranks.device)
     numbers = range(training.step, training.step + steps)
-    return [training.train_step(store.fetch(training.sampler[number])).loss.item() for number in numbers]
+    results = (training.train_step(store.fetch(training.sampler[n]), watch=n == watched) for n in numbers)
+    return [result.loss.item() for result in results]
 
 
 def apart(a: Sequence[float], b: Sequence[float]) -> float:
@@ -106,16 +107,7 @@ def no_waits(setting: Setting) -> Iterator[Figure]:
             for number in range(3):  # kernels are chosen, Sobel's are copied, the optimizer's state is made
                 training.train_step(store.fetch(training.sampler[number]), watch=True)
             batches = [store.fetch(training.sampler[number]) for number in range(3, 7)]
-            torch.cuda.set_sync_debug_mode("error")
-            try:
-                for number, batch in enumerate(batches):
-                    training.train_step(batch, watch=number == 3)
-                said = ""
-            except RuntimeError as error:
-                said = str(error).splitlines()[0]
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-            yield holds(f"{name}, {where} store: no wait in a step", not said, said)
+            yield holds(f"{name}, {where} store: no wait in a step", not (said := waits(training, batches)), said)
 
 
 def cpu_beside_gpu(setting: Setting) -> Iterator[Figure]:
@@ -131,6 +123,47 @@ def cpu_beside_gpu(setting: Setting) -> Iterator[Figure]:
         cpu.model.load_state_dict(gpu.model.state_dict())
         error = rmse(denoised(gpu, low), denoised(cpu, low))
         yield at_most(f"{name}: a slice, GPU from CPU", error, HU_LIMIT[precision], "HU RMSE")
+
+
+def recorded_step(setting: Setting) -> Iterator[Figure]:
+    """Steps recorded as a CUDA graph beside plain ones; one of them is watched, which is made plainly."""
+    setting.needs_gpu()
+    kinds: dict[str, tuple[str, ...]] = {
+        "RED-CNN, attention": ("redcnn", BOTH),
+        "U-Net": ("unet",),
+        "RED-CNN, batch norm, in two parts": ("redcnn", "model.norm=batch", "train.accumulate=2"),
+    }
+    for name, settings in kinds.items():
+        plain, recorded = (
+            start(configure(setting, *settings, "train.deterministic=true", f"train.cuda_graph={graph}"))
+            for graph in ("false", "true")
+        )
+        curves = [losses(training, STEPS, watched=10) for training in (plain, recorded)]
+        made = recorded.recorded is not None and recorded.recorded.graph is not None
+        yield holds(f"{name}: is recorded", made, "given up; the log says why")
+        yield at_most(f"{name}: loss over {STEPS} steps, relative", apart(*curves), 1e-3)
+        weights = [
+            torch.cat([value.float().flatten() for value in t.model.state_dict().values()]) for t in (plain, recorded)
+        ]
+        yield at_most(
+            f"{name}: weights after them, relative", float((weights[0] - weights[1]).norm() / weights[1].norm()), 1e-3
+        )
+        if made:
+            batch = open_store(recorded.patches, "device", recorded.ranks.device).fetch(recorded.sampler[0])
+            yield holds(f"{name}: no wait in a step", not (said := waits(recorded, [batch])), said)
+
+
+def waits(training: Training, batches: Sequence[torch.Tensor]) -> str:
+    """Where a step waits for the GPU: CUDA's error of the first that does, empty if none does. The last is watched."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for number, batch in enumerate(batches, 1):
+            training.train_step(batch, watch=number == len(batches) > 1)
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return ""
 
 
 def rmse(a: np.ndarray, b: np.ndarray) -> float:
@@ -216,13 +249,8 @@ def world_of_one(setting: Setting) -> Iterator[Figure]:
     if setting.gpu:
         yield Figure("nccl", ".".join(map(str, torch.cuda.nccl.version())))
         store = open_store(training.patches, "device", training.ranks.device)
-        batch = store.fetch(training.sampler[0])
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            training.train_step(batch)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        yield holds("no wait in a step with DDP", True)
+        said = waits(training, [store.fetch(training.sampler[0])])
+        yield holds("no wait in a step with DDP", not said, said)
         dist.distributed_c10d._abort_process_group()
         yield holds("nccl can be aborted, as after the loss of a rank", True)
 
@@ -232,19 +260,19 @@ def two_ranks(setting: Setting) -> Iterator[Figure]:
     if compute_mode() == "Exclusive_Process":
         raise LeftOut("the GPU is in EXCLUSIVE_PROCESS mode, which lets no second process use it")
     fixed = (*([] if setting.small else [BOTH]), "train.precision=fp32", "train.deterministic=true")
-    one, two = setting.scratch / "one", setting.scratch / "two"
+    one = setting.scratch / "one"
     train(configure(setting, "redcnn", *fixed, f"run_dir={one}"), Latch())
-    if setting.gpu:
-        torch.cuda.empty_cache()
-    config = configure(setting, "redcnn", *fixed, f"run_dir={two}")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    statuses = at_once(setting, [(rank_over_gloo, config, rank, port) for rank in range(2)])
-    yield holds("both ranks end well", statuses == [0, 0], f"statuses {statuses}")
-    for metric in ("train/loss", "val/abd400/psnr"):
-        curves = [[line[metric] for line in runs.read_metrics(run) if metric in line] for run in (two, one)]
-        yield at_most(f"{metric}, two ranks from one, relative", apart(*curves), LOSS_LIMIT["fp32"])
+    for name, settings in {"DDP": [], **({"recorded": ["train.cuda_graph=true"]} if setting.gpu else {})}.items():
+        two = setting.scratch / name
+        config = configure(setting, "redcnn", *fixed, *settings, f"run_dir={two}")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        statuses = at_once(setting, [(rank_over_gloo, config, rank, port) for rank in range(2)])
+        yield holds(f"{name}: both ranks end well", statuses == [0, 0], f"statuses {statuses}")
+        for metric in ("train/loss", "val/abd400/psnr"):
+            curves = [[line[metric] for line in runs.read_metrics(run) if metric in line] for run in (two, one)]
+            yield at_most(f"{name}: {metric}, two ranks from one, relative", apart(*curves), LOSS_LIMIT["fp32"])
     if setting.gpu:
         yield refused(configure(setting, "redcnn", f"run_dir={setting.scratch / 'refused'}"), setting.scratch)
 
@@ -263,14 +291,8 @@ def refused(config: Config, scratch: Path) -> Figure:
     """Two ranks of the real command on one GPU."""
     file = scratch / "refused.yaml"
     file.write_text(configuration.to_yaml(config))
-    command = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        str(common.ROOT / "launch/train.py"),
-    ]
-    done = subprocess.run([sys.executable, *command, f"--config={file}"], capture_output=True, text=True)
+    command = f"{sys.executable} -m torch.distributed.run --standalone --nproc_per_node=2 launch/train.py".split()
+    done = subprocess.run([*command, f"--config={file}"], capture_output=True, text=True, cwd=common.ROOT)
     print(done.stderr)
     said = re.search(r"error: ranks 0, 1 have one GPU|error: local rank 1 has no GPU", done.stderr)
     return holds("two nccl ranks on one GPU are refused in one line", said is not None, f"status {done.returncode}")

@@ -75,10 +75,16 @@ def steps_unet(setting: Setting) -> Iterator[Figure]:
     yield from steps(setting, "unet", ["ours", "ours, attention both", train.BASELINE, train.BASELINE_TF32])
 
 
-def steps_compiled(setting: Setting) -> Iterator[Figure]:
-    """RED-CNN through torch.compile, which takes a minute on a CPU."""
+def steps_recorded(setting: Setting) -> Iterator[Figure]:
+    """RED-CNN with train.cuda_graph."""
     setting.needs_gpu()
-    yield from steps(setting, "redcnn", ["ours", *train.COMPILED])
+    yield from steps(setting, "redcnn", ["ours", train.GRAPH])
+
+
+def steps_compiled(setting: Setting) -> Iterator[Figure]:
+    """RED-CNN with train.compile."""
+    setting.needs_gpu()
+    yield from steps(setting, "redcnn", ["ours", train.COMPILED])
 
 
 def stores(setting: Setting) -> Iterator[Figure]:
@@ -124,7 +130,7 @@ def measured(setting: Setting, name: str, config: Config) -> tuple[float, float]
     if name.startswith(train.BASELINE):
         values = baseline_repeats(config, count, turns, name == train.BASELINE_TF32)
     else:
-        values = trainer_repeats(config, train.COMPILED.get(name, ""), count, turns)
+        values = trainer_repeats(config, count, turns)
     rates = [rate for rate, _ in values][1:]
     return statistics.median(rates), torch.cuda.max_memory_allocated() / 2**20 if setting.gpu else 0.0
 

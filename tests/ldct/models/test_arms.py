@@ -25,10 +25,10 @@ def start(tiny_shards, tmp_path_factory):
     def begin(**fields):
         weights, seen = {}, []
 
-        def backward(self, pairs):
+        def backward(self, pairs, network):
             weights.update({} if seen else {key: value.clone() for key, value in self.model.state_dict().items()})
             seen.append(pairs.clone())
-            return plain(self, pairs)
+            return plain(self, pairs, network)
 
         def leave_out(self):
             self.validated = self.training.step

@@ -296,10 +296,10 @@ def poison(monkeypatch, step, times=1):
     """Make the loss of ``times`` steps from ``step`` on NaN."""
     backward = Training._backward
 
-    def poisoned(self, pairs):
+    def poisoned(self, pairs, network):
         if step <= self.step < step + times:
             pairs = pairs * float("nan")
-        return backward(self, pairs)
+        return backward(self, pairs, network)
 
     monkeypatch.setattr(Training, "_backward", poisoned)
 
