@@ -31,6 +31,8 @@ class Figure:
     """What it is held against, in words; empty for a figure that is only measured."""
     good: bool = True
     """Whether it is as wanted. A figure that is not makes its check fail."""
+    speed: dict[str, Any] = field(default_factory=dict)
+    """For ``launch/sweep.py --bench``: network, variant, precision, device, patches_per_s; only of published sizes."""
 
 
 def at_most(name: str, value: float, limit: float, unit: str = "") -> Figure:

@@ -16,7 +16,7 @@ from ldct.benchmarks.accept.isolation import Figure, Setting, at_most, holds
 from ldct.benchmarks.steps import baseline_repeats, configure, flops, trainer_repeats
 from ldct.config import Config
 from ldct.data.slices import Slices
-from ldct.device import give_back
+from ldct.device import device_name, give_back
 from ldct.inference.denoiser import Denoiser
 from ldct.training import trainer
 from ldct.training.signals import Latch
@@ -25,6 +25,9 @@ BATCHES = (16, 128)
 """Patches a GPU and step: the recipe's 128 on eight GPUs, and on one."""
 
 STORES = {"ours, device store": ["data.store=device"], "ours, mmap store": ["data.store=mmap"]}
+
+VARIANTS = {"ours, fp32": "ours"}
+"""Variants that are ours in another precision."""
 
 LONGEST = 12
 """Rows of a profile that are kept."""
@@ -111,7 +114,13 @@ def steps(setting: Setting, network: str, names: list[str]) -> Iterator[Figure]:
                 continue
             precision = "fp32" if name.startswith(train.BASELINE) else config.train.precision
             share = rates[name] * flops(config.model, train.PATCH) / limits[precision]
-            yield Figure(f"{name}, {batch}", rates[name], "patches/s")
+            about: dict[str, str | float] = {
+                "network": network,
+                "variant": VARIANTS.get(name, name),
+                "precision": precision,
+            }
+            about |= {"device": device_name(device(setting)), "patches_per_s": rates[name]}
+            yield Figure(f"{name}, {batch}", rates[name], "patches/s", speed={} if setting.small else about)
             yield Figure(f"{name}, {batch}: of the {precision} product", 100 * share, "%")
             if peak:
                 yield Figure(f"{name}, {batch}: peak memory", peak, "MB")

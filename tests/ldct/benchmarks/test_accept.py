@@ -1,5 +1,6 @@
 """What one command shows of a machine: every check apart from the others, and all that a CPU can show."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -12,9 +13,10 @@ import pytest
 from conftest import ROOT
 
 from ldct.benchmarks import accept, common
-from ldct.benchmarks.accept import page
+from ldct.benchmarks.accept import page, speed
 from ldct.benchmarks.accept.isolation import Check, Setting, carry_out
 from shards.common.command import InputError
+from slurm import cost
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,6 +33,18 @@ def outcome(tmp_path):
         return carry_out(Check("it", "shows", limit_s, figures), setting, limit_s, tmp_path / "log")
 
     return make
+
+
+def test_speeds_of_networks_in_full_size_are_what_a_sweep_estimates_from(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "measured", lambda setting, name, config: (100.0 + len(name), 0.0))
+    monkeypatch.setattr(speed.common, "matrix_products", lambda *_: dict.fromkeys(("fp32", "bf16"), lambda: 1e12))
+    for small in (False, True):
+        setting = Setting(tmp_path, tmp_path, gpu=False, small=small)
+        figures = speed.steps(setting, "redcnn", ["ours", "ours, fp32", "baseline"])
+        (tmp_path / f"{small}.json").write_text(json.dumps([dataclasses.asdict(figure) for figure in figures]))
+    assert cost.read_bench(tmp_path / "False.json", gpu=False) == {("redcnn", "bf16"): 104.0, ("redcnn", "fp32"): 110.0}
+    with pytest.raises(InputError, match="no object in it"):
+        cost.read_bench(tmp_path / "True.json", gpu=False)
 
 
 def test_a_check_that_passes_keeps_its_figures_and_prints_to_its_log(outcome, tmp_path):
