@@ -69,9 +69,10 @@ def dose_equivalent(pair: SlicePair) -> float:
 
 def dose_reaching(reached: float, curve: np.ndarray) -> float:
     """Where ``curve``, d' at DOSES, is ``reached``; beyond its end as if it went on with the root of the dose."""
-    if reached > curve[-1]:
-        return float((reached / curve[-1]) ** 2)
-    return float(np.exp(np.interp(np.log(reached), np.log(np.maximum.accumulate(curve)), np.log(DOSES))))
+    rising = np.maximum.accumulate(curve)
+    if reached > rising[-1]:
+        return float((reached / rising[-1]) ** 2)
+    return float(np.exp(np.interp(np.log(reached), np.log(rising), np.log(DOSES))))
 
 
 def detectability(power: np.ndarray, curve: np.ndarray, spacing: float) -> float:

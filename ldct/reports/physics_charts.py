@@ -51,8 +51,7 @@ def spectra(evaluation: Evaluation, pairs: dict[str, SlicePair], rows: list[Row]
     if not drawn:
         return ""
     unit = "HU\u00b2 mm\u00b2" if _known(flat) else "HU\u00b2 pixel\u00b2"
-    title = f"noise power ({unit}), {len(flat)} of {len(pairs)} slices"
-    return charts.curves("spectrum", drawn, _axis(flat), title, log=True)
+    return charts.curves("spectrum", drawn, _axis(flat, pairs), f"noise power ({unit})", log=True)
 
 
 def transfers(evaluation: Evaluation, pairs: dict[str, SlicePair], rows: list[Row], looks: dict[str, Look]) -> str:
@@ -65,8 +64,7 @@ def transfers(evaluation: Evaluation, pairs: dict[str, SlicePair], rows: list[Ro
         return curve
 
     drawn = _by_method(transfer, evaluation, steep, rows, looks)
-    title = f"transfer at edges, {len(steep)} of {len(pairs)} slices"
-    return charts.curves("edges", drawn, _axis(steep), title) if drawn else ""
+    return charts.curves("edges", drawn, _axis(steep, pairs), "transfer at edges") if drawn else ""
 
 
 def over_dose(evaluation: Evaluation, pairs: dict[str, SlicePair], rows: list[Row], looks: dict[str, Look]) -> str:
@@ -84,8 +82,8 @@ def over_dose(evaluation: Evaluation, pairs: dict[str, SlicePair], rows: list[Ro
         dose = observer.dose_reaching(reached, mean)
         label = f"{row.label}: {registry.find(DOSE).text(dose)}"
         drawn.append(Curve(label, charts.look_of(row.label, looks, others), [dose], [reached]))
-    title = f"{registry.find(DETECTABILITY).label}, {len(curves)} of {len(pairs)} slices"
-    return charts.curves("dose", drawn, "dose, of the full dose", title, log_x=True)
+    axis = f"dose, of the full dose; {len(curves)} of {len(pairs)} slices"
+    return charts.curves("dose", drawn, axis, registry.find(DETECTABILITY).label, log_x=True)
 
 
 def _known(pairs: dict[str, SlicePair]) -> bool:
@@ -93,8 +91,9 @@ def _known(pairs: dict[str, SlicePair]) -> bool:
     return all(pair.spacing for pair in pairs.values())
 
 
-def _axis(pairs: dict[str, SlicePair]) -> str:
-    return "spatial frequency (1/mm)" if _known(pairs) else "cycles per pixel"
+def _axis(used: dict[str, SlicePair], pairs: dict[str, SlicePair]) -> str:
+    unit = "spatial frequency (1/mm)" if _known(used) else "cycles per pixel"
+    return f"{unit}; {len(used)} of {len(pairs)} slices"
 
 
 def _by_method(
