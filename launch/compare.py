@@ -21,6 +21,9 @@ def arguments() -> argparse.Namespace:
         "runs", nargs="*", type=Path, metavar="RUNS", default=[], help="run folders, or folders of runs"
     )
     source.add_argument("--wandb", metavar="ENTITY/PROJECT", help="read the runs from Weights & Biases instead")
+    source.add_argument(
+        "--wandb-report", metavar="ENTITY/PROJECT", help="make a report on Weights & Biases of the runs there instead"
+    )
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="the page (%(default)s)")
     parser.add_argument(
         "--split",
@@ -41,6 +44,12 @@ def main() -> int:
     options = arguments()
     if options.output.suffix != ".html":
         raise InputError(f"--output {options.output}: expected a name that ends in .html")
+    if options.wandb_report:
+        from ldct.metrics import protocols
+        from ldct.reports import wandb_report
+
+        print(wandb_report.publish(options.wandb_report, options.split or "test", protocols.DEFAULT[0]))
+        return 0
     if not options.wandb:
         return compare(options.runs, options)
     from ldct.runs import wandb_reader

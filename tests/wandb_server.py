@@ -80,7 +80,7 @@ class Server:
     """
 
     def __init__(self, delay=0.0):
-        self.delay, self.runs, self.sweeps, self.unknown = delay, {}, {}, []
+        self.delay, self.runs, self.sweeps, self.reports, self.unknown = delay, {}, {}, [], []
         self.to_run = []
         """What an agent is given to run, one by one: (run's name, parameters)."""
         handler = type("BoundHandler", (Handler,), {"server_state": self})
@@ -263,6 +263,26 @@ class Handler(BaseHTTPRequestHandler):
         page = {"endCursor": None, "hasNextPage": False}
         files = {"fileCount": len(edges), "files": {"edges": edges, "pageInfo": page}}
         return {"project": {"internalId": "1", "run": files}}
+
+    # reports
+
+    def on_GetProjects(self, variables):
+        edges = [
+            {"cursor": name, "node": {"id": name, "name": name, "entityName": "me", "isBenchmark": False, "user": None,
+                                      "createdAt": "2030-01-01T00:00:00"}}
+            for name in sorted({run.project for run in self.server_state.runs.values()})
+        ]  # fmt: skip
+        return {"models": {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}}
+
+    def on_ProjectInternalId(self, variables):
+        return {"project": {"id": "p", "internalId": "1"}}
+
+    def on_upsertView(self, variables):
+        self.server_state.reports.append(variables)
+        project = {"id": "p", "name": variables["projectName"], "entityName": variables["entityName"]}
+        view = {"id": "VmlldzoxMjM=", "name": variables["name"], "displayName": variables["displayName"]}
+        view |= {"description": variables["description"], "project": project, "spec": variables["spec"]}
+        return {"upsertView": {"view": view, "inserted": True}}
 
     # sweeps
 

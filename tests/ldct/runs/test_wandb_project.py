@@ -1,6 +1,7 @@
 """A project on W&B: its page without hand work, runs read back from it, and its own sweeps."""
 
 import io
+import json
 import os
 import re
 import sys
@@ -252,3 +253,40 @@ def test_the_best_is_told_of_every_metric_of_the_registry():
     told = wandb_rows.goals(configuration.from_dict({}))
     assert {told[f"val/abd400/{key}"] for key in ("psnr", "ssim")} == {"max"} and told["val/abd400/rmse"] == "min"
     assert told.keys() == {"train/loss", *(f"val/{name}" for name in registry.names_under("abd400"))}
+
+
+def panels(report):
+    """Kind and settings of every panel of a report that the server got, by title."""
+    grids = [block for block in json.loads(report["spec"])["blocks"] if block["type"] == "panel-grid"]
+    found = [panel for grid in grids for panel in grid["metadata"]["panelBankSectionConfig"]["panels"]]
+    return {panel["config"].get("chartTitle", "pictures"): (panel["viewType"], panel["config"]) for panel in found}
+
+
+def test_a_report_shows_what_the_runs_sent(shown, server, home):
+    status, out, errors = finish(python(server.url, home, "launch/compare.py", "--wandb-report", "me/ct"))
+    assert status == 0, errors
+    assert out.splitlines()[-1].startswith(f"{server.url}/me/ct/reports/")
+    (report,), run = server.reports, server.runs[shown.name]
+    assert (report["projectName"], report["entityName"], report["displayName"]) == ("ct", "me", "Comparison of ct")
+    drawn = panels(report)
+    history = {key for row in run.history for key in row}
+    lines = {key for kind, config in drawn.values() if kind == "Run History Line Plot" for key in config["metrics"]}
+    assert lines == {"val/abd400/psnr", "train/loss"} <= history
+    bars = {key for kind, config in drawn.values() if kind == "Bar Chart" for key in config["metrics"]}
+    assert {f"eval/test/abd400/{metric}" for metric in ("psnr", "ssim", "rmse")} <= bars & run.summary.keys()
+    assert drawn["pictures"][1]["mediaKeys"] == ["pictures/test-slices"]
+    pattern = drawn["channel_sd"][1]["metricRegex"]
+    assert [key for key in history if re.fullmatch(pattern, key)] == ["attention/1/channel_sd"]
+
+
+@pytest.mark.parametrize(
+    ("project", "expected"),
+    [
+        ("ct", "--wandb-report: expected ENTITY/PROJECT, found 'ct'"),
+        ("me/nothing", "no report in me/nothing: Could not"),
+    ],
+)
+def test_a_report_without_a_project_is_one_line(server, home, project, expected):
+    status, _, errors = finish(python(server.url, home, "launch/compare.py", "--wandb-report", project))
+    assert (status, errors.count("\n")) == (2, 1), errors
+    assert expected in errors and not [report for report in server.reports if report["projectName"] == "nothing"]
