@@ -16,7 +16,6 @@ PHASES = {
     "save": 0,
     "validation": 1,
     "end": 1,
-    "nothing": None,
 }
 """Phase -> the rank that is lost in it."""
 
