@@ -73,7 +73,7 @@ def _blocks(reports: Any, entity: str, project: str, split: str, protocol: str) 
         "Image quality": [*map(bar, registry.BRIEF), bar(registry.JUDGED), *map(bar, PHYSICS)],
         "Pictures": [reports.MediaBrowser(media_keys=[names.picture(f"{split}-slices")], num_columns=1)],
         "Training": [
-            reports.LinePlot(title=registry.find(validation).title, x="step", y=[validation]),
+            reports.LinePlot(title=f"validation {registry.find(validation).title}", x="step", y=[validation]),
             reports.LinePlot(title="training loss", x="step", y=[names.TRAIN_LOSS], log_y=True),
         ],
         "Attention": [
