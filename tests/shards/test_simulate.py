@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pydicom
 import pytest
+from conftest import run_command
 from phantom import images, multi_frame, write_series, write_slice
 
 from shards import full_series, noise_model, simulate, variation
@@ -17,6 +18,7 @@ from shards.noise_model import Scan
 from shards.pairing import find_pairs
 from shards.pixels import read_hu
 from shards.projection import Fan, back_project, project
+from shards.similarity import read_records
 
 MU = 0.0192
 
@@ -380,6 +382,19 @@ def test_copies_differ_in_what_their_headers_say(full, tmp_path, monkeypatch, ca
         spacings.add(pair.full.spacing)
         targets.add(read_hu(pair.full)[0].tobytes())
     assert len(spacings) == 2 and len(targets) == 6
+
+
+def test_the_record_of_a_shard_says_what_was_drawn(full, tmp_path, monkeypatch, capsys):
+    run(monkeypatch, capsys, full, tmp_path / "pairs", "--i0", "1e5", "--dose", "0.1-0.4", "--seed", 3)
+    run_command("shards/build.py", tmp_path / "pairs", tmp_path / "shards", "--split", "test")
+    records = [about for _, _, about in read_records(tmp_path / "shards/test-00000.tar")]
+    assert len({about["simulated"]["dose"] for about in records}) == len(records) == 3
+    for about in records:
+        assert about["simulated"].pop("dose") == about["dose"]
+        assert about["simulated"] == {
+            "full_dose": 1, "i0": 1e5, "kernel_half": 0.34, "bowtie": 1, "modulation": 0.5, "shrink": 1, "pixels": 2.5,
+            "seed": 3,
+        }  # fmt: skip
 
 
 def test_folders_without_a_slice_are_no_series(full, tmp_path, monkeypatch, capsys):
