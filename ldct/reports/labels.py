@@ -1,6 +1,7 @@
 """What a person calls a run: its network and attention, then what else sets it apart from the others."""
 
 import collections
+from pathlib import Path
 from typing import Any
 
 from ldct import config as configuration
@@ -9,6 +10,8 @@ from ldct.config import Config, ModelConfig
 HIDDEN = ("run_dir", "data.shards", "data.store", "train.timeout_s", "train.save_every_s")
 """Fields that say where and how a run was done, not what it is."""
 ATTENTION = {"none": "", "channel": " + channel", "spatial": " + spatial", "both": " + channel + spatial"}
+SHIPPED = "pretrained"
+"""Folder of the runs that ldct/inference/pretrained.py makes of networks that ship."""
 LABELLED = 5
 """Most fields in a run's label behind its network."""
 
@@ -43,8 +46,13 @@ def labels(configs: dict[str, Config]) -> dict[str, str]:
     """A short name for each run: its network and attention, then the fields in which the runs differ.
 
     A value that more than half of the runs have goes without saying. Where more than LABELLED fields differ, those that
-    tell the runs apart, and the run's own name if no few do.
+    tell the runs apart, and the run's own name if no few do. A network that ships goes by its own name.
     """
+    shipped = {name: config for name, config in configs.items() if Path(config.run_dir).parent.name == SHIPPED}
+    if shipped:
+        others = {name: config for name, config in configs.items() if name not in shipped}
+        own = {name: Path(config.run_dir).name for name, config in shipped.items()}
+        return {name: {**labels(others), **own}[name] for name in configs} if others else own
     networks = {name: network(config.model) for name, config in configs.items()}
     flats = {name: configuration.flat(config) for name, config in configs.items()}
     fields = [key for key in differing(list(configs.values())) if key not in ("model.name", "model.attention")]

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from ldct import config as configuration
+from ldct.inference import pretrained
 from ldct.reports.labels import differing, labels
 
 PLAIN = configuration.from_dict({})
@@ -32,6 +33,13 @@ def changed(config=PLAIN, **fields):
 def test_a_run_alone_is_called_by_its_network(name, attention, label):
     config = changed(model__name=name, model__attention=attention)
     assert labels({"a": config}) == {"a": label}
+
+
+def test_a_network_that_ships_goes_by_its_own_name():
+    ships = changed(optim__lr=1e-4)
+    ships = dataclasses.replace(ships, run_dir=str(pretrained.RUNS / "redcnn-general"))
+    assert labels({"redcnn-general": ships}) == {"redcnn-general": "redcnn-general"}
+    assert labels({"b": PLAIN, "a": ships}) == {"b": "RED-CNN", "a": "redcnn-general"}
 
 
 def test_labels_name_what_differs_and_only_that():
