@@ -37,7 +37,7 @@ def submit_command(cluster: Cluster, folder: Path, command: Command, after: str,
     chosen = [part for part in parts if part.open]
     print(f"{command}: {', '.join(f'{part.name} {part.state}' for part in parts)}", flush=True)
     if cluster.executor == "local":
-        return run_here(cluster, folder, parts)
+        return run_here(cluster, folder, parts, snapshot.take(folder))
     if not chosen:
         print(
             "nothing to submit" + (": --again does it once more" if all(p.state == "finished" for p in parts) else "")
@@ -126,8 +126,7 @@ def follow_here(cluster: Cluster, sweep: Path, chain: dict[str, tuple[Command, b
         (part,) = place(folder, command)
         if anew and part.state == "finished":
             forget([part])
-        ended = run_here(cluster.for_command(gpu), folder, [part])
-        states.append(ended)
+        states.append(run_here(cluster.for_command(gpu), folder, [part], snapshot.take(sweep)))
     return not any(states)
 
 
@@ -153,9 +152,8 @@ def when_ended(jobs: list[str]) -> str:
     return "afterany:" + ":".join(jobs) if jobs else ""
 
 
-def run_here(cluster: Cluster, folder: Path, parts: list[Part]) -> int:
+def run_here(cluster: Cluster, folder: Path, parts: list[Part], code: Path) -> int:
     """Run what is open on this machine, the whole behind the others, and wait for it."""
-    code = snapshot.take(folder)
     *split, whole = parts
     for group in (split, [whole]):
         adopted = [part for part in group if part.state in ("running", "pending")]

@@ -355,7 +355,7 @@ def test_controller_down(outcome, hurried, tiny_shards, tmp_path):
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: SLURM") and len(refused.stderr.splitlines()) == 1
     assert submission.read_all(bed.runs / "other") == []
-    assert "without SLURM's word" in shown.stdout and "alone/000-" in shown.stdout
+    assert "without SLURM's word" in shown.stdout and "alone/000 " in shown.stdout
     assert not [job for job in squeue.live().values() if job.state == "PENDING"]
     wait_finished(folder)
     assert_same(folder, reference)
