@@ -105,15 +105,18 @@ def follow(cluster: Cluster, sweep: Path, chain: dict[str, tuple[Command, bool]]
     last = submission.latest(sweep)
     live = squeue.live([job for _, job in last.values() if job])
     wait_for = sorted({job for _, job in last.values() if job in live})
+    placed = {name: place(sweep / FOLDER / name, command)[0] for name, (command, _) in chain.items()}
+    begins = next((i for i, part in enumerate(placed.values()) if anew or part.open), len(placed))
+    todo = list(placed)[begins:]  # what follows a step that is done again is done again
+    for name in reversed(todo):  # else the end of one would let the next one begin
+        replace(placed[name])
     done = []
-    for name, (command, gpu) in chain.items():
-        folder = sweep / FOLDER / name
-        (part,) = place(folder, command)
-        if anew or part.open:
-            replace(part)
-            jobs = submit(cluster.for_command(gpu), folder, snapshot.take(sweep), [part], when_ended(wait_for))
+    for name, part in placed.items():
+        folder = part.folder.parent
+        if name in todo:
+            own = cluster.for_command(chain[name][1])
+            jobs = submit(own, folder, snapshot.take(sweep), [part], when_ended(wait_for))
             done.append(f"{name} as job {jobs[0]}")
-            anew = True  # what follows waits for this one
         wait_for = [submission.latest(folder)[part.name][1]] if part.state != "finished" else wait_for
     return f"behind them: {', '.join(done)}" if done else f"{', '.join(chain)}: nothing to submit"
 
