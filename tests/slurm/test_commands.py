@@ -119,7 +119,7 @@ def test_a_part_that_fails_is_named_and_alone_done_again(hurried, desk):
     assert "all 6 slices are there already" in desk.output("simulate")
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_sweep_ends_in_a_report_of_what_finished_and_says_what_did_not(hurried, bed, monkeypatch, capsys):
     values = {"loss.name": ["mse", "mse+vgg"], "loss.vgg_weights": "/nowhere", "train.steps": 80, "val.every": 80}
     argv = [*bed.files("chain", SLURM, {**values, "train.log_every": 10}), "--then", "evaluate,compare"]
@@ -139,7 +139,7 @@ def test_a_sweep_ends_in_a_report_of_what_finished_and_says_what_did_not(hurried
     assert re.search(r"submitted 1 runs as job .*\nbehind them: evaluate as job \d+, compare", capsys.readouterr().out)
     squeue.ask("scancel", "--signal=USR2", f"{job_of(good)}.0")
     os.kill(rank, signal.SIGCONT)
-    until("the report", lambda: read_status(report).state == "finished", limit=300)
+    until("the report", lambda: read_status(report).state == "finished", limit=450)
     assert (read_status(good).attempt, read_status(good).state, read_status(bad).state) == (2, "finished", "failed")
     assert (good / "eval" / "test.json").exists() and not (bad / "eval" / "test.json").exists()
     shown = status_table.show(*status.reports([bed.runs]))
