@@ -3,8 +3,6 @@
 RUN/eval/SPLIT-median.png, RUN/eval/SPLIT-worst.png    full dose, low dose, output, output minus full dose
 """
 
-import math
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,26 +11,14 @@ from matplotlib.figure import Figure
 from ldct.evaluation.baselines import LOW
 from ldct.evaluation.results import FULL, Evaluation
 from ldct.metrics import registry
-from ldct.metrics.intervals import Measured
+from ldct.metrics.judged import WHICH, median_and_worst
 from ldct.metrics.names import metric as name_under
 from shards.common.atomic import atomic
 
-WHICH = ("median", "worst")
 WINDOW = (-160, 240)
 """HU shown from black to white: abdomen."""
 DIFFERENCE = (-100, 100)
 """HU of the difference shown from black to white."""
-
-
-def median_and_worst(slices: Iterable[Measured], protocol: str) -> list[Measured]:
-    """The median and the worst of ``slices`` by registry.JUDGED under ``protocol``; empty where none has a value.
-
-    The median is a slice that was measured: of an even number the better of the middle two.
-    """
-    name = name_under(protocol, registry.JUDGED)
-    ranked = [measured for measured in slices if not math.isnan(measured.values[name])]
-    ranked.sort(key=lambda measured: measured.values[name], reverse=bool(registry.find(name).higher_is_better))
-    return [ranked[(len(ranked) - 1) // 2], ranked[-1]] if ranked else []
 
 
 def save(run: Path, evaluation: Evaluation) -> None:

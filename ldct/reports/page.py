@@ -13,9 +13,9 @@ from PIL import Image
 
 from ldct import config as configuration
 from ldct.evaluation.baselines import LOW
-from ldct.evaluation.extremes import WHICH
 from ldct.evaluation.results import REGION, Evaluation
 from ldct.metrics import names, protocols, registry
+from ldct.metrics.judged import WHICH
 from ldct.reports import charts, comparison, page_charts, significance, tables, viewer
 from ldct.reports.comparison import Run
 from ldct.reports.labels import differing, text

@@ -9,9 +9,9 @@ import numpy as np
 from scipy import ndimage
 
 from ldct.evaluation.baselines import LOW
-from ldct.evaluation.extremes import WHICH, median_and_worst
 from ldct.evaluation.results import FULL, Evaluation, Result
 from ldct.metrics import registry
+from ldct.metrics.judged import WHICH, median_and_worst
 from ldct.metrics.names import metric as name_under
 from ldct.reports.tables import Row
 

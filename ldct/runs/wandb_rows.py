@@ -1,5 +1,6 @@
 """What W&B shows of a run: rows of its history, pictures, and the summary. docs/wandb.md lists the names."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import numpy as np
 
 from ldct.config import Config
 from ldct.metrics import names, registry
+from ldct.metrics.intervals import Measured
+from ldct.metrics.judged import WHICH, median_and_worst
 
 ATTENTION = ("channel_sd", names.HISTOGRAM, "spatial_sd", "spatial_edges", "spatial_texture")
 """Attention statistics that W&B shows, while training. All eleven of each stage, and those of validations, would be 110
@@ -15,9 +18,6 @@ of 129 panels; they stand in metrics.jsonl."""
 
 WINDOW_HU = (-160, 240)
 """What is black and white in the pictures of slices."""
-
-SLICES = 4
-"""At most so many slices of an evaluation are shown."""
 
 
 def goals(config: Config) -> dict[str, str]:
@@ -65,8 +65,12 @@ def summary(lines: list[dict[str, Any]], goals: dict[str, str]) -> dict[str, Any
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """Of the run in ``folder``, what is shown as pictures: the PNG files, and slices that were evaluated."""
-    return sorted([*(folder / "eval").glob("**/*.png"), *(folder / "eval").glob("*-slices.npz")])
+    """Of the run in ``folder``, what is shown as pictures: the PNG files, and slices that were evaluated.
+
+    Those slices are the same as of SPLIT-median.png and SPLIT-worst.png, which are left out.
+    """
+    drawn = [path for path in (folder / "eval").glob("**/*.png") if not path.stem.endswith(WHICH)]
+    return sorted([*drawn, *(folder / "eval").glob("*-slices.npz")])
 
 
 def picture(path: Path, folder: Path) -> dict[str, Any]:
@@ -78,17 +82,30 @@ def picture(path: Path, folder: Path) -> dict[str, Any]:
 
 
 def _slices(path: Path, run: str) -> list[Any]:
-    """Low dose, what the network made of it, and full dose, side by side under one window."""
+    """The median and the worst slice: low dose, what the network made of it, full dose, side by side in one window.
+
+    None while the tables beside the file ``path`` are not written.
+    """
     import wandb
 
-    low, high = WINDOW_HU
-    images = []
+    try:
+        protocol = json.loads(path.with_name(path.name.replace("-slices.npz", ".json")).read_text())["protocols"][0]
+        name = names.metric(protocol, registry.JUDGED)
+        with open(path.with_suffix(".csv"), newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["method"] == run]
+        measured = [Measured(row["patient"], row["slice"], {name: float(row[name])}) for row in rows]
+    except (OSError, ValueError, KeyError):
+        return []
+    (low, high), metric, images = WINDOW_HU, registry.find(name), []
     with np.load(path) as file:
-        for key in sorted(name.removeprefix(f"{run}/") for name in file if name.startswith(f"{run}/"))[:SLICES]:
-            shown = [method for method in ("low dose", run, "full dose") if f"{method}/{key}" in file]
-            hu = np.concatenate([file[f"{method}/{key}"] for method in shown], axis=1)
+        kept = [slice_ for slice_ in measured if f"{run}/{slice_.key}" in file]
+        for which, slice_ in zip(WHICH, median_and_worst(kept, protocol), strict=False):
+            shown = [method for method in ("low dose", run, "full dose") if f"{method}/{slice_.key}" in file]
+            hu = np.concatenate([file[f"{method}/{slice_.key}"] for method in shown], axis=1)
             grey = np.rint((np.clip(hu, low, high) - low) * (255 / (high - low))).astype(np.uint8)
-            images.append(wandb.Image(grey, caption=f"{key}: {', '.join(shown)}; {low} to {high} HU"))
+            value = f"{metric.label} {metric.text(slice_.values[name])} {metric.unit}"
+            caption = f"{which}, {value}: {slice_.key}; {', '.join(shown)}; {low} to {high} HU"
+            images.append(wandb.Image(grey, caption=caption))
     return images
 
 

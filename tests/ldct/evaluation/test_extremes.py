@@ -8,6 +8,7 @@ from ldct.evaluation import extremes
 from ldct.evaluation.measure import PICTURES, shown
 from ldct.evaluation.results import Evaluation, Result
 from ldct.metrics.intervals import Measured
+from ldct.metrics.judged import median_and_worst
 
 
 def slices(*rmse):
@@ -19,7 +20,7 @@ def slices(*rmse):
     [((3.0, 1.0, 2.0), ["2", "0"]), ((4.0, 1.0, 2.0, 3.0), ["2", "0"]), ((5.0,), ["0", "0"]), ((np.nan,), [])],
 )
 def test_the_median_and_the_worst_of_slices(rmse, keys):
-    assert [measured.key for measured in extremes.median_and_worst(slices(*rmse), "abd400")] == keys
+    assert [measured.key for measured in median_and_worst(slices(*rmse), "abd400")] == keys
 
 
 @pytest.mark.parametrize("count", [1, 4, PICTURES])

@@ -140,7 +140,8 @@ def test_pictures_and_histograms_are_media(shown, server):
 def test_slices_stand_side_by_side_under_one_window(shown, server):
     run = server.runs["003-0123abcd"]
     slices = run.history[7]["pictures/test-slices"]
-    assert slices["captions"] == ["L067_000: low dose, 003-0123abcd, full dose; -160 to 240 HU"]
+    shown_as = "RMSE 5.50 HU: L067_000; low dose, 003-0123abcd, full dose; -160 to 240 HU"
+    assert slices["captions"] == [f"median, {shown_as}", f"worst, {shown_as}"]
     pixels = np.asarray(Image.open(io.BytesIO(run.files[slices["filenames"][0]])))
     assert pixels.shape[:2] == (4, 12)
     columns = pixels.reshape(4, 12, -1)[0, ::4, 0]
