@@ -83,6 +83,20 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def compute_mode() -> str:
+    """Of the first GPU: Default, Exclusive_Process or Prohibited, as nvidia-smi says; empty where it does not."""
+    return (nvidia_smi("compute_mode") or [""])[0]
+
+
+def share_device(device: torch.device) -> None:
+    """Raise an InputError where several processes are to be measured at once on a GPU that lets only one in."""
+    if device.type == "cuda" and compute_mode() == "Exclusive_Process":
+        raise InputError(
+            "the GPU is in EXCLUSIVE_PROCESS mode, and variants are processes that take turns on it: use a GPU in "
+            "DEFAULT mode (nvidia-smi -c 0, as root), or bench.py accept, which has one process at a time"
+        )
+
+
 @contextlib.contextmanager
 def apart(variant: Callable[..., Generator[T]], *arguments: object) -> Iterator[Callable[[], T]]:
     """A function whose calls give what ``variant(*arguments)`` yields, one value a call, in a process of its own.

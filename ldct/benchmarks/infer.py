@@ -63,6 +63,7 @@ def measure_run(run: Path, low: np.ndarray, repeats: int, device: torch.device) 
         ``about`` the run, ``network``, ``matrix_product`` (the best among the repeats), ``base`` (what ratios are to)
         and the ``rows``.
     """
+    common.share_device(device)
     denoiser = Denoiser(run, device)
     model = denoiser.config.model
     with ExitStack() as processes:

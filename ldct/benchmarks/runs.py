@@ -1,5 +1,6 @@
 """Whole runs, measured: an epoch beside its steps, ranks beside one, seconds to a quality."""
 
+import math
 import subprocess
 import sys
 import tempfile
@@ -8,6 +9,8 @@ from collections.abc import Generator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ldct import config as configuration
 from ldct.benchmarks import common
@@ -21,6 +24,9 @@ from ldct.training.step import Training
 from ldct.training.trainer import set_numerics
 from shards.common.command import InputError
 from shards.common.table import text_table
+
+RANKS_S = 10.0
+"""Seconds that a rate of ranks on GPUs is taken over."""
 
 PATIENCE = 5
 """How many times as long as ours the study's recipe may take: at most a fifth is what is claimed."""
@@ -91,10 +97,11 @@ def epoch_text(result: dict[str, Any]) -> str:
 def scaling(shards: Path, ranks: int, batch: int, steps: int, repeats: int, settings: Sequence[str]) -> dict[str, Any]:
     """Patches per second of ``ranks`` ranks and of one, at the same batch for each rank; on a CPU with one thread each.
 
-    Real runs under torchrun; their own metrics say how fast they were, from the second line on.
+    Real runs under torchrun; their own metrics say how fast they were, from the second line on. On GPUs, where a few
+    steps are over at once, a run of one rank says before how many take RANKS_S.
     """
 
-    def rate(count: int) -> float:
+    def rate(count: int, steps: int) -> float:
         with tempfile.TemporaryDirectory() as folder:
             config = configure(
                 shards,
@@ -109,8 +116,10 @@ def scaling(shards: Path, ranks: int, batch: int, steps: int, repeats: int, sett
             torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
             return last_rate(config, torchrun, OMP_NUM_THREADS="1")
 
-    values = common.alternate({str(count): partial(rate, count) for count in (1, ranks)}, repeats, warmup=0)
-    device = Ranks(60).device
+    cuda = torch.cuda.is_available()
+    steps = longer(steps, batch, rate(1, steps), RANKS_S) if cuda else steps
+    values = common.alternate({str(count): partial(rate, count, steps) for count in (1, ranks)}, repeats, warmup=0)
+    device = torch.device("cuda" if cuda else "cpu")
     return common.machine(device) | {
         "ranks": ranks,
         "threads": 1,
@@ -120,6 +129,11 @@ def scaling(shards: Path, ranks: int, batch: int, steps: int, repeats: int, sett
         "patches_per_s": {name: common.spread(rates) for name, rates in values.items()},
         "ratio": common.ratio(values[str(ranks)], values["1"]),
     }
+
+
+def longer(steps: int, batch: int, patches_per_s: float, seconds: float) -> int:
+    """Steps of ``batch`` patches that take at least ``seconds`` at this rate, and no fewer than ``steps``."""
+    return max(steps, math.ceil(seconds * patches_per_s / batch))
 
 
 def scaling_text(result: dict[str, Any]) -> str:

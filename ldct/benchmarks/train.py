@@ -93,6 +93,7 @@ def group(
 ) -> tuple[dict[str, list[tuple[float, float]]], dict[str, float]]:
     """Patches per second and loss of each repeat of each variant, all alternating, each in a process of its own; and
     the best matrix products among their repeats."""
+    common.share_device(device)
     rounds = 1 + repeats
     asks: dict[str, Callable[[], Any]] = {}
     with ExitStack() as processes:

@@ -99,7 +99,8 @@ def check(config: Config, world_size: int) -> None:
 def set_numerics(config: Config) -> None:
     """Process-wide switches of torch. In bf16 too, what stays in fp32 (the image's convolution) is computed in fp32."""
     full_precision()
-    torch.use_deterministic_algorithms(config.train.deterministic)
+    if config.train.deterministic != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(config.train.deterministic)  # imports the compiler, which takes seconds
     torch.backends.cudnn.benchmark = not config.train.deterministic
     if config.train.deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"

@@ -257,7 +257,7 @@ def world_of_one(setting: Setting) -> Iterator[Figure]:
 
 def two_ranks(setting: Setting) -> Iterator[Figure]:
     """Two ranks of the training command's own loop over gloo, on one device, beside one rank."""
-    if compute_mode() == "Exclusive_Process":
+    if common.compute_mode() == "Exclusive_Process":
         raise LeftOut("the GPU is in EXCLUSIVE_PROCESS mode, which lets no second process use it")
     fixed = (*([] if setting.small else [BOTH]), "train.precision=fp32", "train.deterministic=true")
     one = setting.scratch / "one"
@@ -296,11 +296,6 @@ def refused(config: Config, scratch: Path) -> Figure:
     print(done.stderr)
     said = re.search(r"error: ranks 0, 1 have one GPU|error: local rank 1 has no GPU", done.stderr)
     return holds("two nccl ranks on one GPU are refused in one line", said is not None, f"status {done.returncode}")
-
-
-def compute_mode() -> str:
-    """Default, Exclusive_Process or Prohibited, as nvidia-smi says; empty where it cannot be told."""
-    return (common.nvidia_smi("compute_mode") or [""])[0]
 
 
 def exported(setting: Setting) -> Iterator[Figure]:

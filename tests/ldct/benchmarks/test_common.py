@@ -58,3 +58,12 @@ def test_a_matrix_product_counts_two_for_each_element_and_term(monkeypatch):
 def test_a_command_that_fails_is_one_line():
     with pytest.raises(InputError, match=r"launch/train\.py failed with status 2: .*--run_dir"):
         common.call("launch/train.py")
+
+
+def test_a_gpu_that_lets_one_process_in_is_told(monkeypatch):
+    monkeypatch.setattr(common, "nvidia_smi", lambda field: ["Exclusive_Process"])
+    common.share_device(torch.device("cpu"))
+    with pytest.raises(InputError, match="EXCLUSIVE_PROCESS"):
+        common.share_device(torch.device("cuda"))
+    monkeypatch.setattr(common, "nvidia_smi", lambda field: [])
+    common.share_device(torch.device("cuda"))

@@ -53,3 +53,8 @@ def test_a_run_is_stopped_where_the_quality_is_reached(tiny_shards):
     assert reached is not None and best >= 5
     reached, best = runs.until(90.0, [*settings, "val.every=1", "val.slices=1", "optim.lr=1e-9"], 0.01)
     assert reached is None and best < 90
+
+
+def test_ranks_on_gpus_are_measured_over_seconds():
+    assert runs.longer(20, 128, 12_800.0, 10.0) == 1000
+    assert runs.longer(20, 128, 1.0, 10.0) == 20
