@@ -167,4 +167,4 @@ def explain(error: ArgumentError) -> str:
     text = re.sub(r"(a )?<class '(\w+)'>", r"\2", text).replace("NoneType", "null")
     if advice := renamed.hint(text):
         return advice
-    return f"{text}; --help lists every field" if "unrecognized" in text or "not accept" in text else text
+    return f"{text}; --help lists every field" if "unrecognized" in text else text

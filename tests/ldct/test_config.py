@@ -21,6 +21,14 @@ from ldct.config import (
 from shards.common.command import InputError
 
 
+def test_the_text_of_a_configuration_is_read_back_and_keeps_the_order_of_its_fields(tmp_path):
+    config = from_dict({"model": {"name": "unet"}, "track": {"tags": ["a"]}, "run_dir": "r"})
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert load(tmp_path / "config.yaml") == config
+    sections = [line.rstrip(":") for line in to_yaml(config).splitlines() if line[0] != " "]
+    assert sections[:7] == ["data", "model", "loss", "optim", "train", "val", "track"]
+
+
 def test_yaml_gives_the_same_configuration_back(tmp_path):
     config = parse(["--model.name=unet", "--optim.lr=3e-4", "--data.shards=somewhere", "--track.tags=[a, b]"])
     (tmp_path / "config.yaml").write_text(to_yaml(config))
@@ -96,6 +104,7 @@ def test_a_run_may_change_these_fields_on_its_way_and_no_other():
         "track.tags",
     }
     assert decides < flat(Config()).keys()
+    assert flat(from_dict({"run_dir": "r"}))["run_dir"] == "r"
 
 
 def test_every_field_is_documented_in_help():

@@ -34,7 +34,7 @@ def test_a_flag_that_cannot_be(flag, says):
     ("values", "says"),
     [
         ({"modl": {}}, "unknown section 'modl'; there are: data, model, loss, optim, train, val, track, run_dir"),
-        ({"val": {"evry": 1}}, "unknown field val.evry; val has: every, protocol, slices"),
+        ({"run_dir": "r", "val": {"evry": 1}}, "unknown field val.evry; val has: every, protocol, slices"),
         ({"train": None}, "train: expected a mapping of fields, found None"),
         ({"train": {"precision": "fp8"}}, "\"train.precision\": Expected one of 'fp32', 'bf16'. Got value: fp8"),
         ({"model": {"attention_stages": ["a"]}},
