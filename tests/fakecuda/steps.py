@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from ldct.config import parse  # noqa: E402
 from ldct.data.patches import DeviceStore  # noqa: E402
 from ldct.models.whole_slice import denoise  # noqa: E402
-from ldct.training import optim, placement, step  # noqa: E402
+from ldct.training import losses, optim, placement, step  # noqa: E402
 from ldct.training.ranks import Ranks  # noqa: E402
 
 CUDA = torch.device("cuda", 0)
@@ -118,11 +118,19 @@ def waiting(note):
     return lambda self, number, loss, norm: note(self, number, loss * loss.item(), norm)
 
 
+def vgg16(file):
+    """Weights of VGG16's shapes: convolutions by their number among its layers, inputs and filters."""
+    shapes = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128), 10: (128, 256), 12: (256, 256), 14: (256, 256)}
+    weights = {f"features.{number}.weight": torch.zeros(out, into, 3, 3) for number, (into, out) in shapes.items()}
+    return weights | {f"features.{number}.bias": torch.zeros(out) for number, (_, out) in shapes.items()}
+
+
 both, unet = "--model.attention=both", "--model.name=unet"
 cpu = training("--train.global_batch=8")
 cpu.train_step(torch.zeros(8, 2, 55, 55, dtype=torch.int16))
 state = cpu.state()
 
+losses.vgg_weights = vgg16
 placement.device_of = lambda local_rank: CUDA
 torch.nn.Module._apply = apply
 torch.cuda.amp.common.amp_definitely_not_available = lambda: False
@@ -137,6 +145,7 @@ with FakeTensorMode(allow_non_fake_inputs=True):
         "redcnn, fp32": two_steps("--train.precision=fp32"),
         "unet, batch norm, accumulated": two_steps(unet, "--model.norm=batch", "--train.accumulate=2"),
         "redcnn, l1, adam, no average": two_steps("--loss.name=l1", "--optim.name=adam", "--optim.ema=0"),
+        "redcnn, mse+vgg": two_steps("--loss.name=mse+vgg"),
         "redcnn, from a CPU": two_steps(state=state),
         "watched, redcnn, both": two_steps(both, watch=True),
         "slice, local": whole_slice(both, mode="local"),

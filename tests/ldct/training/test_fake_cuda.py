@@ -44,13 +44,13 @@ def seen(tiny_shards, tmp_path_factory):
 
 def test_everything_is_on_the_gpu(seen):
     cases = {name: case["devices"] for name, case in seen.items() if "devices" in case}
-    assert len(cases) == 11 and cases == {name: ["cuda"] for name in cases}
+    assert len(cases) == 12 and cases == {name: ["cuda"] for name in cases}
 
 
 def test_a_step_never_waits_for_the_device(seen):
     """Nor does one that collects attention statistics, once it has their kernels."""
     waits = {name: case["waits"] for name, case in seen.items() if "launches" in case}
-    assert len(waits) == 9 and waits == {name: [] for name in waits}
+    assert len(waits) == 10 and waits == {name: [] for name in waits}
 
 
 def test_a_step_starts_as_many_operations_as_it_did(seen):
