@@ -1,5 +1,5 @@
 # make demo   the whole chain on a sample of real CT, in minutes, on two CPU cores
-# make pretrained   the network that ships, redcnn-general, trained again; at most two hours on two CPU cores. A try:
+# make pretrained   the network that ships, redcnn-general, trained again; about 50 minutes on two free CPU cores. A try:
 #                   SET='--train.steps=60'
 # make findings   docs/findings.md: four sweeps, evaluated, with SHARDS=, PAIRS=, SWEEPS=, SET=; goes on where it stopped
 # make test   every check and test; what .ci/run calls

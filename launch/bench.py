@@ -12,15 +12,18 @@ from pathlib import Path
 from shards.common.command import command
 
 BENCHES = {
-    "shard": ("ldct.benchmarks.shard", "the sharder, beside the bare decode and the common preparation script"),
-    "load": ("ldct.benchmarks.load", "batches and checkpoints, beside plain webdataset and a copy in memory"),
-    "train": ("ldct.benchmarks.train", "training steps, beside the baseline and a matrix product"),
-    "evaluate": ("ldct.benchmarks.evaluate", "an evaluation, part by part: networks, baselines, each group of metrics"),
-    "infer": ("ldct.benchmarks.infer", "whole slices, beside the baseline and a matrix product"),
-    "draw": ("ldct.reports.speed_chart", "no measurement: a chart of what train --json kept"),
+    "shard": ("ldct.benchmarks.shard", "measure the sharder, beside the bare decode and the common preparation script"),
+    "load": ("ldct.benchmarks.load", "measure batches and checkpoints, beside plain webdataset and a copy in memory"),
+    "train": ("ldct.benchmarks.train", "measure training steps, beside the baseline and a matrix product"),
+    "evaluate": (
+        "ldct.benchmarks.evaluate",
+        "measure an evaluation by its parts: networks, baselines, groups of metrics",
+    ),
+    "infer": ("ldct.benchmarks.infer", "measure whole slices, beside the baseline and a matrix product"),
+    "draw": ("ldct.reports.speed_chart", "draw a chart of what train --json kept"),
     "accept": (
         "ldct.benchmarks.accept",
-        "everything that one GPU can show, in 9 minutes; exit status 1 if a check fails",
+        "check and measure everything that one GPU can show, in 9 minutes; exit status 1 if a check fails",
     ),
 }
 """Name -> module and what it does. Each module has add_arguments(parser) and run(options) -> dict."""
@@ -37,7 +40,7 @@ def main() -> int:
     chosen = parser.parse_args()
     name, what = BENCHES[chosen.what]
     module = importlib.import_module(name)  # the sharder's bench and --help need no torch
-    own = argparse.ArgumentParser(prog=f"{parser.prog} {chosen.what}", description=f"Measure {what}.")
+    own = argparse.ArgumentParser(prog=f"{parser.prog} {chosen.what}", description=f"{what[0].upper()}{what[1:]}.")
     module.add_arguments(own)
     own.add_argument("--json", type=Path, metavar="FILE", help="keep the result")
     options = own.parse_args(chosen.options)

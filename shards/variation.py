@@ -18,7 +18,7 @@ LIMITS: dict[str, tuple[float, float, str]] = {
     "full_dose": (
         0.01,
         10.0,
-        "dose of the target: 1 keeps the slice's noise, less makes it noisier; for each slice",
+        "dose of the target as a fraction of the slice's: 1 keeps its noise, less adds noise; drawn for each slice",
     ),
     "shrink": (0.4, 1.0, "size of the body in the copy, as a fraction of its own"),
     "spacing": (0.2, 3.0, "pixel size in mm to which slices are resampled before the noise, for each copy"),

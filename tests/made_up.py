@@ -3,6 +3,7 @@
 import numpy as np
 
 from ldct import config as configuration
+from ldct.evaluation.attention import LOSS
 from ldct.evaluation.baselines import NAMES
 from ldct.evaluation.results import Evaluation, Result
 from ldct.metrics import registry
@@ -28,9 +29,10 @@ def measured(gain, seed, patients=PATIENTS, noise=0.01):
 
 
 def by_stage(patients=PATIENTS, weights=None, edges=None, texture=None):
-    """What attention does, the same on every patient: statistics by stage from the first."""
+    """What attention does, the same on every patient: statistics by stage from the first, and no loss without it."""
     given = {"channel_sd": weights, "spatial_edges": edges, "spatial_texture": texture}
-    return {
+    stages = max(len(values) for values in given.values() if values is not None)
+    return {LOSS: {stage: dict.fromkeys(patients, 0.0) for stage in range(1, stages + 1)}} | {
         statistic: {stage: dict.fromkeys(patients, float(value)) for stage, value in enumerate(values, start=1)}
         for statistic, values in given.items()
         if values is not None

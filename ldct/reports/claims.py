@@ -235,14 +235,15 @@ def follows(run: Run, what: str, stage: int) -> dict[str, float]:
 
     Which sign a map has is chance: the next layer can turn it. Empty without a map.
     """
-    by_depth = list(run.by_depth(f"spatial_{what}").values())
-    return {patient: abs(value) for patient, value in by_depth[stage].items()} if by_depth else {}
+    depths = list(run.by_depth(LOSS))  # of all stages: a map that is constant on every slice has no correlation
+    found = run.by_depth(f"spatial_{what}").get(depths[stage], {}) if depths else {}
+    return {patient: abs(value) for patient, value in found.items()}
 
 
 def prefers(run: Run, what: str, stage: int) -> dict[str, float]:
     """How much more the map follows ``what`` than the other of edges and texture, which resemble each other."""
-    other = follows(run, {"edges": "texture", "texture": "edges"}[what], stage)
-    return {patient: value - other[patient] for patient, value in follows(run, what, stage).items()}
+    own, other = (follows(run, each, stage) for each in (what, {"edges": "texture", "texture": "edges"}[what]))
+    return {patient: value - other[patient] for patient, value in own.items() if patient in other}
 
 
 def of_gates(arms: list[Arm]) -> list[Claim]:

@@ -227,7 +227,9 @@ def commands(findings: Findings, stem: str) -> list[str]:
     lines += ["python launch/train.py --config RUN/config.yaml --run_dir NEW   # any of the runs again"]
     roots = " ".join(f"runs/{name}" for name in sweeps)
     chosen, split = " ".join(findings.evaluation.protocols), findings.evaluation.split
-    where = f"--shards SHARDS --split {split}" if split in SPLITS else "--pairs PAIRS"
+    of_shards = findings.evaluation.data == findings.digest
+    where = "--shards SHARDS" if of_shards else "--pairs PAIRS"
+    where += f" --split {split}" if split in SPLITS else ""
     where += f" --name {split}" if split not in (*SPLITS, "pairs") else ""
     lines += [f"python launch/evaluate.py {roots} {where} --ablate --protocol {chosen}"]
     lines += [f"python launch/findings.py {roots} --shards SHARDS --split {split} -o docs/{stem}.md"]

@@ -52,7 +52,8 @@ def labels(configs: dict[str, Config]) -> dict[str, str]:
     if shipped:
         others = {name: config for name, config in configs.items() if name not in shipped}
         own = {name: Path(config.run_dir).name for name, config in shipped.items()}
-        return {name: {**labels(others), **own}[name] for name in configs} if others else own
+        every = {**labels(others), **own} if others else own
+        return {name: every[name] for name in configs}
     networks = {name: network(config.model) for name, config in configs.items()}
     flats = {name: configuration.flat(config) for name, config in configs.items()}
     fields = [key for key in differing(list(configs.values())) if key not in ("model.name", "model.attention")]

@@ -74,7 +74,8 @@ class Halving:
         self.folder, self.rule = folder, None
         path = folder.parent / NAME
         if path.is_file():
-            self.rule = Rule(**json.loads(path.read_text()))
+            rule = Rule(**json.loads(path.read_text()))
+            self.rule = rule if folder.name in rule.runs else None  # a run put there by hand competes with none
 
     def ends(self) -> bool:
         """Whether the run ends here, after the validations that its metrics.jsonl has. To be asked after each."""
@@ -95,7 +96,9 @@ class Halving:
         others = {name: found[bracket - 1] for name, found in there.items() if len(found) >= bracket}
         own = values(self.folder, rule)[bracket - 1]
         end = not goes_on(own, list(others.values()), rule.eta, rule.strict)
-        return {"bracket": bracket, "metric": rule.metric, "own": own, "others": others, "end": end}
+        sign = 1 if rule.maximize else -1
+        seen = {name: sign * value for name, value in others.items()}
+        return {"bracket": bracket, "metric": rule.metric, "own": sign * own, "others": seen, "end": end}
 
 
 def values(folder: Path, rule: Rule) -> list[float]:

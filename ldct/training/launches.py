@@ -111,7 +111,7 @@ class RecordedPasses:
             buffer.copy_(value)
 
     def _give_up(self, why: str) -> None:
-        self.graph, self.gradients, self.given_up = None, [], True
+        self.graph, self.inputs, self.gradients, self.given_up = None, [], [], True
         note("train.cuda_graph", why)
 
 

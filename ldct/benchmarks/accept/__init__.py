@@ -23,7 +23,7 @@ import torch
 
 from ldct.benchmarks import common
 from ldct.benchmarks.accept import correctness, page, speed
-from ldct.benchmarks.accept.isolation import FAILED, LEFT_OUT, PASSED, Check, Outcome, Setting, carry_out
+from ldct.benchmarks.accept.isolation import FAILED, LEFT_OUT, NOT_DONE, PASSED, Check, Outcome, Setting, carry_out
 from ldct.runs.folder import code_version
 from shards.common.atomic import write_text
 from shards.common.command import InputError
@@ -112,7 +112,10 @@ def made(check: Check, setting: Setting, left_s: float, logs: Path) -> Outcome:
     if left_s < LEAST_S:
         return Outcome(check.name, check.what, LEFT_OUT, "no time was left")
     log = logs / f"{check.name.replace(',', '').replace(' ', '-')}.log"
-    outcome = carry_out(check, setting, min(check.limit_s * (1 if setting.gpu else ON_CPU), left_s), log)
+    limit_s = check.limit_s * (1 if setting.gpu else ON_CPU)
+    outcome = carry_out(check, setting, min(limit_s, left_s), log)
+    if left_s < limit_s and outcome.said == NOT_DONE and all(figure.good for figure in outcome.figures):
+        outcome.state, outcome.said = LEFT_OUT, "no time was left to end it; its figures up to then stand"
     print(f"{outcome.state:8} {check.name}, {outcome.seconds:.0f} s  {outcome.said}", file=sys.stderr, flush=True)
     return outcome
 

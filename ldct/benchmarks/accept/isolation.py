@@ -15,6 +15,9 @@ from typing import Any
 
 PASSED, FAILED, LEFT_OUT = "passed", "FAILED", "left out"
 
+NOT_DONE = "not done in its time, ended; its figures up to then stand"
+"""Said of a check that took longer than it may."""
+
 
 class LeftOut(Exception):
     """A check that cannot be made here; the message says why."""
@@ -124,7 +127,7 @@ def _listen(pipe: Connection, process: Any, outcome: Outcome, deadline: float) -
     """Take what the check's process says, until it has said its last."""
     while True:
         if not pipe.poll(max(0.0, deadline - time.monotonic())):
-            outcome.state, outcome.said = FAILED, "not done in its time, ended; its figures up to then stand"
+            outcome.state, outcome.said = FAILED, NOT_DONE
             return
         try:
             said = pipe.recv()

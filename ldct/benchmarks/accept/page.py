@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ldct.benchmarks.accept.isolation import FAILED, LEFT_OUT, Figure, shown
+from ldct.benchmarks.accept.isolation import FAILED, Figure, shown
 from shards.common.table import text_table
 
 
@@ -55,7 +55,7 @@ def markdown(result: dict[str, Any]) -> str:
         said = f": {cell(check['said'])}" if check["said"] else ""
         lines.append(f"| {check['name']} | {cell(check['what'])} | {check['seconds']:.0f} s | {state}{said} |")
     for check in result["checks"]:
-        if check["state"] != LEFT_OUT and check["figures"]:
+        if check["figures"]:
             lines += [
                 "",
                 f"## {check['name'][0].upper()}{check['name'][1:]}",

@@ -69,6 +69,13 @@ def test_whatever_ends_a_check_is_an_outcome(outcome, figures, state, said, name
     assert [figure.name for figure in found.figures] == names
 
 
+def test_a_check_that_had_less_time_left_than_it_may_take_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(accept, "LEAST_S", 0)
+    setting = Setting(tmp_path, tmp_path / "scratch", gpu=False, small=True)
+    found = accept.made(Check("it", "shows", 60, planted_checks.hangs), setting, 3.0, tmp_path)
+    assert (found.state, found.said) == ("left out", "no time was left to end it; its figures up to then stand")
+
+
 def test_a_check_that_hangs_is_ended_with_all_that_it_started(outcome, tmp_path):
     found = outcome(planted_checks.hangs, limit_s=3)
     assert found.state == "FAILED" and found.said.startswith("not done in its time")

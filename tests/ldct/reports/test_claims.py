@@ -147,6 +147,16 @@ def test_what_spatial_maps_follow(name, text, edges, texture, expected):
     assert verdict(tested, f"spatial maps of {text}") == expected
 
 
+def test_a_map_that_is_constant_at_the_deepest_stage_says_nothing_of_it():
+    """Its correlation is not defined there, and that of another stage does not stand for it."""
+    given = by_stage(edges=maps(0.8, 0.1), texture=maps(0.4, 0.6))
+    for statistic in ("spatial_edges", "spatial_texture"):
+        del given[statistic][5]
+    run = make(by_stage=given)
+    assert claims.follows(run, "edges", 0) == dict.fromkeys(PATIENTS, 0.8)
+    assert claims.follows(run, "edges", -1) == claims.prefers(run, "texture", -1) == {}
+
+
 def test_both_kinds_count_where_there_is_no_arm_with_one():
     both = with_attention({"model__name": "redcnn", "model__attention": "both"}, weights=FALLING)
     alone = with_attention({"model__name": "redcnn", "model__attention": "channel"}, weights=RISING)

@@ -60,7 +60,7 @@ def write(folder, run, lines, digest, state="finished"):
 def ablate(folder, digest, weights):
     """What evaluate.py --ablate writes: the first stage is worth most, and selects most."""
     losses = {stage: dict.fromkeys(PATIENTS, 0.6 - 0.1 * stage) for stage in range(1, 6)}
-    found = {LOSS: losses} | by_stage(weights=weights)
+    found = by_stage(weights=weights) | {LOSS: losses}
     content = {"data": digest, "protocol": "abd400", "checkpoint_sha256": "mark", "by_stage": found}
     (folder / "eval" / "test-attention.json").write_text(json.dumps(content))
 
@@ -148,6 +148,7 @@ def test_arms_of_other_lengths_are_laid_beside_by_their_seconds(tiny_shards, tmp
             run = make(seed, gain, model__name=name, train__steps=steps, train__global_batch=10)
             rate = steps * 10 / seconds
             lines = [{"step": step, "patches_per_s": rate} for step in (steps // 2, steps, steps)]
+            lines.insert(0, {"step": 0, "patches_per_s": 0.0})
             write(tmp_path / f"{steps}-{run.name}", run, lines, digest)
     text = findings.render(findings.gather([tmp_path], tiny_shards), "findings")["findings-appendix.md"]
     section = text[text.index("## At equal time") :].split("## What")[0]

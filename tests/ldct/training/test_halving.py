@@ -108,6 +108,14 @@ def test_what_is_not_finite_is_worst_and_small_may_be_better(sweep):
     other = own.parent / "other"
     metrics(other, [0.5])
     assert not Halving(other).ends()
+    content = json.loads((other / "halving" / "00001.json").read_text())
+    assert (content["own"], content["others"]) == (0.5, {"a": 1.0, "b": 2.0})
+
+
+def test_a_run_that_the_rule_does_not_name_competes_with_none(sweep):
+    own = sweep({"a": [1.0], "b": [2.0]}, runs=["a", "b"])
+    metrics(own, [0.5])
+    assert not Halving(own).ends() and not (own / "halving").exists()
 
 
 def test_without_a_rule_no_run_ends(tmp_path):
