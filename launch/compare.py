@@ -45,6 +45,11 @@ def main() -> int:
     if options.output.suffix != ".html":
         raise InputError(f"--output {options.output}: expected a name that ends in .html")
     if options.wandb_report:
+        if options.require_gain is not None or options.require_best_gain is not None:
+            raise InputError(
+                "--require-gain, --require-best-gain: expected runs or --wandb, found --wandb-report, which checks "
+                "nothing; leave them out"
+            )
         from ldct.metrics import protocols
         from ldct.reports import wandb_report
 

@@ -41,7 +41,9 @@ def main() -> int:
                 break
             time.sleep(EVERY_S)
     if args.cancel and live:
-        print(f"cancel {live} runs? [y/N] ", end="", flush=True)
+        parts = any(run.values is None for run in listed if run.state in status.LIVE)
+        what = f"run{'s' * (live != 1)}" if not parts else "runs or parts of commands"
+        print(f"cancel {live} {what}? [y/N] ", end="", flush=True)
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
             print(status.cancel(args.runs, listed))
         else:

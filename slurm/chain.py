@@ -1,5 +1,6 @@
 """Giving commands to SLURM or to this machine: parts side by side, the whole behind them, steps behind a sweep."""
 
+import dataclasses
 from pathlib import Path
 
 from ldct.runs import folder as runs
@@ -16,6 +17,9 @@ STEPS = ("evaluate", "compare", "findings")
 
 FOLDER = "jobs"
 """In a sweep's folder: those that do."""
+
+LIVE = ("pending", "running", HUNG)
+"""States of a part that has a job."""
 
 
 def submit_command(cluster: Cluster, folder: Path, command: Command, after: str, again: bool) -> int:
@@ -56,11 +60,16 @@ def submit_parts(cluster: Cluster, folder: Path, parts: list[Part], after: str) 
     if chosen := [part for part in split if part.open]:
         replace(whole)  # it may wait for a part that failed, and would never begin
         jobs = submit(cluster, folder, code, chosen, after)
-    last = submission.latest(folder)
-    wait_for = [*jobs, *(last[part.name][1] for part in split if part.state in ("pending", "running"))]
+    wait_for = [*jobs, *(job for part in split if part.state in LIVE and (job := job_of(part)))]
     if whole.open:
         jobs += submit(cluster, folder, code, [whole], "afterok:" + ":".join(wait_for) if wait_for else after)
     return jobs
+
+
+def job_of(part: Part) -> str:
+    """The last job of SLURM that does ``part``; "" where there is none, or sbatch's answer never came."""
+    sent = submission.latest(part.folder.parent).get(part.name)
+    return sent[1] if sent and sent[0].executor == "slurm" else ""
 
 
 def forget(parts: list[Part]) -> None:
@@ -76,20 +85,22 @@ def steps(names: str, sweep: Path, shards: set[str]) -> dict[str, tuple[Command,
     Raises
     ------
     InputError
-        If a name is none of STEPS, or the runs have several shards.
+        If a name is none of STEPS, or a step needs the shards and the runs have several.
     """
     known: dict[str, list[str]] = {}
-    if names and len(shards) > 1:
-        raise InputError(
-            f"--then: the runs were trained on several shards ({', '.join(sorted(shards))}); evaluate by hand"
-        )
     for name in filter(None, names.split(",")):
         if name not in STEPS:
             raise InputError(f"--then: expected names of {', '.join(STEPS)}, separated by commas, found {name!r}")
+        if name != "compare" and len(shards) > 1:
+            raise InputError(
+                f"--then {name}: the runs were trained on several shards ({', '.join(sorted(shards))}); do it by hand"
+            )
         on = [] if name == "compare" else ["--shards", *shards]
         to = {"compare": ["-o", str(sweep / "report.html")], "findings": ["-o", str(sweep / "findings.md")]}
         known[name] = [f"launch/{name}.py", str(sweep), *on, *to.get(name, [])]
-    return {name: commands.check(argv, 1) for name, argv in known.items()}
+    checked = {name: commands.check(argv, 1) for name, argv in known.items()}
+    # all paths are absolute: the steps are the same wherever the sweep is submitted again
+    return {name: (dataclasses.replace(command, cwd=str(sweep)), gpu) for name, (command, gpu) in checked.items()}
 
 
 def follow(cluster: Cluster, sweep: Path, chain: dict[str, tuple[Command, bool]], anew: bool) -> str:
@@ -103,8 +114,8 @@ def follow(cluster: Cluster, sweep: Path, chain: dict[str, tuple[Command, bool]]
         Runs were submitted just now: what was done, or waits, without them is done again.
     """
     last = submission.latest(sweep)
-    live = squeue.live([job for _, job in last.values() if job])
-    wait_for = sorted({job for _, job in last.values() if job in live})
+    jobs_of_runs = {job for record, job in last.values() if record.executor == "slurm" and job}
+    wait_for = sorted(jobs_of_runs & squeue.live(jobs_of_runs).keys())
     placed = {name: place(sweep / FOLDER / name, command)[0] for name, (command, _) in chain.items()}
     begins = next((i for i, part in enumerate(placed.values()) if anew or part.open), len(placed))
     todo = list(placed)[begins:]  # what follows a step that is done again is done again
@@ -117,7 +128,7 @@ def follow(cluster: Cluster, sweep: Path, chain: dict[str, tuple[Command, bool]]
             own = cluster.for_command(chain[name][1])
             jobs = submit(own, folder, snapshot.take(sweep), [part], when_ended(wait_for))
             done.append(f"{name} as job {jobs[0]}")
-        wait_for = [submission.latest(folder)[part.name][1]] if part.state != "finished" else wait_for
+        wait_for = [job] if part.state != "finished" and (job := job_of(part)) else wait_for
     return f"behind them: {', '.join(done)}" if done else f"{', '.join(chain)}: nothing to submit"
 
 
@@ -134,8 +145,8 @@ def follow_here(cluster: Cluster, sweep: Path, chain: dict[str, tuple[Command, b
 
 
 def place(folder: Path, command: Command) -> list[Part]:
-    """The parts of a step, in its folder."""
-    commands.begin(folder, command)
+    """The parts of a step, in its folder: it belongs to its sweep, whose shards may have moved since."""
+    commands.write(folder, command)
     parts = commands.parts_of(folder, command)
     commands.note_states(parts)
     return parts
@@ -143,8 +154,8 @@ def place(folder: Path, command: Command) -> list[Part]:
 
 def replace(part: Part) -> None:
     """End what a part does or waits for, to be submitted anew: it goes on from what it has done."""
-    if part.state in ("pending", "running", HUNG):
-        squeue.cancel([submission.latest(part.folder.parent)[part.name][1]])
+    if part.state in LIVE and (job := job_of(part)):
+        squeue.cancel([job])
     if part.folder.exists():
         forget([part])
     part.state = "new"
@@ -160,7 +171,7 @@ def run_here(cluster: Cluster, folder: Path, parts: list[Part], code: Path) -> i
     *split, whole = parts
     for group in (split, [whole]):
         adopted = [part for part in group if part.state in ("running", "pending")]
-        Local(cluster, folder, code, "parts", "part").run(adopted, [part for part in group if part.open])
+        Local(cluster, folder, code, "part", "part").run(adopted, [part for part in group if part.open])
         commands.note_states(parts)
         if any(part.state != "finished" for part in group):
             break
@@ -170,7 +181,14 @@ def run_here(cluster: Cluster, folder: Path, parts: list[Part], code: Path) -> i
 
 
 def dry_run(cluster: Cluster, folder: Path, command: Command) -> str:
-    """What would be done with the open parts: the text for sbatch, or how many processes."""
+    """What would be done with the open parts: the text for sbatch, or how many processes.
+
+    Raises
+    ------
+    InputError
+        If the folder is of another command.
+    """
+    commands.refuse_other(folder, command)
     parts = commands.parts_of(folder, command)
     commands.note_states(parts)
     chosen = [part for part in parts if part.open]

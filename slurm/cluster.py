@@ -151,8 +151,11 @@ NO_SLURM = (
     "or take --cluster configs/clusters/local.yaml"
 )
 
-WAS_KILLED = ": killed from outside, perhaps out of memory (then raise train.accumulate)"
-"""What it means that a run which was running is gone without a word."""
+WAS_KILLED = ": killed from outside, perhaps out of memory"
+"""What it means that what was running is gone without a word."""
+
+LESS_MEMORY = " (then raise train.accumulate)"
+"""What helps a run, but no command."""
 
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 

@@ -110,7 +110,8 @@ def check(argv: list[str], parts: int) -> tuple[Command, bool]:
         raise InputError("--part is what the jobs add; say how many parts with --parts, before the command")
     if parts > 1 and "--part" not in options:
         raise InputError(f"{script} has no --part: it cannot be split; leave out --parts")
-    return Command([script, *argv[1:]], parts=parts), "--device" in options
+    # the --help of bench.py does not show the options of what it measures
+    return Command([script, *argv[1:]], parts=parts), "--device" in options or script == "launch/bench.py"
 
 
 def begin(folder: Path, command: Command) -> None:
@@ -121,14 +122,24 @@ def begin(folder: Path, command: Command) -> None:
     InputError
         If it is another command's.
     """
+    refuse_other(folder, command)
+    write(folder, command)
+
+
+def refuse_other(folder: Path, command: Command) -> None:
+    """Raise an InputError if ``folder`` is of another command."""
     before = read(folder)
     if before and before != command:
         raise InputError(
             f"{folder} is of another command ({before}, {before.parts} parts, in {before.cwd}); choose another --name, "
             "or delete it"
         )
+
+
+def write(folder: Path, command: Command) -> None:
+    """Make the folder of ``command``, whatever it was of before."""
     folder.mkdir(parents=True, exist_ok=True)
-    if not before:
+    if read(folder) != command:  # else its age stays, by which commands are shown in order
         write_text(folder / NAME, json.dumps(dataclasses.asdict(command), indent=1) + "\n")
 
 

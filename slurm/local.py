@@ -15,7 +15,7 @@ import submitit
 from ldct.runs import folder as runs
 from shards.common.command import InputError, Progress
 from slurm import submission
-from slurm.cluster import WAS_KILLED, Cluster, cores, local_parallelism
+from slurm.cluster import LESS_MEMORY, WAS_KILLED, Cluster, cores, local_parallelism
 from slurm.submission import Submission, Work
 
 POLL_S = 0.2
@@ -37,10 +37,10 @@ class Local:
     code : Path
         Copy of the code that the runs import.
     what, unit : str
-        What is run, and what its size is counted in, for people.
+        What one of them is, and what its size is counted in, for people.
     """
 
-    def __init__(self, cluster: Cluster, sweep: Path, code: Path, what: str = "runs", unit: str = "step") -> None:
+    def __init__(self, cluster: Cluster, sweep: Path, code: Path, what: str = "run", unit: str = "step") -> None:
         self.cluster, self.sweep, self.code, self.what, self.unit = cluster, sweep, code, what, unit
         self.gpus = gpus_here() if cluster.gpus_per_node else []
         self.slots = slots(cluster, self.gpus)
@@ -60,7 +60,7 @@ class Local:
         if waiting:
             self.record, self.logs = submission.new(self.sweep, "local", [run.name for run in waiting], self.code)
         total, done = sum(run.size for run in everything), sum(run.done for run in everything)
-        what = f"{len(everything)} {self.what}"
+        what = self._count(len(everything))
         with Interrupts() as interrupts, Progress(what, total, self.unit, done) as progress:
             while waiting or self.busy:
                 self._settle(everything)
@@ -101,12 +101,17 @@ class Local:
                 _, record, job = self.busy.pop(run.name)
                 status = runs.read_status(run.folder)
                 if status.state != "finished":
-                    why = status.error or f"ended while {status.state}{WAS_KILLED * (status.state == 'running')}"
+                    killed = WAS_KILLED + LESS_MEMORY * (self.what == "run") if status.state == "running" else ""
+                    why = status.error or f"ended while {status.state}{killed}"
                     print(f"failed: {run.name}: {why}; log: {submission.log_of(self.sweep, record, job)}", flush=True)
+
+    def _count(self, number: int) -> str:
+        return f"{number} {self.what}{'s' * (number != 1)}"
 
     def _stop(self) -> None:
         """Let every run save and end. TERM is sent again: one that comes while a run still starts is lost."""
-        print(f"stopping {len(self.busy)} {self.what} at their next {self.unit}", file=sys.stderr, flush=True)
+        when = f" at {'its' if len(self.busy) == 1 else 'their'} next step" if self.what == "run" else ""
+        print(f"stopping {self._count(len(self.busy))}{when}", file=sys.stderr, flush=True)
         while self.busy:
             for _, _, job in self.busy.values():
                 with suppress(ProcessLookupError):

@@ -25,7 +25,7 @@ GRACE_S = 20.0
 
 POLL_S = 0.2
 
-PROGRESS = re.compile(r"[^:]+: (\d+)/(\d+) .*?(?:, (\d+) s left)?(?:,|$)")
+PROGRESS = re.compile(r"[^:]+: (\d+)/(\d+) (?:.*?, (\d+) s left(?:,|$))?")
 """A line of shards.common.command.Progress in a log."""
 
 
@@ -151,6 +151,7 @@ def run(folder: Path, argv: list[str], cwd: str, latch: Latch) -> signal.Signals
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
     if child.returncode == 0:
+        said.thread.join(timeout=GRACE_S)  # its last line says that all is done
         status.write("finished")
         return None
     if latch.signal:

@@ -30,7 +30,9 @@ class Report:
     """One run, as launch/status.py shows it; with ``--json`` these are the keys."""
 
     run: str
-    """SWEEP/RUN."""
+    """SWEEP/RUN, or COMMAND/PART; for what follows a sweep SWEEP/COMMAND/PART where several sweeps are shown."""
+    folder: str
+    """Its folder."""
     state: str
     """pending, requeued (waits again), running, finished, stopped early, failed, stopped, cancelled, lost (its job is
     gone without a word), "lost, its job runs" (no heartbeat) or new (never submitted)."""
@@ -78,11 +80,21 @@ def reports(roots: list[Path]) -> tuple[list[Report], str]:
     except InputError as error:
         silent = str(error)
     listed = [report(folder, sent[folder], jobs, bool(silent)) for folder in folders]
+    tell_apart(listed)
     if not silent:
         add_costs(dict(zip(folders, listed, strict=True)))
-        slurm = {f"{f.parent.name}/{f.name}" for f in folders if (entry := sent[f]) and entry[0].executor == "slurm"}
-        explain([run for run in listed if run.state in ("lost", "new") and run.run in slurm])
+        slurm = {str(folder) for folder, entry in sent.items() if entry and entry[0].executor == "slurm"}
+        explain([run for run in listed if run.state in ("lost", "new") and run.folder in slurm])
     return listed, silent
+
+
+def tell_apart(listed: list[Report]) -> None:
+    """Put the sweep in front of the names of what follows it, where several sweeps are shown."""
+    sweeps = {Path(run.folder).absolute().parent for run in listed if run.values is not None}
+    for run in listed if len(sweeps) > 1 else ():
+        owner = Path(run.folder).absolute().parent.parent.parent  # SWEEP/jobs/COMMAND/PART
+        if run.values is None and owner in sweeps:
+            run.run = f"{owner.name}/{run.run}"
 
 
 def find(roots: list[Path]) -> list[Path]:
@@ -107,7 +119,9 @@ def report(folder: Path, sent: tuple[Submission, str] | None, jobs: dict[str, sq
     status = runs.read_status(folder)
     record, job = sent or (None, status.job)
     entry = jobs.get(job)
-    state = status.state if silent and record and record.executor == "slurm" else state_of(folder, sent, jobs)
+    steps = steps_of(folder)
+    unasked = silent and record and record.executor == "slurm"
+    state = status.state if unasked else state_of(folder, sent, jobs, steps)
     if state == "running" and not entry and status.lost:
         state = "lost"
     restarts = entry.restarts if entry else max(0, status.attempt - 1)
@@ -115,8 +129,10 @@ def report(folder: Path, sent: tuple[Submission, str] | None, jobs: dict[str, sq
         state = "requeued"
     if state == "finished" and status.stopped_early:
         state = runs.STOPPED_EARLY
+    waits = state in ("pending", "requeued")  # then status.json is of the attempt before
     return Report(
         run=f"{folder.parent.name}/{folder.name}",
+        folder=str(folder),
         state=state,
         requeues=restarts,
         step=status.step,
@@ -129,7 +145,7 @@ def report(folder: Path, sent: tuple[Submission, str] | None, jobs: dict[str, sq
         validating_s=status.validating_s,
         gpu_hours=status.train_s * status.world_size / 3600 if on_gpu(status.device) else None,
         best=status.best,
-        flags=status.flags + evaluation_flags(folder) + changes(folder, status),
+        flags=status.flags + evaluation_flags(folder) + changes(folder, status, 0 if waits else steps),
         job=job,
         error=status.error if state == "failed" else "",
         log=str(submission.log_of(folder.parent, record, job)) if record and job else "",
@@ -182,14 +198,17 @@ def evaluation_flags(folder: Path) -> list[str]:
     return [flag for split in means for flag in registry.outside(means[split].get(folder.name, {}))]
 
 
-def changes(folder: Path, status: runs.Status) -> list[str]:
-    """What did not stay the same in the run in ``folder``: its code, and train.steps of its config.yaml."""
-    try:  # the whole configuration takes ten times as long, and a sweep has a hundred runs
-        fields = yaml.load((folder / "config.yaml").read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        steps = int(fields["train"]["steps"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
-        steps = status.steps
-    return runs.changed_on_the_way(status, steps, runs.read_provenance(folder))
+def steps_of(folder: Path) -> int:
+    """``train.steps`` of the run in ``folder``, by its config.yaml; 0 where that does not say."""
+    try:
+        return int((values(folder) or {})["train.steps"])
+    except (KeyError, TypeError, ValueError):
+        return 0
+
+
+def changes(folder: Path, status: runs.Status, steps: int) -> list[str]:
+    """What did not stay the same in the run in ``folder``: its code, and its ``steps`` where they are not 0."""
+    return runs.changed_on_the_way(status, steps or status.steps, runs.read_provenance(folder))
 
 
 def explain(unclear: list[Report]) -> None:
@@ -244,13 +263,12 @@ def first_to_end(text: str, log: Path) -> str:
 
 def cancel(roots: list[Path], listed: list[Report]) -> str:
     """End the runs that wait or run; each saves at its next step. What was done, in words."""
-    live = {run.run: run for run in listed if run.state in LIVE}
+    live = {run.folder for run in listed if run.state in LIVE}
     jobs: list[str] = []
     local: list[tuple[Submission, str]] = []
     cancelled: dict[tuple[Path, str], list[str]] = {}
     for folder in find(roots):
-        run = live.get(f"{folder.parent.name}/{folder.name}")
-        sent = submission.latest(folder.parent).get(folder.name) if run else None
+        sent = submission.latest(folder.parent).get(folder.name) if str(folder) in live else None
         if sent and sent[0].executor == "slurm" and sent[1]:
             jobs.append(sent[1])
             cancelled.setdefault((folder.parent, sent[0].id), []).append(folder.name)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from shards.common.table import text_table
-from slurm.cluster import WAS_KILLED
+from slurm.cluster import LESS_MEMORY, WAS_KILLED
 from slurm.status import HUNG, Report
 
 MOST = 5
@@ -13,8 +13,14 @@ MOST = 5
 
 WITHOUT_A_WORD = {
     "failed": "no word of why",
-    "lost": "no heartbeat, and no word of why" + WAS_KILLED,
+    "lost": "no heartbeat, and no word of why" + WAS_KILLED + LESS_MEMORY,
     HUNG: "no heartbeat, but its job runs; replace it with launch/sweep.py --restart-lost, or end it with --cancel",
+}
+
+OF_A_COMMAND = {
+    **WITHOUT_A_WORD,
+    "lost": "no heartbeat, and no word of why" + WAS_KILLED,
+    HUNG: "no heartbeat, but its job runs; end it with --cancel, then give the same command to the launcher again",
 }
 
 
@@ -114,7 +120,8 @@ def failures(listed: list[Report]) -> list[str]:
     groups: dict[str, list[Report]] = {}
     for run in listed:
         if run.state in ("failed", "lost", HUNG):
-            groups.setdefault(run.error or WITHOUT_A_WORD[run.state], []).append(run)
+            silent = OF_A_COMMAND if run.values is None else WITHOUT_A_WORD
+            groups.setdefault(run.error or silent[run.state], []).append(run)
     lines = []
     for error, group in sorted(groups.items(), key=lambda item: -len(item[1])):
         lines.append(

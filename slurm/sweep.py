@@ -229,20 +229,25 @@ def note_states(planned: list[Run], folder: Path) -> None:
     last = submission.latest(folder)
     jobs = squeue.live([job for record, job in last.values() if record.executor == "slurm"])
     for run in planned:
-        run.state = state_of(run.folder, last.get(run.name), jobs)
+        run.state = state_of(run.folder, last.get(run.name), jobs, run.config.train.steps)
         status = runs.read_status(run.folder)
         if run.state == "finished" and not status.stopped_early and 0 < status.steps < run.config.train.steps:
             run.state = "stopped"  # and goes on, for train.steps has grown
 
 
-def state_of(folder: Path, sent: tuple[submission.Submission, str] | None, jobs: dict[str, squeue.Job]) -> str:
+def state_of(
+    folder: Path, sent: tuple[submission.Submission, str] | None, jobs: dict[str, squeue.Job], steps: int = 0
+) -> str:
     """What is known of a run.
+
+    A finished one with more ``steps`` to do than it had is pending or running where a job is there for them.
 
     pending and running mean that something works on it or will; "new" that nothing ever did. submitit's own
     ``done()`` and ``state`` are not asked: they count a lost node as the end of a job that SLURM runs again.
     """
     status = runs.read_status(folder)
-    if status.state == "finished":
+    more = 0 < status.steps < steps and not status.stopped_early
+    if status.state == "finished" and not more:
         return "finished"
     if sent:
         record, job = sent

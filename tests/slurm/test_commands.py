@@ -15,7 +15,8 @@ from slurm_bed import job_of, ranks_of, step_of, until, wait_gone
 from launch import sweep
 from ldct.runs.folder import read_status
 from shards.common.command import InputError
-from slurm import commands, squeue, status, status_table, submission
+from slurm import chain, commands, part_job, squeue, status, status_table, submission
+from slurm.cluster import Cluster
 
 SLURM = {"executor": "slurm", "partition": "low", "time_min": 30}
 
@@ -181,3 +182,68 @@ def test_an_option_of_the_submission_behind_the_command_is_refused():
     with pytest.raises(InputError, match=r"--dry-run is no option of shards/build.py; .* before the command"):
         commands.check(["shards/build.py", "a", "b", "--dry-run"], 1)
     assert commands.check(["launch/evaluate.py", "a", "--name", "b"], 1)[0].argv[-1] == "b"
+
+
+def test_only_what_can_use_a_gpu_asks_for_one():
+    asks = {argv[0]: commands.check(argv, 1)[1] for argv in (["launch/bench.py", "accept"], ["launch/compare.py", "a"])}
+    assert asks == {"launch/bench.py": True, "launch/compare.py": False}
+
+
+def test_the_time_left_is_read_from_a_line_of_progress():
+    for line, far in (
+        ("build: 3/10 slices, 5.0/s, 12 s left\n", ("3", "10", "12")),
+        ("build: 3/10 slices, 5.0/s, 12 s left, 8 MB/s\n", ("3", "10", "12")),
+        ("build: 3/10 slices, 0/s, rate not known yet\n", ("3", "10", None)),
+    ):
+        assert part_job.PROGRESS.match(line).groups() == far
+
+
+def test_steps_are_the_same_from_any_directory_and_go_on_with_moved_shards(tmp_path, monkeypatch):
+    given = []
+    for here in ("a", "b"):
+        (tmp_path / here).mkdir()
+        monkeypatch.chdir(tmp_path / here)
+        given.append(chain.steps("evaluate,compare", tmp_path / "sweep", {"/shards"}))
+    assert given[0] == given[1]
+    folder = tmp_path / "sweep" / "jobs" / "evaluate"
+    chain.place(folder, given[0]["evaluate"][0])
+    moved = chain.steps("evaluate", tmp_path / "sweep", {"/moved"})["evaluate"][0]
+    (part,) = chain.place(folder, moved)
+    assert part.argv == commands.read(folder).argv and part.argv[-1] == "/moved"
+
+
+def test_several_shards_are_refused_only_where_a_step_needs_them(tmp_path):
+    assert list(chain.steps("compare", tmp_path, {"/a", "/b"})) == ["compare"]
+    with pytest.raises(InputError, match="--then findings: the runs were trained on several shards"):
+        chain.steps("compare,findings", tmp_path, {"/a", "/b"})
+
+
+def test_only_jobs_of_slurm_are_waited_for(tmp_path):
+    folder = tmp_path / "jobs"
+    command = commands.Command(["shards/build.py"], parts=3)
+    for executor, name, job in (("local", "1-of-3", "77"), ("slurm", "2-of-3", "78"), ("slurm", "3-of-3", "")):
+        record, logs = submission.new(folder, executor, [name], folder)
+        record.jobs[name] = job
+        submission.save(record, logs)
+    assert [chain.job_of(part) for part in commands.parts_of(folder, command)] == ["", "78", "", ""]
+
+
+def test_the_whole_waits_for_a_part_that_hangs(tmp_path, monkeypatch):
+    """Stands in for sbatch: a part hangs for a quarter of an hour before it is called so."""
+    folder = tmp_path / "jobs"
+    parts = commands.parts_of(folder, commands.Command(["shards/build.py"], parts=3))
+    record, logs = submission.new(folder, "slurm", [part.name for part in parts[:3]], folder)
+    record.jobs = {"1-of-3": "7_0", "2-of-3": "7_1", "3-of-3": ""}
+    submission.save(record, logs)
+    for part, state in zip(parts, ("finished", status.HUNG, "running", "new"), strict=True):
+        part.state = state
+    asked = []
+    monkeypatch.setattr(chain, "submit", lambda cluster, folder, code, chosen, after: asked.append(after) or ["8"])
+    assert chain.submit_parts(Cluster(), folder, parts, "") == ["8"]
+    assert asked == ["afterok:7_1"]
+
+
+def test_a_dry_run_refuses_what_the_real_call_refuses(tmp_path):
+    commands.begin(tmp_path / "compare", commands.Command(["launch/compare.py", "a"]))
+    with pytest.raises(InputError, match="compare is of another command"):
+        chain.dry_run(Cluster("local"), tmp_path / "compare", commands.Command(["launch/compare.py", "b"]))

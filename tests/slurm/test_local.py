@@ -1,6 +1,7 @@
 """Sweeps on this machine: real processes, interrupted and continued."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -98,7 +99,7 @@ def test_a_killed_and_an_interrupted_launcher(bed, launcher):
     os.killpg(process.pid, signal.SIGINT)
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 130
-    assert "run the same command again to go on" in said
+    assert "run the same command again to go on" in said and "stopping 1 run at its next step\n" in said
     (folder,) = bed.folders("interrupted")
     stopped = read_status(folder)
     assert stopped.state == "stopped"
@@ -134,7 +135,8 @@ def test_cancel_asks_first(bed, launcher):
     )
     command = ["launch/status.py", bed.runs / "cancel", "--cancel"]
     refused = run_command(*command)  # no answer is a no
-    assert "nothing was cancelled" in refused.stdout and process.poll() is None
+    assert re.search(r"^cancel [23] runs\? .*nothing was cancelled$", refused.stdout, re.MULTILINE)
+    assert process.poll() is None
 
     agreed = subprocess.run(
         [sys.executable, *map(str, command)], input="y\n", capture_output=True, text=True, cwd=ROOT,

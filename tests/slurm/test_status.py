@@ -9,7 +9,7 @@ import pytest
 from conftest import run_command
 
 from ldct.runs import folder as runs
-from slurm import accounting, squeue, status, status_table, submission
+from slurm import accounting, commands, squeue, status, status_table, submission
 
 
 @pytest.fixture
@@ -234,6 +234,47 @@ def test_a_run_that_did_not_stay_the_same_is_flagged(make, cluster_says, tmp_pat
     shown = status_table.show(*status.reports([tmp_path]))
     assert "warning: trained by 2 versions of the code: aaaaaaaa, aaaaaaaa with changes baca: s/000-a" in shown
     assert "warning: train.steps was edited: 500 in config.yaml, 100 when it trained: s/000-a" in shown
+
+
+def test_a_run_that_waits_to_train_for_longer_is_not_called_edited(make, cluster_says, tmp_path):
+    folder = make("000-a", job="7", state="finished", step=100)
+    (folder / "config.yaml").write_text("train:\n  steps: 500\n")
+    cluster_says({"7": job("PENDING")})
+    (run,) = status.reports([tmp_path])[0]
+    assert (run.state, run.flags) == ("pending", [])
+
+
+def test_of_two_steps_of_one_name_that_of_the_sweep_alone_is_cancelled(make, cluster_says, tmp_path, monkeypatch):
+    make("000-a", state="finished", step=100)
+    (tmp_path / "s").rename(tmp_path / "other")
+    make("000-a", state="finished", step=100)
+    command = commands.Command(["launch/evaluate.py", "s"], str(tmp_path))
+    for sweep, job_id in (("s", "7"), ("other", "8")):
+        folder = tmp_path / sweep / "jobs" / "evaluate"
+        commands.begin(folder, command)
+        record, logs = submission.new(folder, "slurm", ["whole"], folder)
+        record.jobs["whole"] = job_id
+        submission.save(record, logs)
+    cluster_says({"7": job("RUNNING")}, {"8": "COMPLETED"})
+    asked = []
+    monkeypatch.setattr(squeue, "cancel", asked.extend)
+    listed, _ = status.reports([tmp_path])
+    assert {run.run for run in listed if run.values is None} == {"other/evaluate/whole", "s/evaluate/whole"}
+    status.cancel([tmp_path], listed)
+    assert asked == ["7"]
+
+
+def test_what_is_said_of_a_silent_command_is_no_advice_for_a_training(make, cluster_says, tmp_path):
+    commands.begin(tmp_path / "jobs" / "build", commands.Command(["shards/build.py"], str(tmp_path)))
+    (tmp_path / "jobs" / "build" / "whole").mkdir()
+    runs.write_status(tmp_path / "jobs" / "build" / "whole", runs.Status(state="running"))
+    (part,) = status.reports([tmp_path / "jobs"])[0]
+    for state, says in (
+        ("lost", "1 x no heartbeat, and no word of why: killed from outside, perhaps out of memory\n"),
+        (status.HUNG, "1 x no heartbeat, but its job runs; end it with --cancel, then give the same command to"),
+    ):
+        part.state = state
+        assert status_table.failures([part])[0].startswith(says)
 
 
 def test_json_and_wrong_flags(make, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, run_command
 from PIL import Image
 from wandb_server import finish, python
 
@@ -291,3 +291,8 @@ def test_a_report_without_a_project_is_one_line(server, home, project, expected)
     status, _, errors = finish(python(server.url, home, "launch/compare.py", "--wandb-report", project))
     assert (status, errors.count("\n")) == (2, 1), errors
     assert expected in errors and not [report for report in server.reports if report["projectName"] == "nothing"]
+
+
+def test_a_report_there_requires_no_gain():
+    done = run_command("launch/compare.py", "--wandb-report", "me/ct", "--require-gain", "1", check=False)
+    assert done.returncode == 2 and "found --wandb-report, which checks nothing; leave them out" in done.stderr
