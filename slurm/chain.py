@@ -1,6 +1,7 @@
 """Giving commands to SLURM or to this machine: parts side by side, the whole behind them, steps behind a sweep."""
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 
 from ldct.runs import folder as runs
@@ -17,6 +18,9 @@ STEPS = ("evaluate", "compare", "findings")
 
 FOLDER = "jobs"
 """In a sweep's folder: those that do."""
+
+SHOWN = 20
+"""Parts that are named one by one; of more, how many there are."""
 
 LIVE = ("pending", "running", HUNG)
 """States of a part that has a job."""
@@ -39,7 +43,7 @@ def submit_command(cluster: Cluster, folder: Path, command: Command, after: str,
     if again:
         forget([part for part in parts if part.state == "finished"])
     chosen = [part for part in parts if part.open]
-    print(f"{command}: {', '.join(f'{part.name} {part.state}' for part in parts)}", flush=True)
+    print(f"{command}: {states_of(parts)}", flush=True)
     if cluster.executor == "local":
         return run_here(cluster, folder, parts, snapshot.take(folder))
     if not chosen:
@@ -48,9 +52,19 @@ def submit_command(cluster: Cluster, folder: Path, command: Command, after: str,
         )
         return 0
     jobs = submit_parts(cluster, folder, parts, after)
-    print(f"submitted {', '.join(part.name for part in chosen)} as job {', '.join(jobs)}; look at it with: python "
+    names = ", ".join(part.name for part in chosen) if len(chosen) <= SHOWN else f"{len(chosen)} parts"
+    print(f"submitted {names} as job {', '.join(jobs)}; look at it with: python "
           f"launch/status.py {folder}")  # fmt: skip
     return 0
+
+
+def states_of(parts: list[Part]) -> str:
+    """The state of each part; of many, how many have which."""
+    if len(parts) <= SHOWN:
+        return ", ".join(f"{part.name} {part.state}" for part in parts)
+    *split, whole = parts
+    counts = Counter(part.state for part in split)
+    return ", ".join([*(f"{count} {state}" for state, count in counts.items()), f"{whole.name} {whole.state}"])
 
 
 def submit_parts(cluster: Cluster, folder: Path, parts: list[Part], after: str) -> list[str]:
@@ -192,7 +206,7 @@ def dry_run(cluster: Cluster, folder: Path, command: Command) -> str:
     parts = commands.parts_of(folder, command)
     commands.note_states(parts)
     chosen = [part for part in parts if part.open]
-    states = ", ".join(f"{part.name} {part.state}" for part in parts)
+    states = states_of(parts)
     if not chosen or cluster.executor == "local":
         return f"{states}\ndry run: would run {len(chosen)} here, {local_parallelism(cluster)} at once"
     logs, code = folder / submission.LOGS / "SUBMISSION", folder / "code" / "HASH"

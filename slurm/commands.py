@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -51,7 +52,7 @@ class Command:
     """Parts that it is split into."""
 
     def __str__(self) -> str:
-        return " ".join(self.argv)
+        return shlex.join(self.argv)
 
 
 @dataclass
@@ -93,6 +94,7 @@ def check(argv: list[str], parts: int) -> tuple[Command, bool]:
     InputError
         If it is none of this project's commands, is no job, or cannot be split.
     """
+    argv = argv[1:] if argv[:1] == ["--"] else argv
     script = os.path.relpath(ROOT / argv[0], ROOT) if argv else ""
     if not re.fullmatch(r"(shards|launch)/\w+\.py", script) or not (ROOT / script).is_file():
         raise InputError(f"expected a command such as shards/build.py DICOM SHARDS, found {' '.join(argv) or 'none'!r}")
@@ -103,15 +105,35 @@ def check(argv: list[str], parts: int) -> tuple[Command, bool]:
     shown = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True)
     if shown.returncode:
         raise InputError(f"{script} --help ends with an error: {' '.join(shown.stderr.split())[-200:]}")
+    if not shown.stdout.startswith("usage:"):
+        raise InputError(f"{script} is no command; there are: {', '.join(known())}")
     options = set(re.findall(r"--[\w-]+", shown.stdout))
-    if misplaced := [option for option in OWN if option in argv and option not in options]:
-        raise InputError(f"{misplaced[0]} is no option of {script}; give launch/submit.py's before the command")
-    if "--part" in argv:
-        raise InputError("--part is what the jobs add; say how many parts with --parts, before the command")
+    check_options(script, argv[1:], options)
     if parts > 1 and "--part" not in options:
         raise InputError(f"{script} has no --part: it cannot be split; leave out --parts")
     # the --help of bench.py does not show the options of what it measures
     return Command([script, *argv[1:]], parts=parts), "--device" in options or script == "launch/bench.py"
+
+
+def known() -> list[str]:
+    """The commands that can be jobs."""
+    paths = sorted([*ROOT.glob("shards/*.py"), *ROOT.glob("launch/*.py")])
+    scripts = [path.relative_to(ROOT).as_posix() for path in paths if "\nif __name__ ==" in path.read_text()]
+    return [script for script in scripts if script not in ELSEWHERE]
+
+
+def check_options(script: str, arguments: list[str], options: set[str]) -> None:
+    """Raise an InputError if an option among ``arguments`` is none of the ``options`` that ``script`` --help shows, or
+    is --part; argparse also takes an option's beginning, and --option=value."""
+    before = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    for word in (text.partition("=")[0] for text in before if text.startswith("--")):
+        if word in OWN and word not in options:
+            raise InputError(f"{word} is no option of {script}; give launch/submit.py's before the command")
+        if word == "--part" or ("--part".startswith(word) and "--part" in options - {word}):
+            raise InputError("--part is what the jobs add; say how many parts with --parts, before the command")
+        # the --help of bench.py does not show the options of what it measures
+        if script != "launch/bench.py" and not any(option.startswith(word) for option in options):
+            raise InputError(f"{word} is no option of {script}; python {script} --help shows them")
 
 
 def begin(folder: Path, command: Command) -> None:
@@ -120,16 +142,20 @@ def begin(folder: Path, command: Command) -> None:
     Raises
     ------
     InputError
-        If it is another command's.
+        If it is another command's, of which a part is finished, running or waiting.
     """
     refuse_other(folder, command)
     write(folder, command)
 
 
 def refuse_other(folder: Path, command: Command) -> None:
-    """Raise an InputError if ``folder`` is of another command."""
+    """Raise an InputError if ``folder`` is of another command, and more than failures came of that."""
     before = read(folder)
-    if before and before != command:
+    if before is None or before == command:
+        return
+    parts = parts_of(folder, before)
+    note_states(parts)
+    if not all(part.open for part in parts):
         raise InputError(
             f"{folder} is of another command ({before}, {before.parts} parts, in {before.cwd}); choose another --name, "
             "or delete it"

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,8 @@ def bench_key(config: Config) -> tuple[str, str]:
 def read_bench(path: Path, gpu: bool) -> Speeds:
     """The speeds in a JSON file of launch/bench.py: the highest over batch sizes.
 
-    Any object in it counts that has patches_per_s (a number, or a median), and network and precision in itself or in an
-    object around it; a variant other than ours does not.
+    Any object in it counts that has patches_per_s (a number above 0, or a median), and network and precision in itself
+    or in an object around it; a variant other than ours does not.
 
     Raises
     ------
@@ -102,7 +103,8 @@ def speeds_in(content: Any, around: dict[str, Any]) -> Iterator[dict[str, Any]]:
         row = {**around, **{key: value for key, value in content.items() if isinstance(value, str | float | int)}}
         if isinstance(spread := content.get("patches_per_s"), dict) and "median" in spread:
             row["patches_per_s"] = spread["median"]
-        own = "patches_per_s" in row and "patches_per_s" not in around
+        speed = row.get("patches_per_s")
+        own = isinstance(speed, float | int) and not isinstance(speed, bool) and 0 < speed < math.inf
         if own and row.get("variant", "ours") == "ours" and {"network", "precision"} <= row.keys():
             yield row
         for value in content.values():

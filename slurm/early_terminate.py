@@ -3,6 +3,7 @@ ldct/training/halving.py."""
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,8 @@ def check(early: Any, metric: Any) -> None:
         if key in early and (type(early[key]) is not int or early[key] < 1):
             raise InputError(f"early_terminate.{key}: expected a whole number of at least 1, found {early[key]!r}")
     eta, strict = early.get("eta", 3), early.get("strict", False)
-    if isinstance(eta, bool) or not isinstance(eta, int | float) or not eta > 1:
-        raise InputError(f"early_terminate.eta: expected a number above 1, found {eta!r}")
+    if isinstance(eta, bool) or not isinstance(eta, int | float) or not 1.1 <= eta < math.inf:
+        raise InputError(f"early_terminate.eta: expected a number of at least 1.1, found {eta!r}")
     if not isinstance(strict, bool):
         raise InputError(f"early_terminate.strict: expected true or false, found {strict!r}")
     if not isinstance(metric, dict) or not isinstance(metric.get("name"), str):

@@ -13,7 +13,7 @@ from phantom import make_dataset, write_series
 from slurm_bed import job_of, ranks_of, step_of, until, wait_gone
 
 from launch import sweep
-from ldct.runs.folder import read_status
+from ldct.runs.folder import Status, read_status, write_status
 from shards.common.command import InputError
 from slurm import chain, commands, part_job, squeue, status, status_table, submission
 from slurm.cluster import Cluster
@@ -184,6 +184,55 @@ def test_an_option_of_the_submission_behind_the_command_is_refused():
     assert commands.check(["launch/evaluate.py", "a", "--name", "b"], 1)[0].argv[-1] == "b"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--part=1/2"], "--part is what the jobs add"),
+        (["--par", "1/2"], "--part is what the jobs add"),
+        (["--pa=1/2"], "--part is what the jobs add"),
+        (["--parts=2"], "--parts is no option of shards/build.py; give launch/submit.py's before"),
+        (["--jobs=x"], "--jobs is no option of shards/build.py; give launch/submit.py's before"),
+        (["--tset", "L506"], "--tset is no option of shards/build.py; python shards/build.py --help shows them"),
+    ],
+)
+def test_an_option_that_would_fail_in_the_job_or_do_one_part_only_is_refused(arguments, says):
+    with pytest.raises(InputError) as caught:
+        commands.check(["shards/build.py", "a", "b", *arguments], 2)
+    assert says in str(caught.value)
+
+
+def test_options_are_taken_as_argparse_takes_them():
+    given = ["shards/build.py", "--tes=L506", "--shard-s", "4", "--pat", "64", "--", "--odd", "b"]
+    assert commands.check(["--", *given], 1)[0].argv == given
+    options = ["accept", "--minutes", "3", "--only", "no waits"]
+    checked, _ = commands.check(["launch/bench.py", *options], 1)
+    assert str(checked) == "launch/bench.py accept --minutes 3 --only 'no waits'"
+    assert commands.check(["launch/findings.py", "a", "--pa", "4"], 1)[0].argv[-1] == "4"
+
+
+def test_a_module_that_is_no_command_is_refused():
+    with pytest.raises(InputError, match=r"shards/split.py is no command; there are: launch/bench.py, .*shards/build"):
+        commands.check(["shards/split.py", "x", "y"], 1)
+    assert "shards/split.py" not in commands.known() and "launch/train.py" not in commands.known()
+
+
+def test_a_command_of_which_nothing_came_gives_way_to_another(tmp_path):
+    wrong, right = (commands.Command(["launch/compare.py", name]) for name in ("wrong", "right"))
+    commands.begin(tmp_path, wrong)
+    (tmp_path / "whole").mkdir()
+    write_status(tmp_path / "whole", Status(state="failed"))
+    commands.begin(tmp_path, right)
+    assert commands.read(tmp_path) == right
+    write_status(tmp_path / "whole", Status(state="finished"))
+    with pytest.raises(InputError, match="is of another command"):
+        commands.begin(tmp_path, wrong)
+
+
+def test_many_parts_are_counted(tmp_path):
+    said = chain.dry_run(Cluster("local"), tmp_path, commands.Command(["shards/build.py"], parts=300))
+    assert said.splitlines()[0] == "300 new, whole new"
+
+
 def test_only_what_can_use_a_gpu_asks_for_one():
     asks = {argv[0]: commands.check(argv, 1)[1] for argv in (["launch/bench.py", "accept"], ["launch/compare.py", "a"])}
     assert asks == {"launch/bench.py": True, "launch/compare.py": False}
@@ -245,5 +294,7 @@ def test_the_whole_waits_for_a_part_that_hangs(tmp_path, monkeypatch):
 
 def test_a_dry_run_refuses_what_the_real_call_refuses(tmp_path):
     commands.begin(tmp_path / "compare", commands.Command(["launch/compare.py", "a"]))
+    (tmp_path / "compare" / "whole").mkdir()
+    write_status(tmp_path / "compare" / "whole", Status(state="finished"))
     with pytest.raises(InputError, match="compare is of another command"):
         chain.dry_run(Cluster("local"), tmp_path / "compare", commands.Command(["launch/compare.py", "b"]))

@@ -1,6 +1,7 @@
 """From a sweep file to checked runs."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -229,9 +230,11 @@ def test_hours_before_a_first_run_come_from_a_benchmark_on_such_a_device(plan, t
     assert hours == {redcnn.name: pytest.approx(3600 * 8 / 40 / 3600), unet.name: None, small.name: None}
     with pytest.raises(InputError, match=r"measured on cpu, but the cluster's runs have GPUs; measure there"):
         cost.device_hours([redcnn], cluster_from({"gpus_per_node": 1}), tmp_path / "runs", bench)
-    bench.write_text("{}")
-    with pytest.raises(InputError, match="no object in it has network, precision and patches_per_s"):
-        cost.device_hours([redcnn], LOCAL, tmp_path / "runs", bench)
+    none = ["fast", {"median": None}, -5, 0, math.nan, math.inf, True]
+    for content in ({}, *({"network": "redcnn", "precision": "fp32", "patches_per_s": speed} for speed in none)):
+        bench.write_text(json.dumps(content))
+        with pytest.raises(InputError, match="no object in it has network, precision and patches_per_s"):
+            cost.device_hours([redcnn], LOCAL, tmp_path / "runs", bench)
 
 
 def test_dry_run_prints_the_script_and_leaves_nothing(tmp_path, base, tiny_shards):

@@ -64,17 +64,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("accept"), help="folder of results and logs (%(default)s)")
     parser.add_argument("--minutes", type=float, default=9, help="time for all checks (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="small networks and few steps; on a CPU always so")
-    parser.add_argument(
-        "--only", nargs="+", metavar="CHECK", default=[], help=f"some of: {', '.join(c.name for c in CHECKS)}"
-    )
+    parser.add_argument("--only", nargs="+", metavar="CHECK", default=[], help=f"some of: {quoted()}")
+
+
+def quoted() -> str:
+    """The names of all checks, some of which have a comma, as a shell takes them."""
+    return "; ".join(f"'{check.name}'" for check in CHECKS)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Make the checks, print and keep what they found; ``failed`` in the result is how many failed."""
     names = [check.name for check in CHECKS]
     if unknown := [name for name in options.only if name not in names]:
-        raise InputError(f"--only {unknown[0]}: expected some of {', '.join(names)}")
-    if options.minutes <= 0:
+        raise InputError(f"--only {unknown[0]}: expected some of {quoted()}")
+    if not options.minutes > 0:  # nan too
         raise InputError(f"--minutes: expected a positive number, found {options.minutes:g}")
     began, logs = time.monotonic(), options.out / "logs"
     logs.mkdir(parents=True, exist_ok=True)

@@ -150,4 +150,6 @@ def test_a_page_names_what_its_figures_belong_to():
 
 def test_unknown_checks_are_one_line(tmp_path, monkeypatch, capsys):
     assert bench(monkeypatch, "--only", "everything", "--out", tmp_path) == 2
-    assert capsys.readouterr().err.startswith("error: --only everything: expected some of machine, no waits")
+    assert capsys.readouterr().err.startswith("error: --only everything: expected some of 'machine'; 'no waits'; ")
+    assert bench(monkeypatch, "--minutes", "nan", "--out", tmp_path) == 2
+    assert capsys.readouterr().err.startswith("error: --minutes: expected a positive number, found nan")
