@@ -9,7 +9,7 @@ import argparse
 import importlib
 from pathlib import Path
 
-from shards.common.command import command
+from shards.common.command import InputError, command
 
 BENCHES = {
     "shard": ("ldct.benchmarks.shard", "measure the sharder, beside the bare decode and the common preparation script"),
@@ -44,6 +44,8 @@ def main() -> int:
     module.add_arguments(own)
     own.add_argument("--json", type=Path, metavar="FILE", help="keep the result")
     options = own.parse_args(chosen.options)
+    if options.json and not options.json.parent.is_dir():  # said before the measurement and not after
+        raise InputError(f"--json {options.json}: there is no folder {options.json.parent}; make it first")
     result = module.run(options)
     if options.json:
         from ldct.benchmarks.shard import write_json

@@ -64,7 +64,7 @@ def main() -> None:
         series, measured = check(series, pretrained.read_card(path), options.force)
         lines += measured
     print("".join(f"{line}\n" for line in lines), end="", flush=True)
-    deidentifier = Deidentifier(options.deidentify) if options.deidentify else None
+    deidentifier = Deidentifier(options.deidentify, options.out) if options.deidentify else None
     series = [dataclasses.replace(each, numbered=deidentifier is not None) for each in series]
     model = network if options.strength == 1 else Blended(network, options.strength)
     try:

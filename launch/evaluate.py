@@ -62,8 +62,10 @@ def main() -> None:
     from ldct.runs import wandb_mirror  # --help and a typo need no torch
     from ldct.runs.folder import read_config
 
-    if options.name is not None and (options.name in RESERVED or not re.fullmatch(r"\w+", options.name, re.ASCII)):
-        raise InputError(f"--name {options.name}: expected letters, digits and _, and none of {', '.join(RESERVED)}")
+    fits = re.fullmatch(r"\w{1,64}", options.name, re.ASCII) if options.name is not None else True
+    if not fits or options.name in RESERVED:
+        expected = f"expected letters, digits and _, at most 64, and none of {', '.join(RESERVED)}"
+        raise InputError(f"--name {options.name}: {expected}")
     keep_freed()
     chosen = [protocols.get(name).name for name in dict.fromkeys(options.protocol or protocols.DEFAULT)]
     device = pick_device(options.device)

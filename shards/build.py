@@ -241,7 +241,7 @@ def report_only(options: argparse.Namespace) -> None:
             print(f"{options.out} holds shards: its {REPORT} stays that of their build")
         else:
             write_report(options, rows, pairing)
-        pairing_report.refuse(rows, pairing.problems, options.allow)
+        pairing_report.refuse(rows, pairing, options.allow)
 
 
 AGAIN = "run again when nothing writes to IN any more"
@@ -262,7 +262,7 @@ def prepare(options: argparse.Namespace, workers: Workers, state: Path) -> Prepa
         print(f"{options.out}: all shards are there already")
         return None
     rows = [] if several and begun else report(pairing, workers)
-    pairing_report.refuse(rows, pairing.problems, options.allow)
+    pairing_report.refuse(rows, pairing, options.allow)
     split = choose_split(pairing, options)
     plans = plan_shards(split, options.source, options.out, options)
     if not (several and begun):

@@ -4,6 +4,7 @@ The profile lists what has to go. Here stands what may stay, and everything else
 sequences, and what a later edition of the standard will add. Pixels stay: a head can be recognised in them.
 """
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -11,7 +12,7 @@ import sys
 from pathlib import Path
 
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import generate_uid
+from pydicom.uid import CTImageStorage, generate_uid
 
 from shards.common.atomic import temporary_name
 from shards.common.command import InputError
@@ -44,38 +45,62 @@ class Deidentifier:
     Parameters
     ----------
     path : Path
-        File with the secret, 32 bytes in hex; made, for its owner alone, where it is missing. Who has it and the
-        original can find out which image is which, and nobody else can.
+        File with the secret, 32 bytes in hex; where it is missing ``keep`` makes it, for its owner alone. Who has it
+        and the original can find out which image is which, and nobody else can.
+    out : Path, optional
+        Folder of the images, in which it must not lie.
 
     Raises
     ------
     InputError
-        If the file cannot be read or made, or holds something else.
+        If the file cannot be read, holds something else or lies in ``out``.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, out: Path | None = None) -> None:
+        if out is not None and path.resolve().is_relative_to(out.resolve()):
+            raise InputError(f"--deidentify {path} lies inside OUT, which it is to be kept from")
+        self.path = path
+        self.key = self._read() if path.exists() else secrets.token_bytes(32)
+
+    def _read(self) -> bytes:
+        """The secret in the file."""
         try:
-            new = not path.exists()
-            if new:
-                temporary = temporary_name(path)
-                with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                    file.write(secrets.token_hex(32) + "\n")
-                try:
-                    os.link(temporary, path)
-                except FileExistsError:  # another part of the same command made one
-                    new = False
-                temporary.unlink()
-            self.key = bytes.fromhex(path.read_text())
+            key = bytes.fromhex(self.path.read_text())
         except OSError as error:
-            raise InputError(f"{path}: the secret cannot be read or made: {error.strerror}") from None
+            raise InputError(f"{self.path}: the secret cannot be read: {error.strerror}") from None
         except ValueError:
-            self.key = b""
-        if len(self.key) != 32:
-            raise InputError(f"{path}: expected a secret of 64 hexadecimal digits; give a new name, and it is made")
-        if new:
-            differ = "PatientIDs and UIDs differ from those made with another one"
-            keep = "Keep it, apart from the images, to get the same again"
-            print(f"note: made a new key, {path.resolve()}; {differ}. {keep}", file=sys.stderr)
+            key = b""
+        if len(key) != 32:
+            raise InputError(
+                f"{self.path}: expected a secret of 64 hexadecimal digits; give a new name, and it is made"
+            )
+        return key
+
+    def keep(self) -> None:
+        """Write a new secret to its file, before the first image is written; take the file's where there is one."""
+        if self.path.exists():
+            self.key = self._read()
+            return
+        temporary = temporary_name(self.path)
+        try:
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(self.key.hex() + "\n")
+            os.link(temporary, self.path)
+        except FileExistsError:  # another part of the same command made one
+            self.key = self._read()
+            return
+        except OSError as error:
+            raise InputError(f"{self.path}: the secret cannot be made: {error.strerror}") from None
+        finally:
+            with contextlib.suppress(OSError):  # where it could not be made
+                temporary.unlink()
+        differ = "PatientIDs and UIDs differ from those made with another one"
+        again = "Keep it, apart from the images, to get the same again"
+        print(f"note: made a new key, {self.path.resolve()}; {differ}. {again}", file=sys.stderr)
+
+    def fingerprint(self) -> str:
+        """What tells this secret from another and gives nothing of it away."""
+        return hashlib.blake2b(b"note", key=self.key, digest_size=6).hexdigest()
 
     def uid(self, uid: str) -> str:
         """The UID that stands for another."""
@@ -93,6 +118,7 @@ class Deidentifier:
         """
         patient = str(dataset.get("PatientID") or "")
         description = str(dataset.get("DerivationDescription") or "")
+        _identify(dataset)
         self._strip(dataset, KEPT)
         if derived:
             dataset.DerivationDescription, dataset.SeriesDescription = description, description[:64]
@@ -122,3 +148,13 @@ class Deidentifier:
                     self._strip(item, kept)
             elif element.VR == "UI" and not element.keyword.endswith("ClassUID") and element.value:
                 element.value = self.uid(str(element.value))
+
+
+def _identify(dataset: FileDataset) -> None:
+    """Fill an empty class and UID: from the file meta information, else as of a CT image with these pixels."""
+    if not dataset.get("SOPClassUID"):
+        dataset.SOPClassUID = dataset.file_meta.get("MediaStorageSOPClassUID") or CTImageStorage
+    if not dataset.get("SOPInstanceUID"):
+        content = [hashlib.sha256(dataset.PixelData).hexdigest(), str(dataset.get("ImagePositionPatient"))]
+        stands_in = generate_uid(entropy_srcs=[Path(str(dataset.filename)).name, *content])
+        dataset.SOPInstanceUID = dataset.file_meta.get("MediaStorageSOPInstanceUID") or stands_in

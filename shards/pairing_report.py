@@ -158,19 +158,19 @@ def suspicions(rows: list[dict[str, Any]], problems: dict[str, str]) -> dict[str
     return {name: ", and ".join(why) for name, why in reasons.items()}
 
 
-def refuse(rows: list[dict[str, Any]], problems: dict[str, str], allowed: list[str]) -> None:
-    """Stop for suspicious patients and unread folders that the user did not name.
+def refuse(rows: list[dict[str, Any]], pairing: Pairing, allowed: list[str]) -> None:
+    """Stop for suspicious patients and unread folders that the user did not name; without rows only for the latter.
 
     Raises
     ------
     InputError
         Naming them and the remedy.
     """
-    names = {row["patient"] for row in rows} | set(problems)
+    names = {patient.name for patient in pairing.patients} | set(pairing.problems)
     unknown = sorted(set(allowed) - names)
     if unknown:
         raise InputError(f"--allow {unknown[0]}: no such patient; there are {', '.join(sorted(names))}")
-    suspicious = {name: why for name, why in suspicions(rows, problems).items() if name not in allowed}
+    suspicious = {name: why for name, why in suspicions(rows, pairing.problems).items() if name not in allowed}
     if suspicious:
         raise InputError(
             "; ".join(f"{name}: {why}" for name, why in suspicious.items())

@@ -244,23 +244,31 @@ def check_out(full: Path, out: Path) -> None:
         raise InputError(f"OUT {out} is FULL {full} or lies inside it; choose a folder beside it")
 
 
-def note_of(settings: Settings, series: dict[str, list[Slice]], deidentified: bool = False) -> dict[str, Any]:
-    """What simulation.json says: model, settings and sources, these known by their content."""
+def note_of(settings: Settings, series: dict[str, list[Slice]], key: Deidentifier | None = None) -> dict[str, Any]:
+    """What simulation.json says: model, settings and sources, these known by their content; and the key likewise."""
     sources = {name: {"slices": len(pieces), "sha256": content(pieces)} for name, pieces in series.items()}
     fields = {"model": MODEL, **dataclasses.asdict(settings), "sources": sources}
-    return json.loads(json.dumps(fields | ({"deidentified": True} if deidentified else {})))
+    return json.loads(json.dumps(fields | ({"deidentified": key.fingerprint()} if key else {})))
 
 
-def check_note(out: Path, note: dict[str, Any]) -> None:
-    """Refuse a folder that another simulation began, and say what differs."""
+def read_note(out: Path) -> dict[str, Any] | None:
+    """What simulation.json says, where there is one."""
     path = out / "simulation.json"
     try:
-        before = json.loads(path.read_text()) if path.exists() else note
+        note: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); delete {out} or choose another folder") from None
-    if before == note:
+    return note
+
+
+def check_note(out: Path, before: dict[str, Any] | None, note: dict[str, Any]) -> None:
+    """Refuse a folder that another simulation began, and say what differs."""
+    if before is None or before == note:
         return
+    path = out / "simulation.json"
     differing = [key for key in before | note if before.get(key) != note.get(key)] or ["settings"]
+    if differing == ["deidentified"] and before.get("deidentified") and note.get("deidentified"):
+        raise InputError(f"{out} was made with another key; give that to --deidentify, or choose another folder")
     if differing == ["sources"]:
         old, new = before["sources"], note["sources"]
         names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
@@ -358,17 +366,22 @@ def main() -> None:
     series, passed = find_series(options.full)
     for reason, count in collections.Counter(passed.values()).most_common():
         print(f"passed over {count} file{'s' * (count > 1)}: {reason}")
-    deidentifier = Deidentifier(options.deidentify) if options.deidentify else None
+    before = read_note(options.out)  # before the key: another part writes its key first and then the note
+    deidentifier = Deidentifier(options.deidentify, options.out) if options.deidentify else None
     if deidentifier:  # not even the names of folders; by content, so that a second run gives the same
         by_content = sorted(series.values(), key=content)
         series = {f"patient-{number:03d}": pieces for number, pieces in enumerate(by_content, 1)}
-    note = note_of(settings, series, deidentifier is not None)
-    check_note(options.out, note)
+    check_note(options.out, before, note_of(settings, series, deidentifier))
+    chosen = options.part.of(series.items())
+    if not chosen:
+        print(f"part {options.part}: no series")
+        return
     with Workers(options.workers) as workers:
-        chosen = options.part.of(series.items())
         plans = [plan(options.out, name, pieces, settings, workers) for name, pieces in chosen]
+        if deidentifier:
+            deidentifier.keep()
         tasks = [dataclasses.replace(task, deidentifier=deidentifier) for tasks in plans for task in tasks]
-        begin(options.out, note, tasks)
+        begin(options.out, note_of(settings, series, deidentifier), tasks)
         write_all(options.out, tasks, workers)
 
 

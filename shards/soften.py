@@ -76,6 +76,8 @@ def soften(name: str, pieces: list[Slice], out: Path, count: int, deidentifier: 
     thickness, old = check(pieces, count), pick_kernel(pieces, "auto")
     about = f"softened: {count} slices averaged, {old.name} kernel filtered to soft"
     before, after = [], []
+    if deidentifier is not None:
+        deidentifier.keep()
     with Progress(name, len(pieces) // count, "slices") as progress:
         for number, (piece, average) in enumerate(thick_slices(pieces, count), 1):
             soft = change_kernel(average, piece.spacing[0], old, noise_model.SOFT)
@@ -112,7 +114,7 @@ def main() -> None:
         raise InputError(f"{options.source} holds {len(series)} series, {', '.join(series)}; give the folder of one")
     if options.out.exists():
         raise InputError(f"{options.out} is there already; choose another folder")
-    deidentifier = Deidentifier(options.deidentify) if options.deidentify else None
+    deidentifier = Deidentifier(options.deidentify, options.out) if options.deidentify else None
     unfinished = options.out.with_name(options.out.name + ".unfinished")  # what is under OUT's name is whole
     try:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -54,6 +54,8 @@ def denoise_series(
     """
     made_by = f"denoised by {about}"
     todo = [each for each in series if not each.left_out and not is_done(each, made_by + each.note)]
+    if todo and deidentifier is not None:
+        deidentifier.keep()
     count, left_out, began = 0, [each.left_out for each in series if each.left_out], time.monotonic()
     with Progress("denoise", sum(len(s.slices) for s in todo), "slices") as progress, ThreadPoolExecutor(BATCH) as pool:
         for each in todo:

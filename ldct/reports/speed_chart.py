@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ def draw(result: dict[str, Any]) -> str:
     groups: dict[str, dict[str, float]] = {}
     for row in result["rows"]:
         group = groups.setdefault(f"{networks()[row['network']].label}\n{row['batch']}", {})
-        group[row["variant"]] = row["patches_per_s"]["median"]
+        rate = row["patches_per_s"]["median"]
+        if not 0 < rate < math.inf:
+            raise ValueError(f"{rate} patches/s")
+        group[row["variant"]] = rate
     everywhere = [name for name in next(iter(groups.values())) if all(name in group for group in groups.values())]
     groups = {group: {name: rates[name] for name in everywhere} for group, rates in groups.items()}
     looks = charts.looks([name for name in everywhere if name != BASELINE])
@@ -38,7 +42,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     Raises
     ------
     InputError
-        If the file cannot be read or holds something else.
+        If the file cannot be read or holds something else, or the chart cannot be written.
     """
     try:
         result = json.loads(options.result.read_text())
@@ -46,6 +50,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         why = error.strerror if isinstance(error, OSError) else "it holds something else"
         raise InputError(f"{options.result}: expected what launch/bench.py train --json writes: {why}") from None
-    write_text(options.chart, chart)
+    try:
+        write_text(options.chart, chart)
+    except OSError as error:
+        raise InputError(f"{options.chart}: the chart cannot be written: {error.strerror}") from None
     print(options.chart)
     return result

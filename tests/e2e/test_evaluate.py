@@ -72,8 +72,12 @@ def here(capsys, monkeypatch):
         (["--shards", "no/where"], "expected no/where/manifest.json, written by shards/build.py"),
         (["--device", "cuda:77"], "device cuda:77"),
         (["--device", "gpu"], "device gpu"),
-        (["--name", "test"], "--name test: expected letters, digits and _, and none of train, val, test, pairs"),
+        (
+            ["--name", "test"],
+            "--name test: expected letters, digits and _, at most 64, and none of train, val, test, pairs",
+        ),
         (["--name", "a-slices"], "--name a-slices: expected letters"),
+        (["--name", "a" * 65], "at most 64"),
     ],
 )
 def test_bad_input_is_one_line(sweep, tiny_shards, here, change, message):

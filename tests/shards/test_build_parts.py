@@ -62,3 +62,11 @@ def test_a_part_of_other_settings_is_refused_and_a_missing_one_is_made_up_for(da
     assert status == 2 and "holds shards of other settings: seed was 0, is 1" in err
     assert said(start(data, tmp_path / "out"))[0] == 0
     assert len(list((tmp_path / "out").glob("*.tar"))) == 9 and (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_allow_knows_the_patients_in_every_part(data, tmp_path):
+    for number in (1, 2):
+        status, _, err = said(start(data, tmp_path / "out", "--part", f"{number}/2", "--allow", "L067"))
+        assert status == 0, err
+    status, _, err = said(start(data, tmp_path / "out", "--allow", "L999", "--part", "2/2"))
+    assert status == 2 and "--allow L999: no such patient; there are L067, L096, L109" in err

@@ -94,6 +94,37 @@ def test_simulated_series(source, tmp_path):
     assert done.returncode == 2 and "made from other data or settings" in done.stderr and "deidentified" in done.stderr
 
 
+def test_a_second_key_does_not_get_into_a_series(source, tmp_path):
+    out = tmp_path / "out"
+    call = ("shards/simulate.py", source, out, "--i0", "3e5", "--deidentify")
+    run_command(*call, tmp_path / "key")
+    paths = sorted(out.rglob("*.IMA"))
+    paths[0].unlink()
+    done = run_command(*call, tmp_path / "other", check=False)
+    assert done.returncode == 2 and "was made with another key" in done.stderr
+    assert not paths[0].exists() and not (tmp_path / "other").exists()
+    inside = run_command(*call, out / "key", check=False)
+    assert inside.returncode == 2 and "lies inside OUT" in inside.stderr and not (out / "key").exists()
+    assert "note: made" not in run_command(*call, tmp_path / "key").stderr and paths[0].exists()
+
+
+def test_an_image_without_identity_gets_one(source, tmp_path):
+    for number, path in enumerate(sorted((source / "a").iterdir())):  # as the sample of real CT, and as one even barer
+        dataset = pydicom.dcmread(path)
+        dataset.SOPClassUID = dataset.SOPInstanceUID = ""
+        if number:
+            del dataset.file_meta.MediaStorageSOPClassUID, dataset.file_meta.MediaStorageSOPInstanceUID
+        dataset.save_as(path, enforce_file_format=False)
+    out = tmp_path / "out"
+    run_command("shards/simulate.py", source / "a", out, "--i0", "3e5", "--deidentify", tmp_path / "key")
+    full = [pydicom.dcmread(path) for path in sorted(out.rglob("*_FD_*.IMA"))]
+    assert [dataset.SOPClassUID for dataset in full] == [pydicom.uid.CTImageStorage] * 2
+    assert len({dataset.SOPInstanceUID for dataset in full}) == 2 and all(d.SOPInstanceUID.is_valid for d in full)
+    assert full[0].file_meta.MediaStorageSOPInstanceUID == full[0].SOPInstanceUID
+    original = pydicom.dcmread(source / "a/0.dcm").file_meta.MediaStorageSOPInstanceUID
+    assert full[0].SOPInstanceUID == Deidentifier(tmp_path / "key").uid(original)
+
+
 def test_softened_series(source, tmp_path):
     run_command("shards/soften.py", source / "a", tmp_path / "out", "--slices", 1, "--deidentify", tmp_path / "key")
     paths = sorted((tmp_path / "out").iterdir())
@@ -138,11 +169,13 @@ def test_a_deidentified_image_has_no_error_that_its_source_has_not(source, tmp_p
 def test_a_new_secret_is_told_and_where_it_is(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Deidentifier(Path("key"))
+    assert not Path("key").exists()
+    Deidentifier(Path("key")).keep()
     assert capsys.readouterr().err == (
         f"note: made a new key, {tmp_path}/key; PatientIDs and UIDs differ from those made with another one. "
         "Keep it, apart from the images, to get the same again\n"
     )
-    Deidentifier(Path("key"))
+    Deidentifier(Path("key")).keep()
     assert capsys.readouterr().err == ""
 
 

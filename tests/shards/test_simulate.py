@@ -199,6 +199,8 @@ def test_parts_write_what_one_process_writes(full, tmp_path, monkeypatch, capsys
             assert status == 0, err
     assert contents(tmp_path / "one") == contents(tmp_path / "parts")
     assert len(contents(tmp_path / "one")) == 10 and other.exists()
+    status, out, _ = run(monkeypatch, capsys, full, tmp_path / "parts", "--i0", "1e5", "--part", "4/4")
+    assert status == 0 and out == "part 4/4: no series\n"
 
 
 def test_the_copy_is_the_source_and_the_derived_is_valid(full, tmp_path, monkeypatch, capsys):

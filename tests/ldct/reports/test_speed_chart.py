@@ -2,9 +2,10 @@
 
 import argparse
 import json
+import math
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_command
 
 from ldct.reports import speed_chart
 from shards.common.command import InputError
@@ -42,3 +43,21 @@ def test_another_file_is_one_line(tmp_path, text):
     (tmp_path / "in.json").write_text(text)
     with pytest.raises(InputError, match="writes: it holds something else"):
         speed_chart.run(argparse.Namespace(result=tmp_path / "in.json", chart=tmp_path / "out.svg"))
+
+
+@pytest.mark.parametrize("median", [0, -1.0, math.nan, math.inf, "fast", None])
+def test_a_rate_that_is_none_is_one_line(tmp_path, median):
+    result = json.loads(KEPT.read_text())
+    result["rows"][0]["patches_per_s"]["median"] = median
+    (tmp_path / "in.json").write_text(json.dumps(result))
+    with pytest.raises(InputError, match="writes: it holds something else"):
+        speed_chart.run(argparse.Namespace(result=tmp_path / "in.json", chart=tmp_path / "out.svg"))
+
+
+def test_a_folder_that_is_not_there_is_one_line(tmp_path):
+    chart = tmp_path / "no" / "x.svg"
+    with pytest.raises(InputError, match="the chart cannot be written: No such file or directory"):
+        speed_chart.run(argparse.Namespace(result=KEPT, chart=chart))
+    call = ("launch/bench.py", "draw", KEPT, tmp_path / "out.svg", "--json", tmp_path / "no" / "x.json")
+    done = run_command(*call, check=False)
+    assert done.returncode == 2 and "there is no folder" in done.stderr and not (tmp_path / "out.svg").exists()
