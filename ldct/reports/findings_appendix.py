@@ -105,7 +105,7 @@ def budgets(findings: Findings) -> list[str]:
         (seconds, [arm.label, str(len(arm.runs)), f"{arm.config.train.steps:,}", f"{seconds:.0f}",
                    signed(findings.gain(arm), rank.digits)])
         for arm in [*main, *longer]
-        for seconds in [float(np.median([run.training_seconds for run in arm.runs.values()]))]
+        for seconds in [min(run.training_seconds for run in arm.runs.values())]
     ]  # fmt: skip
     return [
         *("## At equal time", ""),
@@ -113,7 +113,7 @@ def budgets(findings: Findings) -> list[str]:
             ["", "seeds", "steps", "seconds of training", f"gain over low dose ({rank.unit})"],
             [cells for _, cells in sorted(rows)],
         ),
-        "Seconds of a run's steps, without validation: median over seeds.",
+        "Seconds of a run's steps, without validation: of the quickest seed, as other work on the machine only adds.",
         "",
     ]
 
@@ -216,12 +216,11 @@ def tabled_names(findings: Findings) -> list[str]:
 def commands(findings: Findings, stem: str) -> list[str]:
     """What to run for these numbers."""
     sweeps = sorted({run.folder.resolve().parent.name for run in findings.runs})
-    changed = [changes(run) for run in findings.runs]
-    settings = [(k, v) for k, v in changed[0].items() if all(k in other and other[k] == v for other in changed)]
-    sets = "".join(f" --set {key}={labels.text(value)}" for key, value in settings)
+    changed = {name: [changes(r) for r in findings.runs if r.folder.resolve().parent.name == name] for name in sweeps}
+    sets = {name: "".join(f" --set {k}={labels.text(v)}" for k, v in shared(each)) for name, each in changed.items()}
     known = [name for name in sweeps if Path(__file__).parents[2].joinpath(f"configs/sweeps/{name}.yaml").is_file()]
     lines = [
-        f"python launch/sweep.py configs/sweeps/{name}.yaml --cluster CLUSTER.yaml --set data.shards=SHARDS{sets}"
+        f"python launch/sweep.py configs/sweeps/{name}.yaml --cluster CLUSTER.yaml --set data.shards=SHARDS{sets[name]}"
         for name in known
     ]
     lines += ["python launch/train.py --config RUN/config.yaml --run_dir NEW   # any of the runs again"]
@@ -234,6 +233,11 @@ def commands(findings: Findings, stem: str) -> list[str]:
     lines += [f"python launch/evaluate.py {roots} {where} --ablate --protocol {chosen}"]
     lines += [f"python launch/findings.py {roots} --shards SHARDS --split {split} -o docs/{stem}.md"]
     return ["```", *lines, "```", ""]
+
+
+def shared(every: list[dict[str, object]]) -> list[tuple[str, object]]:
+    """The items that all have."""
+    return [(k, v) for k, v in every[0].items() if all(k in other and other[k] == v for other in every)]
 
 
 def changes(run: Run) -> dict[str, object]:
