@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from ldct.reports.findings import Findings
 
 BY_DEPTH = {
-    LOSS: "loss with its mean in place of a stage's gate (dB)",
+    LOSS: "loss without the gate's choice (dB)",
     "channel_sd": "SD of the channel weights",
-    "spatial_edges": "correlation of the spatial map with edges",
-    "spatial_texture": "correlation of the spatial map with texture",
+    "spatial_edges": "correlation of map and edges",
+    "spatial_texture": "correlation of map and texture",
 }
 """What is shown by depth: the measure, and what it is called."""
 CAPTIONS = {
