@@ -51,8 +51,8 @@ def is_validation(name: str) -> bool:
     return name.startswith("val/")
 
 
-def attention(stage: int, statistic: str) -> str:
-    """An attention statistic of an encoder stage, counted from 1: ``attention/2/channel_sd``."""
+def attention(stage: int | str, statistic: str) -> str:
+    """An attention statistic of an encoder stage, counted from 1 (or a pattern): ``attention/2/channel_sd``."""
     return f"attention/{stage}/{statistic}"
 
 

@@ -77,7 +77,7 @@ def _blocks(reports: Any, entity: str, project: str, split: str, protocol: str) 
             reports.LinePlot(title="training loss", x="step", y=[names.TRAIN_LOSS], log_y=True),
         ],
         "Attention": [
-            reports.LinePlot(title=statistic, x="step", metric_regex=f"attention/[0-9]+/{statistic}")
+            reports.LinePlot(title=statistic, x="step", metric_regex=names.attention("[0-9]+", statistic))
             for statistic in ("channel_sd", "spatial_edges")
         ],
     }

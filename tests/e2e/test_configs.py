@@ -9,7 +9,8 @@ from slurm import sweep, sweep_file
 from slurm.cluster import from_dict as cluster_from
 
 TRAIN = sorted((ROOT / "configs/train").glob("*.yaml"))
-RUNS = {"demo": 4, "attention": 2 * 4 * 3, "redcnn_variants": 4 * 3}
+RUNS = {"demo": 4, "rates": 2 * 3, "attention": 2 * 4 * 5, "redcnn_variants": 4 * 3, "longer": 2 * 3}
+SEEDS = {"demo": 1, "rates": 1, "attention": 5}
 """Runs of each sweep."""
 
 
@@ -62,7 +63,7 @@ def test_a_sweep_is_valid_and_has_so_many_runs(name, tiny_shards, tmp_path, monk
     runs = planned(name, tiny_shards, tmp_path)
     assert len(runs) == RUNS[name] == len({configuration.hash8(run.config) for run in runs})
     seeds = {run.config.train.seed for run in runs}
-    assert seeds == ({0} if name == "demo" else {0, 1, 2})
+    assert seeds == set(range(SEEDS.get(name, 3)))
 
 
 def test_the_attention_sweep_has_every_arm_and_a_warm_up(tiny_shards, tmp_path, monkeypatch):

@@ -26,6 +26,8 @@ from ldct.data.patches import open_store
 from ldct.data.slices import Slices
 from ldct.inference.denoiser import Denoiser, through
 from ldct.inference.export import Exported, export
+from ldct.metrics import registry
+from ldct.metrics.names import TRAIN_LOSS, validation
 from ldct.models.whole_slice import denoise
 from ldct.runs import checkpoint
 from ldct.runs import folder as runs
@@ -270,7 +272,7 @@ def two_ranks(setting: Setting) -> Iterator[Figure]:
             port = probe.getsockname()[1]
         statuses = at_once(setting, [(rank_over_gloo, config, rank, port) for rank in range(2)])
         yield holds(f"{name}: both ranks end well", statuses == [0, 0], f"statuses {statuses}")
-        for metric in ("train/loss", "val/abd400/psnr"):
+        for metric in (TRAIN_LOSS, validation(registry.ranking(config.val.protocol))):
             curves = [[line[metric] for line in runs.read_metrics(run) if metric in line] for run in (two, one)]
             yield at_most(f"{name}: {metric}, two ranks from one, relative", apart(*curves), LOSS_LIMIT["fp32"])
     if setting.gpu:
