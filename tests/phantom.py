@@ -144,3 +144,9 @@ def multi_frame(path, frames):
     dataset.PixelData = (frames.astype(int) + 1024).astype("<u2").tobytes()
     dataset.save_as(path)
     return path
+
+
+def water(size=128, radius=100.0, spacing=2.0):
+    """A disc of water of ``radius`` mm, HU."""
+    axis = (np.arange(size) - (size - 1) / 2) * spacing
+    return np.where(np.hypot(*np.meshgrid(axis, axis)) <= radius, 0, -1000).astype(np.int16)

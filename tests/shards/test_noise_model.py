@@ -1,4 +1,4 @@
-"""Numbers that the noise model must go on giving; what it means stands in test_simulate.py."""
+"""Numbers that the noise model must go on giving; what it means stands in test_simulate_noise.py."""
 
 import numpy as np
 import pytest
