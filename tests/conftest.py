@@ -16,6 +16,16 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(autouse=True)
+def same_environment():
+    """A test leaves the environment as it found it: another's jobs would inherit what it set."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
 def run_command(*argv, check=True, timeout=120, **kwargs):
     """Run one of the project's commands with this Python, from the project's root; returns the finished process."""
     done = subprocess.run(
