@@ -20,7 +20,7 @@ BENCHES = {
         "measure an evaluation by its parts: networks, baselines, groups of metrics",
     ),
     "infer": ("ldct.benchmarks.infer", "measure whole slices, beside the baseline and a matrix product"),
-    "draw": ("ldct.reports.speed_chart", "draw a chart of what train --json kept"),
+    "draw": ("ldct.reports.draw", "draw a chart of what train --json kept, or of a table kept as JSON"),
     "accept": (
         "ldct.benchmarks.accept",
         "check and measure everything that one GPU can show, in 9 minutes; exit status 1 if a check fails",

@@ -125,6 +125,18 @@ def dots(
     return _svg(figure, name)
 
 
+def lines_of_dots(name: str, lines: dict[str, dict[str, float | None]], looks: dict[str, Look], x: str) -> str:
+    """One line per name, the first on top, one mark per series: ``lines[name][series]``; None is left out."""
+    figure, axes = _figure(7.2, 1.1 + 0.27 * len(lines))
+    for series, style in looks.items():
+        values = np.array([line[series] for line in lines.values()], dtype=float)  # None becomes nan
+        axes.scatter(values, range(len(lines)), marker=style.mark, color=style.colour, s=26, label=plain(series))
+    axes.set_yticks(range(len(lines)), [plain(line) for line in lines])
+    axes.set_ylim(len(lines) - 0.5, -0.5)
+    axes.set_xlabel(plain(x))
+    return _svg(figure, name)
+
+
 def points(name: str, groups: list[str], series: dict[str, list[tuple[float, float | None]]], y: str) -> str:
     """A mean with its interval for every group and series: ``series[label]`` is (mean, half its interval) by group.
 
