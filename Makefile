@@ -28,19 +28,21 @@ demo: env
 		--require-gain 2 --require-best-gain 3
 
 SHARDS ?= data/shards
+# with the weights of VGG16 also redcnn_perceptual
 SWEEPS ?= rates attention redcnn_variants longer
 # of the sweep called longer: twice the default
 LONGER ?= 40000
-# settings of redcnn_variants alone, e.g. --set optim.lr=1e-3 where its own rate would need days
+# settings of the sweeps redcnn_* alone, e.g. --set optim.lr=1e-3 where its own rate would need days
 VARIANTS ?=
 # the rates only choose
 COMPARED = $(patsubst %,runs/%,$(filter-out rates,$(SWEEPS)))
 findings: env
 	for sweep in $(SWEEPS); do \
-		case $$sweep in longer) more="--set train.steps=$(LONGER)";; redcnn_variants) more="$(VARIANTS)";; *) more=;; esac; \
+		case $$sweep in longer) more="--set train.steps=$(LONGER)";; redcnn_*) more="$(VARIANTS)";; *) more=;; esac; \
 		$(BIN)/python launch/sweep.py configs/sweeps/$$sweep.yaml --cluster configs/clusters/local.yaml \
 			--set data.shards=$(SHARDS) $(SET) $$more || exit; done
 	$(BIN)/python launch/evaluate.py $(COMPARED) --ablate $(if $(PAIRS),--pairs $(PAIRS),--shards $(SHARDS))
+	$(if $(PAIRS),$(BIN)/python launch/evaluate.py $(COMPARED) --shards $(SHARDS))
 	$(BIN)/python launch/findings.py $(COMPARED) --shards $(SHARDS) --split $(if $(PAIRS),pairs,test) \
 		-o docs/findings.md
 

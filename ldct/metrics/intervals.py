@@ -7,6 +7,7 @@ over the slices of a patient first, and intervals and tests are over patients.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -129,16 +130,20 @@ class Interval:
     of_patients: float = math.nan
     """The part that more patients would lower; nan where their spread is not known."""
 
-    def patients_for(self, effect: float) -> float:
+    def patients_for(self, effect: float, alpha: float = ALPHA) -> float:
         """Patients with whom a mean of ``effect`` would be told from zero four times in five, with as many seeds.
 
-        Two-sided at 0.05, by the normal approximation; infinite where the seeds alone spread too much, nan where the
-        spread of patients is not known.
+        Two-sided at ``alpha``, by the t distribution with the degrees of freedom that there would be; infinite where a
+        thousand would not do, as the seeds alone spread too much; nan where the spread of patients is not known.
         """
-        room = (effect / (stats.norm.ppf(0.975) + stats.norm.ppf(0.8))) ** 2 - self.of_seeds
         if math.isnan(self.of_patients):
             return math.nan
-        return max(LEAST_PATIENTS, math.ceil(self.of_patients * self.patients / room)) if room > 0 else math.inf
+        patients = np.arange(LEAST_PATIENTS, 1001)
+        of_patients = self.of_patients * self.patients / patients
+        freedom = _freedom(self.of_seeds, self.seeds, of_patients, patients)
+        needed = stats.t.ppf(1 - alpha / 2, freedom) + stats.t.ppf(0.8, freedom)
+        enough = needed * np.sqrt(self.of_seeds + of_patients) <= effect
+        return int(patients[np.argmax(enough)]) if enough.any() else math.inf
 
     @property
     def ci95_half_width(self) -> float | None:
@@ -176,5 +181,10 @@ def crossed(values: np.ndarray) -> Interval:
         return Interval(mean, None, math.nan, seeds, patients)
     parts = [values.mean(1).var(ddof=1) / seeds, values.mean(0).var(ddof=1) / patients]
     total = sum(parts)
-    freedom = total**2 / (parts[0] ** 2 / (seeds - 1) + parts[1] ** 2 / (patients - 1)) if total else 1.0
-    return Interval(mean, math.sqrt(total), float(freedom), seeds, patients, *map(float, parts))
+    freedom = float(_freedom(parts[0], seeds, parts[1], patients)) if total else 1.0
+    return Interval(mean, math.sqrt(total), freedom, seeds, patients, *map(float, parts))
+
+
+def _freedom(of_seeds: Any, seeds: Any, of_patients: Any, patients: Any) -> Any:
+    """Degrees of freedom of the sum of two squared standard errors (Satterthwaite)."""
+    return (of_seeds + of_patients) ** 2 / (of_seeds**2 / (seeds - 1) + of_patients**2 / (patients - 1))

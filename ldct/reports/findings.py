@@ -5,13 +5,14 @@ The page answers; what it rests on stands in the appendix beside it (ldct/report
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from ldct import config as configuration
+from ldct.evaluation import results
 from ldct.evaluation.baselines import LOW
 from ldct.evaluation.results import Evaluation
 from ldct.metrics import intervals, registry
@@ -21,7 +22,18 @@ from ldct.reports import arms as arms_of
 from ldct.reports import claims as claims_of
 from ldct.reports import comparison, findings_charts, tables
 from ldct.reports.arms import Arm
-from ldct.reports.claims import ALIKE, CONFIRMED, MATTERS_DB, REFUTED, UNDECIDED, Claim, Quantity
+from ldct.reports.claims import (
+    ALIKE,
+    ATTENTION,
+    CONFIRMED,
+    MATTERS_DB,
+    NETWORKS,
+    RECIPE,
+    REFUTED,
+    UNDECIDED,
+    Claim,
+    Quantity,
+)
 from ldct.reports.comparison import Run
 from ldct.reports.significance import p_text
 from shards import manifest
@@ -46,6 +58,8 @@ class Findings:
     """sha256 of the manifest of those shards."""
     left_out: list[str]
     """Runs that do not count, and why."""
+    held_out: Evaluation | None = None
+    """Of runs on the test split of those shards, where ``evaluation`` is of other slices; None where none has it."""
 
     @property
     def metric(self) -> str:
@@ -66,6 +80,13 @@ class Findings:
         """Of ``arm`` over the low dose in the metric that ranks."""
         low = intervals.by_patient(self.evaluation.get(LOW).slices)
         return arm.interval(self.metric, {seed: {p: v[self.metric] for p, v in low.items()} for seed in arm.runs})
+
+    def gain_held_out(self, arm: Arm) -> float:
+        """Of ``arm`` over the low dose on ``held_out``, mean over its seeds that have it; nan where none has."""
+        measured = self.held_out.results if self.held_out else []
+        means = {result.name: result.means[self.metric].mean for result in measured}
+        gains = [means[run.name] - means[LOW] for run in arm.runs.values() if run.name in means]
+        return float(np.mean(gains)) if gains else math.nan
 
 
 def gather(roots: list[Path], shards: Path, split: str = "test") -> Findings:
@@ -100,7 +121,17 @@ def gather(roots: list[Path], shards: Path, split: str = "test") -> Findings:
     why |= {run.name: "another run is the same" for run in kept if run.name not in counted}
     metric = registry.ranking(evaluation.protocols[0])
     arms.sort(key=lambda arm: -arm.interval(metric).mean)
-    return Findings(arms, evaluation, data, digest, [f"{name}: {reason}" for name, reason in why.items()])
+    left_out = [f"{name}: {reason}" for name, reason in why.items()]
+    return Findings(arms, evaluation, data, digest, left_out, held_out(kept, evaluation, digest))
+
+
+def held_out(every: list[Run], evaluation: Evaluation, digest: str) -> Evaluation | None:
+    """What runs gave on the test split of the shards with ``digest``; None if ``evaluation`` is of it, or none did."""
+    if evaluation.data == digest:
+        return None
+    ranked = evaluation.protocols[0]
+    tested = [(run, test) for run in every if (test := results.load(run.folder, "test")) and test.data == digest]
+    return comparison.joined([replace(run, evaluation=test) for run, test in tested if test.protocols[0] == ranked])
 
 
 def render(findings: Findings, stem: str) -> dict[str, str]:
@@ -134,32 +165,38 @@ def table(head: list[str], rows: list[list[str]], texts: int = 1) -> list[str]:
 
 
 def answer(findings: Findings) -> str:
-    """The paragraph that a reader takes away: the best network, and the claims by their verdicts."""
+    """The paragraph that a reader takes away: what the claims say to each question, and the best network."""
     best, evaluation = findings.arms[0], findings.evaluation
     rank = registry.find(findings.metric)
     slices, patients = len(evaluation.results[0].slices), len(evaluation.patients)
-    parts = [
-        f"On {slices} slices of {patients} patient{'s' if patients > 1 else ''}, the best of {len(findings.arms)} arms "
-        f"is {best.label}: {signed(findings.gain(best), rank.digits)} {rank.unit} over the low dose."
-    ]
-    by_verdict: dict[str, list[Claim]] = {}
-    for claim in findings.claims:
-        by_verdict.setdefault(claim.verdict, []).append(claim)
-    for verdict, lead in (
-        (CONFIRMED, "Confirmed"),
-        (REFUTED, "Refuted"),
-        (ALIKE, f"No difference that matters ({MATTERS_DB:g} dB)"),
-    ):
-        if decided := by_verdict.get(verdict):
-            parts.append(f"{lead}: {'; '.join(claim.text for claim in decided)}.")
-    missing = sum(not claim.quantities for claim in findings.claims)
-    undecided = by_verdict.get(UNDECIDED, [])
-    if undecided:
-        parts.append(
-            f"Undecided: {len(undecided)} of {len(findings.claims)} claims"
-            + (f", {missing} of them for want of runs." if missing else ".")
-        )
+    parts = [f"On {slices} slices of {patients} patient{'s' if patients > 1 else ''}:"]
+    for question in dict.fromkeys(claim.question for claim in findings.claims):
+        parts.append(f"**{question}** {reply([claim for claim in findings.claims if claim.question == question])}")
+    undecided = [claim for claim in findings.claims if claim.verdict == UNDECIDED]
+    missing = sum(not claim.quantities for claim in undecided)
+    parts.append(
+        f"**Decided** are {len(findings.claims) - len(undecided)} of {len(findings.claims)} claims"
+        + (f"; {missing} lack{'s' * (missing == 1)} runs." if missing else ".")
+    )
+    parts.append(
+        f"The best of {len(findings.arms)} arms is {best.label}: "
+        f"{signed(findings.gain(best), rank.digits)} {rank.unit} over the low dose."
+    )
     return " ".join(parts)
+
+
+def reply(claims: list[Claim]) -> str:
+    """Claims by their verdicts, with their differences in dB; of what is undecided and no such difference, how many."""
+    sentences = []
+    for verdict in (CONFIRMED, REFUTED, ALIKE, UNDECIDED):
+        every = [claim for claim in claims if claim.verdict == verdict]
+        told = [claim for claim in every if verdict != UNDECIDED or any(q.unit for q in claim.quantities)]
+        texts = [claim.text + "".join(f" ({value(q)})" for q in claim.quantities if q.unit) for claim in told]
+        if more := len(every) - len(told):
+            texts.append(f"{more} {'more' if told else 'claim'}{'s' * (more > 1 and not told)}")
+        if texts:
+            sentences.append(f"{verdict[0].upper()}{verdict[1:]}: {'; '.join(texts)}.")
+    return " ".join(sentences)
 
 
 def main_table(findings: Findings) -> list[str]:
@@ -175,45 +212,83 @@ def main_table(findings: Findings) -> list[str]:
         )
         cells = [shown(interval, name) for interval, name in zip(values, [*others, *guards], strict=True)]
         flag = f" ({', '.join(flag.split(':')[0] for flag in flags)})" if flags else ""
-        seconds = np.mean([1 / run.evaluation.results[-1].rate for run in arm.runs.values() if run.evaluation])
+        seconds = min([1 / run.evaluation.results[-1].rate for run in arm.runs.values() if run.evaluation])
+        second = findings.gain_held_out(arm)
+        if findings.held_out:
+            cells.insert(0, "-" if math.isnan(second) else f"{second:+.{rank.digits}f}")
         rows.append(
             [arm.label + flag, str(len(arm.runs)), signed(findings.gain(arm), rank.digits), *cells, f"{seconds:.2f}"]
         )
     titles = [registry.find(name).title for name in [*others, *guards]]
     head = ["", "seeds", f"gain over the low dose ({rank.unit}, {first})", *titles, "seconds per slice"]
-    return [
-        *table(head, rows),
-        f"± is half the 95 % interval over seeds and patients. {tables.about(findings.evaluation)}.",
-        "",
-    ]
+    notes = [f"± is half the 95 % interval over seeds and patients. {tables.about(findings.evaluation)}."]
+    if findings.held_out:
+        head.insert(3, "the same on simulated slices")
+        notes.append(simulated(findings.held_out, findings))
+    return [*table(head, rows), " ".join(notes), ""]
+
+
+def simulated(held_out: Evaluation, findings: Findings) -> str:
+    """What the second test set is."""
+    measured = {result.name for result in held_out.results}
+    seeds = sorted({run.config.train.seed for run in findings.runs if run.name in measured})
+    return (
+        f"Simulated slices: {len(held_out.results[0].slices)} of the shards' test split ({findings.data.split_note}), "
+        f"seeds {', '.join(map(str, seeds))}; means alone."
+    )
 
 
 def claims_table(findings: Findings) -> list[str]:
     """The claims with their verdicts and what was measured."""
-    rows = []
+    rows, count = [], sum(not math.isnan(claim.p) for claim in findings.claims)
     for claim in findings.claims:
         measured = "; ".join(value(quantity) for quantity in claim.quantities) or "no such runs"
         p = "-" if math.isnan(claim.p) else p_text(claim.p).removeprefix("p ").removeprefix("= ")
-        rows.append([claim.text, claim.said, measured, p, f"**{claim.verdict}**{need(claim)}"])
-    count = sum(not math.isnan(claim.p) for claim in findings.claims)
+        rows.append([claim.text, claim.said, measured, p, f"**{claim.verdict}**{need(claim, count)}"])
     tested = (
         f"p is corrected for {count} claim{'s' if count != 1 else ''} (Holm)" if count else "Nothing could be tested"
     )
     return [
         *table(["claim", "the study had", "here", "p", "verdict"], rows, texts=2),
-        f"{tested}. A difference that surely lies within {MATTERS_DB:g} dB is none (two one-sided tests). The study "
-        "split its data by slice, and its arms with attention also differed in batch norm; here arms differ in one "
-        "thing.",
+        f"{tested}. A difference that surely lies within {MATTERS_DB:g} dB is none (two one-sided tests). So many "
+        f"patients would do: to tell {MATTERS_DB:g} dB from zero four times in five, so corrected, with as many seeds.",
         "",
+        *put_right(findings),
     ]
 
 
-def need(claim: Claim) -> str:
-    """For an undecided claim, how many patients would decide a difference that matters."""
+def put_right(findings: Findings) -> list[str]:
+    """What changes with the study's two faults put right: batch norm between its arms, and its split by slice."""
+    measured = [claim for claim in findings.claims if claim.quantities]
+    batch_norm = next((claim.quantities[0] for claim in measured if claim.text.endswith("batch norm")), None)
+    attention = [quantity for claim in measured if claim.question == ATTENTION for quantity in claim.quantities]
+    lines = []
+    if batch_norm and attention:
+        least, most = (value(by(attention, key=lambda q: q.interval.mean)) for by in (min, max))
+        lines.append(
+            "- **Batch norm**: the study's arms with and without attention differed in it too. Here RED-CNN as "
+            f"published minus the same with batch norm is {value(batch_norm)}; a network with one kind of attention "
+            f"minus the same without, {least} to {most}. What the study saw between them says nothing of attention."
+        )
+    for claim in [claim for claim in measured if claim.question == NETWORKS]:
+        main = {(arm.config.model.name, arm.config.model.attention): arm for arm in arms_of.main_arms(findings.arms)}
+        plain = [main.get((name, "none")) for name in ("redcnn", "unet")]
+        redcnn, unet = (findings.gain_held_out(arm) if arm else math.nan for arm in plain)
+        second = f"; on the simulated slices it is {redcnn - unet:+.3f} dB" if redcnn - unet < math.inf else ""
+        lines.append(
+            f"- **Split**: the study's was by slice, so it tested on patients it had trained on: {claim.said}. "
+            f"On patients never seen the difference is {value(claim.quantities[0])}{second}."
+        )
+    return ["What changes where the study's two faults are put right:", "", *lines, ""] if lines else []
+
+
+def need(claim: Claim, claims: int) -> str:
+    """For an undecided one of so many claims, how many patients would decide a difference that matters."""
     quantities = [quantity for quantity in claim.quantities if quantity.matters is not None]
     if claim.verdict != UNDECIDED or not quantities:
         return ""
-    patients = max(quantity.interval.patients_for(quantity.matters or 0) for quantity in quantities)
+    alpha = intervals.ALPHA / max(1, claims)
+    patients = max(quantity.interval.patients_for(quantity.matters or 0, alpha) for quantity in quantities)
     if math.isnan(patients):
         return ""
     return "; the seeds alone spread too much" if math.isinf(patients) else f"; about {patients:.0f} patients would do"
@@ -250,6 +325,11 @@ def limits(findings: Findings) -> list[str]:
         f"Training patches seen by a run: {', '.join(f'{count:,}' for count in patches)}; the default recipe's "
         f"{full.steps * full.global_batch:,}."
     )
+    untried = [claim.text for claim in findings.claims if claim.question == RECIPE and not claim.quantities]
+    if any("perceptual loss" in text for text in untried) and len(untried) == 1:
+        lines.append(
+            "The perceptual loss was not run: it needs VGG16's weights (configs/sweeps/redcnn_perceptual.yaml)."
+        )
     flagged = sum(bool(run.flags) for run in findings.runs)
     if flagged:
         lines.append(

@@ -9,8 +9,9 @@ from slurm import sweep, sweep_file
 from slurm.cluster import from_dict as cluster_from
 
 TRAIN = sorted((ROOT / "configs/train").glob("*.yaml"))
-RUNS = {"demo": 4, "rates": 2 * 3, "attention": 2 * 4 * 5, "redcnn_variants": 4 * 3, "longer": 2 * 3}
-SEEDS = {"demo": 1, "rates": 1, "attention": 5}
+RUNS = {"demo": 4, "rates": 2 * 3, "attention": 2 * 4 * 5, "longer": 2 * 3}
+RUNS |= {"redcnn_variants": 3 * 5, "redcnn_perceptual": 5}
+SEEDS = {"demo": 1, "rates": 1, "attention": 5, "redcnn_variants": 5, "redcnn_perceptual": 5}
 """Runs of each sweep."""
 
 

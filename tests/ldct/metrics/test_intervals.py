@@ -145,12 +145,19 @@ def test_seeds_and_patients_are_both_drawn_from_many():
 
 
 def test_how_many_patients_would_tell_an_effect_from_zero():
-    """Power of 4 in 5 at 0.05, two-sided: 1.960 + 0.842 = 2.802 standard errors (7.849 squared)."""
-    interval = Interval(0.0, 1.0, 5.0, seeds=3, patients=4, of_seeds=0.5, of_patients=0.25)
-    assert interval.patients_for(2.0) == math.ceil(0.25 * 4 / (4 / 7.849 - 0.5)) == 104
+    """Half an SD over patients is told from zero four times in five by 34 of them, as every table of the t test has."""
+    interval = Interval(0.0, 1.0, 3.0, seeds=3, patients=4, of_seeds=0.0, of_patients=0.2**2 / 4)
+    assert interval.patients_for(0.1) == 34
+    assert interval.patients_for(0.1, alpha=0.05 / 17) > 50
     assert interval.patients_for(3.0) == 3  # two would do, but have no interval
-    assert interval.patients_for(1.9) == math.inf  # the seeds alone spread more
     assert math.isnan(crossed(np.ones((3, 2))).patients_for(9.0))
+
+
+def test_where_the_seeds_alone_spread_too_much_no_number_of_patients_would_do():
+    """Three seeds have two degrees of freedom: the mean must be 4.303 + 1.061 of their standard errors from zero."""
+    interval = Interval(0.0, 1.0, 3.0, seeds=3, patients=4, of_seeds=1.0, of_patients=1e-9)
+    assert interval.patients_for(5.34) == math.inf
+    assert interval.patients_for(5.38) == 3
 
 
 @pytest.mark.parametrize("bad", [np.ones((2, 3)), np.ones((3, 2)), np.diag([1, 2, math.inf])])

@@ -1,7 +1,5 @@
 """Verdicts where the truth is known: runs made up with effects that are there, are not, or cannot be told."""
 
-import math
-
 import numpy as np
 import pytest
 from made_up import PATIENTS, PSNR, by_stage, make
@@ -217,15 +215,6 @@ def test_the_depth_at_which_the_choice_of_a_gate_matters(losses, expected):
     by_depth = tested[0].by_depth(LOSS)
     assert list(by_depth) == [0.0, 1.0]
     assert np.mean(by_depth[0.0]) == pytest.approx(losses[0], abs=0.02)
-
-
-def test_how_many_patients_would_decide():
-    """With 16 patients' worth of spread, and then seeds that spread too much for any number."""
-    interval = Interval(0.05, 0.1, 3.0, 3, 4, of_seeds=0.0, of_patients=0.01)
-    room = (0.1 / (stats.norm.ppf(0.975) + stats.norm.ppf(0.8))) ** 2
-    assert interval.patients_for(0.1) == math.ceil(0.01 * 4 / room) == 32
-    assert Interval(0.05, 0.1, 3.0, 3, 4, of_seeds=0.01, of_patients=0.01).patients_for(0.1) == math.inf
-    assert math.isnan(Interval(0.05, 0.1, 3.0, 3, 4).patients_for(0.1))
 
 
 def test_the_main_arms_are_those_of_the_recipe_with_most_kinds():

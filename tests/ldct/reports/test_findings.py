@@ -15,7 +15,7 @@ from ldct.evaluation import results
 from ldct.evaluation.attention import LOSS
 from ldct.metrics import names
 from ldct.reports import findings
-from ldct.reports.claims import CONFIRMED, UNDECIDED
+from ldct.reports.claims import ATTENTION, CONFIRMED, DEPTH, NETWORKS, RECIPE, UNDECIDED
 from ldct.runs import folder as runs
 from shards import manifest
 from shards.common.command import InputError
@@ -74,12 +74,38 @@ def test_the_page_opens_with_the_answer(page):
     lines = page["findings.md"].splitlines()
     assert lines[:2] == ["# Findings", ""]
     answer = lines[2]
-    assert re.match(r"On 8 slices of 4 patients, the best of 4 arms is RED-CNN[^:]*: \+1\.5\d ± 0\.0\d dB over", answer)
-    confirmed = re.search(r"Confirmed: (.*?)\.", answer)[1].split("; ")
-    assert "RED-CNN is better than U-Net" in confirmed
-    assert "RED-CNN gains nothing from channel attention" in confirmed
-    assert "the choice of RED-CNN's channel gates matters most at shallow depth" in confirmed
-    assert re.search(r"Undecided: \d+ of 18 claims, \d+ of them for want of runs\.", answer)
+    asked = re.split(r" ?\*\*(.*?)\*\* ", answer)
+    assert asked[0] == "On 8 slices of 4 patients:"
+    replies = dict(zip(asked[1::2], asked[2::2], strict=True))
+    assert list(replies) == [NETWORKS, RECIPE, ATTENTION, DEPTH, "Decided"]
+    db = r"0\.\d{3} ± 0\.\d{3} dB"
+    assert re.fullmatch(rf"Confirmed: RED-CNN is better than U-Net \(\+{db}\)\.", replies[NETWORKS])
+    assert replies[RECIPE] == "Undecided: 3 claims."
+    idle = rf"Confirmed: RED-CNN gains nothing from channel attention \(-{db}\)\. Undecided: 3 claims\."
+    assert re.fullmatch(idle, replies[ATTENTION])
+    assert "selects channels at shallow depth; the choice of RED-CNN's channel gates matters most" in replies[DEPTH]
+    assert re.match(
+        r"are 4 of 18 claims; \d+ lack runs\. The best of 4 arms is RED-CNN[^:]*: \+1\.5\d ± 0\.0\d", replies["Decided"]
+    )
+
+
+def test_the_page_says_what_the_studys_faults_put_right_change(page):
+    text = page["findings.md"]
+    assert re.search(r"On patients never seen the difference is \+0\.5\d\d ± 0\.\d{3} dB\.\n", text)
+    assert "- **Batch norm**" not in text  # no arm with it
+
+
+def test_batch_norm_stands_beside_attention(tiny_shards, tmp_path):
+    arms = [({}, 1.5), ({"model__norm": "batch"}, 1.2), ({"model__attention": "channel"}, 1.51)]
+    for fields, gain in arms:
+        for seed in range(3):
+            run = make(seed, gain, model__name="redcnn", **fields)
+            write(tmp_path / run.name, run, [], manifest.digest(tiny_shards))
+    text = findings.render(findings.gather([tmp_path], tiny_shards), "findings")["findings.md"]
+    (line,) = [line for line in text.splitlines() if line.startswith("- **Batch norm**")]
+    assert re.search(r"minus the same with batch norm is \+0\.(29|30)\d ± 0\.\d{3} dB", line)
+    assert re.search(r"minus the same without, \+0\.0[01]\d ± 0\.\d{3} dB to \+0\.0[01]\d", line)
+    assert "**Split**" not in text  # no U-Net
 
 
 def test_the_page_is_short(page):
@@ -189,6 +215,36 @@ def test_real_pairs_count_in_place_of_the_test_split(sweep, tmp_path):
     assert "--pairs PAIRS --ablate" in appendix and "--split pairs" in appendix
     with pytest.raises(InputError, match=r"no run was evaluated on test; there is --split pairs \(1 run\)"):
         findings.gather([tmp_path], shards)
+
+
+def test_the_test_split_of_the_shards_stands_beside_real_pairs(tiny_shards, tmp_path):
+    """RED-CNN is ahead by 0.2 dB on the pairs and by 0.5 dB on the simulated slices; only seeds 0 and 1 have those."""
+    digest = manifest.digest(tiny_shards)
+    for name, gain, simulated in [("redcnn", 1.2, 2.5), ("unet", 1.0, 2.0)]:
+        for seed in range(3):
+            run = make(seed, gain, model__name=name)
+            pairs = dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, split="pairs"))
+            write(tmp_path / run.name, pairs, [], "of the pixels")
+            if seed < 2:
+                test = make(seed, simulated, model__name=name).evaluation
+                test.results[-1].name = run.name
+                results.save(tmp_path / run.name, dataclasses.replace(test, data=digest))
+    page = findings.render(findings.gather([tmp_path], tiny_shards, "pairs"), "findings")
+    rows = [
+        line.split(" | ") for line in page["findings.md"].splitlines() if line.startswith(("|  | s", "| RED-CNN |"))
+    ]
+    assert [row[3] for row in rows] == ["the same on simulated slices", rows[1][3]]
+    assert float(rows[1][3]) == pytest.approx(2.5, abs=0.03)
+    assert "Simulated slices: 8 of the shards' test split" in page["findings.md"]
+    assert re.search(r"seeds 0, 1; means alone\.", page["findings.md"])
+    assert re.search(
+        r"never seen the difference is \+0\.[12]\d\d .*; on the simulated slices it is \+0\.[45]\d\d dB\.",
+        page["findings.md"],
+    )
+    other = findings.gather([tmp_path], tiny_shards, "pairs")
+    for run in other.runs:
+        (run.folder / "eval" / "test.json").unlink(missing_ok=True)
+    assert findings.gather([tmp_path], tiny_shards, "pairs").held_out is None
 
 
 def test_bad_input_is_one_line(sweep, tiny_shards, tmp_path):
