@@ -95,6 +95,8 @@ def test_lines_of_a_build(said, tiny_shards, tmp_path):
     (tmp_path / "plain").mkdir()
     shutil.copy(next((dicom / "L067" / "full_1mm").iterdir()), tmp_path / "plain" / "1.dcm")
     shutil.copytree(tiny_shards, tmp_path / "built")
+    (tmp_path / "simulated").mkdir()
+    (tmp_path / "simulated" / "simulation.json").write_text('{"model": 0}')
     with locked(tmp_path / "busy" / ".build" / "lock", "a test"):
         busy = said(SHARDS, dicom, tmp_path / "busy")
     listed(
@@ -110,6 +112,7 @@ def test_lines_of_a_build(said, tiny_shards, tmp_path):
             said(SHARDS, dicom / "L067", out),
             said(SHARDS, dicom, out, "--val", "L999"),
             said(SHARDS, dicom, tmp_path / "built"),
+            said("shards.simulate", dicom / "L067" / "full_1mm", tmp_path / "simulated"),
         ]
     )
 
@@ -125,6 +128,7 @@ def test_lines_of_a_training(said, refused, tiny_shards, tmp_path):
         [
             refused(tmp_path / "nowhere", tmp_path / "a"),
             said("launch.train", "--train.stepz=4"),
+            said("launch.train", "--data.scheme=hu1000"),
             refused(tiny_shards, tmp_path / "c", data__min_body=1.0),
             refused(tiny_shards, tmp_path / "trained", train__steps=2, val__every=100, optim__lr=0.5),
             refused(other, tmp_path / "trained", train__steps=2, val__every=100),
@@ -157,6 +161,8 @@ def test_lines_of_a_sweep(said, tiny_shards, tmp_path, monkeypatch):
             said(SLURM, sweep, "--cluster", written("x.yaml", executor="slurm", gpus=4)),
             said(SLURM, sweep, "--cluster", written("y.yaml", executor="slurm", gpus_per_node=4)),
             said(SLURM, sweep, "--cluster", slurm, "--set", data, *runs),
+            said(SLURM, sweep, "--cluster", local, "--set", data, "--set", "train.global_batch=4096"),
+            said("launch.submit", "--cluster", local, "shards/build.py", tmp_path, tmp_path / "o", "--parts", "2"),
         ]
     )
 
