@@ -104,6 +104,7 @@ class Progress:
     def __init__(self, what: str, total: int, unit: str, start: int = 0, every: float = 10.0) -> None:
         self.what, self.total, self.unit, self.every = what, total, unit, every
         self.done = self.start = start
+        self.said = -1
         self.note = ""
         self.began = self.told = time.monotonic()
         shown = total and sys.stderr.isatty()
@@ -126,12 +127,13 @@ class Progress:
         note = f", {self.note}" if self.note else ""
         line = f"{self.what}: {self.done}/{self.total} {self.unit}, {rate:.3g}/s, {eta}{note}"
         print(line, file=sys.stderr, flush=True)
+        self.said = self.done
 
     def close(self) -> None:
         """End the bar, or tell where it came to."""
         if self.bar is not None:
             self.bar.close()
-        elif self.total:
+        elif self.total and self.said != self.done:
             self._tell()
 
     def __enter__(self) -> "Progress":

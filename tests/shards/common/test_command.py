@@ -83,3 +83,11 @@ def test_nothing_to_do_has_no_progress(capsys):
     with Progress("denoise", 1, "slices") as progress:
         progress.update()
     assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == ["denoise: 1/1 slices"]
+
+
+def test_the_end_is_told_once(capsys):
+    with Progress("denoise", 2, "slices", every=0.0) as progress:
+        progress.update()
+        progress.update()
+    told = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
+    assert told == ["denoise: 1/2 slices", "denoise: 2/2 slices"]
