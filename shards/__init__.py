@@ -1,1 +1,1 @@
-"""From DICOM series to tar shards of patch pairs, offline; no GPU and no torch needed on this floor."""
+"""From DICOM series to tar shards of patch pairs, offline; no GPU and no torch needed in this layer."""

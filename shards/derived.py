@@ -43,7 +43,7 @@ def resampled(source: Slice, hu: np.ndarray, spacing: float) -> tuple[Slice, np.
     hu : numpy.ndarray
         int16 HU, shape (rows, columns).
     spacing : float
-        Wanted pixel size in mm. The one that is had makes the number of pixels whole.
+        Wanted pixel size in mm; the nearest one is taken that makes the number of pixels whole.
 
     Returns
     -------

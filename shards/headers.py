@@ -15,7 +15,7 @@ from shards.dicom import Coding, Damaged, Slice, Unreadable, Unusable, read_slic
 from shards.manifest import SHARDER
 
 FIRST_BYTES = 512
-"""As many bytes of a file as tell, with its path, size and time of change, whether it is the one that was read before.
+"""Bytes of a file that are hashed to tell, with its path, size and time of change, whether it was read before.
 They hold the SOPInstanceUID, which no two images share."""
 
 _NAMES: dict[type, list[str]] = {

@@ -128,7 +128,7 @@ def _read(folder: Path, digest: str) -> Index | None:
     Raises
     ------
     InputError
-        If it says what no index of ours says: it may be anybody's.
+        If this code cannot have written it: it may be anybody's.
     """
     try:
         fields = json.loads((folder / NAME).read_bytes())
@@ -148,7 +148,7 @@ def _read(folder: Path, digest: str) -> Index | None:
 
 
 def _wrong(index: Index, folder: Path) -> Iterator[str]:
-    """What no index of ours says."""
+    """What in an index this code cannot have written, if anything."""
     for shard in index.shards:
         yield from manifest.wrong_shard(shard.name, shard.split, shard.bytes)
         yield from manifest.outside(shard.name, folder)

@@ -143,7 +143,7 @@ def load(folder: Path) -> Manifest:
 
 
 def _wrong(manifest: Manifest) -> Iterator[str]:
-    """What no manifest of ours says: it may be anybody's, and it decides which files are read, and where."""
+    """What this sharder cannot have written: a manifest may be anybody's, and decides which files are read."""
     if not manifest.shards:
         yield "it names no shards"
     for name, value in manifest.settings.items():
@@ -167,7 +167,7 @@ def _wrong(manifest: Manifest) -> Iterator[str]:
 
 
 def wrong_shard(name: object, split: object, size: object) -> Iterator[str]:
-    """What no shard of ours is called, or is as long as."""
+    """What in a shard's name or length this sharder cannot have written, if anything."""
     if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name):
         yield f"a shard is called {name!r}, expected e.g. train-00000.tar"
     elif split != name.split("-")[0]:
@@ -177,7 +177,7 @@ def wrong_shard(name: object, split: object, size: object) -> Iterator[str]:
 
 
 def _wrong_record(record: Record, shard: Shard) -> str | None:
-    """What no record of ours says, if anything."""
+    """What in a record this sharder cannot have written, if anything."""
     if not isinstance(record.key, str) or not _KEY.fullmatch(record.key):
         return f"a record is called {record.key!r}, expected letters, digits, - and _"
     if not isinstance(record.patient, str) or type(record.z) not in (int, float) or not math.isfinite(record.z):

@@ -159,7 +159,7 @@ def suspicions(rows: list[dict[str, Any]], problems: dict[str, str]) -> dict[str
 
 
 def refuse(rows: list[dict[str, Any]], pairing: Pairing, allowed: list[str]) -> None:
-    """Stop for suspicious patients and unread folders that the user did not name; without rows only for the latter.
+    """Stop for suspicious patients and unread folders that --allow does not name; without rows for the folders alone.
 
     Raises
     ------

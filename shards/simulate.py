@@ -4,7 +4,7 @@
     python shards/simulate.py data/sample data/varied --recipe varied --variants 8 --seed 0
 
 Writes OUT/PATIENT/full_3mm/*.IMA (copies) and OUT/PATIENT/quarter_3mm/*.IMA, which shards/build.py reads. Finished
-files are kept: run again, it does what is missing. From a range, LOW-HIGH, numbers are drawn evenly in their logarithm;
+files are kept: run again, it does what is missing. From a range, LOW-HIGH, numbers are drawn log-uniformly;
 what was drawn stands in each file's DerivationDescription.
 """
 

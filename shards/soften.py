@@ -72,7 +72,7 @@ def check(pieces: list[Slice], count: int) -> float:
 
 
 def soften(name: str, pieces: list[Slice], out: Path, count: int, deidentifier: Deidentifier | None) -> str:
-    """Write the soft series of one patient; return what it gained."""
+    """Write the soft series of one patient; return a line on its noise before and after."""
     thickness, old = check(pieces, count), pick_kernel(pieces, "auto")
     about = f"softened: {count} slices averaged, {old.name} kernel filtered to soft"
     before, after = [], []

@@ -28,7 +28,7 @@ class Split:
 
 
 def _position(name: str) -> float:
-    """A number in [0, 1) that depends on the patient's name alone, so that another patient moves nobody."""
+    """A number in [0, 1) that depends on the patient's name alone, so that adding a patient moves no other."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
@@ -114,7 +114,7 @@ def _choose_named(chosen: dict[str, str], names: list[str], split: str, given: l
 
 
 def _choose_by_share(chosen: dict[str, str], names: list[str], fractions: dict[str, float]) -> None:
-    """Each patient that nobody named by its own hash, so that another one moves nobody."""
+    """Place each patient that was not named by its own hash: adding one moves no other."""
     test_from = 1 - fractions.get("test", 0.0)  # from the top, so that another --val moves nobody in test
     for name in [name for name in names if name not in chosen]:
         position = _position(name)

@@ -93,7 +93,7 @@ class Copy:
 
 
 def _number(generator: np.random.Generator, bounds: Range | None) -> float | None:
-    """A number from a range, evenly in its logarithm where the range is above 0.
+    """A number from a range: log-uniform where the range is above 0, else uniform.
 
     Each call draws, even where the range is off, so that no range moves what another one gives.
     """

@@ -37,7 +37,7 @@ def spent(jobs: Collection[str]) -> dict[str, Spent]:
 
 
 def add_up(said: str, now: float) -> dict[str, Spent]:
-    """Sums over the lines of sacct: a job has one for each of its starts. What has not begun or ended goes on now."""
+    """Sums over the lines of sacct, one for each start of a job. What has not begun or ended counts up to now."""
     sums: dict[str, Spent] = {}
     for line in said.splitlines():
         cells = line.split("|")

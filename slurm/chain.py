@@ -87,7 +87,7 @@ def job_of(part: Part) -> str:
 
 
 def forget(parts: list[Part]) -> None:
-    """Take what is finished for something that is still to be done."""
+    """Count what is finished as still to be done."""
     for part in parts:
         runs.write_status(part.folder, runs.Status(attempt=runs.read_status(part.folder).attempt))
         part.state = "new"

@@ -1,4 +1,4 @@
-"""A command of this project as jobs: its folder, its parts, and which of them there is still something to do for.
+"""A command of this project as jobs: its folder, its parts, and which of them are still to be done.
 
 jobs/NAME/command.json    the command, where it was given, and into how many parts it is split
 jobs/NAME/2-of-4/         a part: status.json, in the words of a run's

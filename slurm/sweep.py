@@ -1,4 +1,4 @@
-"""From a sweep file to checked runs, and which of them there is still something to do for."""
+"""From a sweep file to checked runs, and which of them are still to be done."""
 
 import contextlib
 import copy

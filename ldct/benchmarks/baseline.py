@@ -3,7 +3,7 @@
 Written from the public descriptions (Chen 2017, IEEE TMI 36:2524; Ronneberger 2015, MICCAI) and from how the most used
 public implementation of RED-CNN prepares its data and trains: pixels normalised beforehand and saved as float64 .npy,
 read by a DataLoader, cast to fp32; MSE and Adam. Two departures, so that it minimises the same function as ours and the
-losses can be compared: no ReLU behind RED-CNN's last addition (it would cut off negative values), and U-Net adds its
+losses can be compared: no ReLU after RED-CNN's last addition (it would cut off negative values), and U-Net adds its
 input to its output. Either costs one pass over a single channel.
 """
 

@@ -68,13 +68,13 @@ def _write(path: Path, pixels: np.ndarray, z: float, series: str) -> None:
 
 
 def bare_decode(source: Path, out: Path) -> None:
-    """Reference (a): nothing but the pixels of every file."""
+    """Baseline: nothing but the pixels of every file."""
     for path in sorted(source.rglob("*.IMA")):
         _ = pydicom.dcmread(path).pixel_array
 
 
 def common_script(source: Path, out: Path) -> None:
-    """Reference (b): read a series, stack it, normalise it as float64 to [0, 1], save an array for each slice."""
+    """Baseline: read a series, stack it, normalise it as float64 to [0, 1], save an array for each slice."""
     out.mkdir()
     for series in sorted(path for path in source.glob("*/*") if path.is_dir()):
         read = sorted((pydicom.dcmread(path) for path in series.iterdir()), key=lambda d: d.ImagePositionPatient[2])

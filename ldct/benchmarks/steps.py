@@ -84,7 +84,7 @@ def baseline_repeats(config: Config, steps: int, repeats: int, tf32: bool = Fals
 
 def timed(losses: Iterator[Tensor], batch: int, steps: int, device: torch.device) -> Generator[tuple[float, float]]:
     """Patches per second and mean loss of every ``steps`` steps, after one that does not count: between repeats a GPU's
-    memory is left to the other processes, and has to be had again."""
+    memory is left to the other processes, and has to be allocated again."""
     for _ in losses:
         repeat: list[Tensor] = []
         took = common.seconds(lambda: repeat.extend(islice(losses, steps)), device)  # noqa: B023 (called at once)

@@ -96,7 +96,7 @@ def keep_padding(dataset: FileDataset, original: FileDataset, pixels: np.ndarray
         outside |= (pixels >= coding.padding[0]) & (pixels <= coding.padding[1])
 
     def stored(values: np.ndarray) -> np.ndarray:
-        """What the source stores as ``values``, as ``dataset`` stores it."""
+        """The stored ``values`` of the source as ``dataset`` stores the same HU."""
         hu = values * coding.slope + coding.intercept
         return np.rint((hu - float(dataset.RescaleIntercept)) / float(dataset.RescaleSlope))
 

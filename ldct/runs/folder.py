@@ -107,7 +107,7 @@ class Status:
 def read_status(folder: Path) -> Status:
     """Status of the run in ``folder``; of one that never started, the state pending.
 
-    A file that is there and says nothing is no run that never started: the state is failed, and the error says why.
+    A file that is there but cannot be read does not mean "never started": the state is failed, the error says why.
     """
     path = attempts.path_of(folder, STATUS)
     try:

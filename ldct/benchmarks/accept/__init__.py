@@ -52,7 +52,7 @@ SLICES = 64
 """Of the phantom that shards are made of for a GPU; 16 do for a CPU."""
 
 ON_CPU = 4
-"""Times as long as on a GPU may each check take on a CPU, which others may use too."""
+"""How many times as long as on a GPU a check may take on a CPU, which others may be using too."""
 
 LEAST_S = 10.0
 """With less time left than this, no check is begun."""

@@ -208,7 +208,7 @@ def at_once(setting: Setting, works: Sequence[tuple[Any, ...]]) -> list[int]:
 
 @contextlib.contextmanager
 def signal_after(step: int) -> Iterator[None]:
-    """Within the block, this process gets a SIGTERM behind optimizer step ``step``."""
+    """Within the block, this process gets a SIGTERM after optimizer step ``step``."""
     plain = Training.train_step
 
     def stepped(self: Training, *args: Any, **kwargs: Any) -> Any:
