@@ -13,6 +13,7 @@ import torch
 from skimage.metrics import structural_similarity
 
 from ldct.benchmarks import common
+from ldct.benchmarks.infer import PRECISIONS, Precision
 from ldct.device import keep_freed, pick_device
 from ldct.evaluation import baselines, datasets
 from ldct.evaluation.datasets import Data
@@ -29,8 +30,13 @@ SIGMA, STRENGTH = 0.8, 16.0
 """SD of the blur in pixels, and strength of non-local means in HU, where one call is measured."""
 
 
-def parts(data: Data, runs: list[Path], chosen: list[str], device: torch.device) -> dict[str, Callable[[int], float]]:
-    """Each part of an evaluation by name: seconds that it took for slice ``number``."""
+def parts(
+    data: Data, runs: list[Path], chosen: list[str], device: torch.device, precisions: list[Precision]
+) -> dict[str, Callable[[int], float]]:
+    """Each part of an evaluation by name: seconds that it took for slice ``number``.
+
+    Networks compute in all of ``precisions``; where there is none, each in its own.
+    """
 
     def own(work: Callable[[np.ndarray], object]) -> Callable[[int], float]:
         return lambda number: _cpu_seconds(partial(work, data.cases[number][1]))
@@ -41,8 +47,10 @@ def parts(data: Data, runs: list[Path], chosen: list[str], device: torch.device)
 
     table: dict[str, Callable[[int], float]] = {"reading": lambda number: _cpu_seconds(lambda: data.cases[number])}
     for run in runs:
-        denoiser = Denoiser(run, device)
-        table[f"network: {denoiser.about}, {denoiser.precision}"] = partial(of_network, denoiser)
+        for precision in precisions or [Denoiser(run, device).precision]:
+            denoiser = Denoiser(run, device)
+            denoiser.precision = precision
+            table[f"network: {denoiser.about}, {denoiser.precision}"] = partial(of_network, denoiser)
     table["baseline: Gaussian blur"] = own(lambda pair: baselines.blur(pair[0], SIGMA))
     table["baseline: non-local means"] = own(lambda pair: baselines.non_local_means(pair[0], STRENGTH))
     for name in chosen:
@@ -120,6 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--pairs", type=Path, help="folder of DICOM pairs (default: val slices of a water phantom)")
     source.add_argument("--shards", type=Path, help="shards whose val slices to take")
     parser.add_argument("--run", type=Path, nargs="+", default=[], help="run folders (default: the network that ships)")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=[], help="of the networks (their own)")
     parser.add_argument("--slices", type=int, default=3, help="slices measured, evenly spaced (%(default)s)")
 
 
@@ -136,7 +145,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             data = datasets.open_shards(options.shards or common.generate(Path(scratch), 16), "val")
         numbers = np.linspace(0, len(data.cases) - 1, min(options.slices, len(data.cases))).round().astype(int).tolist()
         runs = options.run or [pretrained.find(pretrained.names()[0])]
-        table = parts(data, runs, chosen, device)
+        table = parts(data, runs, chosen, device, options.precision)
         for part in table.values():
             part(numbers[0])  # what is compiled, loaded and cached at the first call
         result = common.machine(device) | {
