@@ -7,12 +7,14 @@ import math
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 
 from ldct import config as configuration
 from ldct.evaluation import results
+from ldct.evaluation.attention import LOSS
 from ldct.evaluation.baselines import LOW
 from ldct.evaluation.results import Evaluation
 from ldct.metrics import intervals, registry
@@ -26,6 +28,7 @@ from ldct.reports.claims import (
     ALIKE,
     ATTENTION,
     CONFIRMED,
+    DEPTH,
     MATTERS_DB,
     NETWORKS,
     RECIPE,
@@ -172,6 +175,8 @@ def answer(findings: Findings) -> str:
     parts = [f"On {slices} slices of {patients} patient{'s' if patients > 1 else ''}:"]
     for question in dict.fromkeys(claim.question for claim in findings.claims):
         parts.append(f"**{question}** {reply([claim for claim in findings.claims if claim.question == question])}")
+        if question == DEPTH and (idle := idle_from(findings.arms)):
+            parts.append(idle)
     undecided = [claim for claim in findings.claims if claim.verdict == UNDECIDED]
     missing = sum(not claim.quantities for claim in undecided)
     parts.append(
@@ -197,6 +202,19 @@ def reply(claims: list[Claim]) -> str:
         if texts:
             sentences.append(f"{verdict[0].upper()}{verdict[1:]}: {'; '.join(texts)}.")
     return " ".join(sentences)
+
+
+def idle_from(arms: list[Arm]) -> str:
+    """From which depth on no gate's choice matters in any arm; empty where it does down to the deepest stage."""
+    most: dict[float, float] = {}
+    for arm in arms:
+        for depth, losses in arm.by_depth(LOSS).items():
+            most[depth] = max(most.get(depth, 0.0), abs(float(np.mean(losses))))
+    idle = list(takewhile(lambda depth: most[depth] < MATTERS_DB, sorted(most, reverse=True)))
+    if not idle:
+        return ""
+    deep = max(most[depth] for depth in idle)
+    return f"From relative depth {min(idle):.2f} on, what a gate chooses is worth at most {deep:.3f} dB in any arm."
 
 
 def main_table(findings: Findings) -> list[str]:

@@ -15,6 +15,7 @@ from ldct.evaluation import results
 from ldct.evaluation.attention import LOSS
 from ldct.metrics import names
 from ldct.reports import findings
+from ldct.reports.arms import group
 from ldct.reports.claims import ATTENTION, CONFIRMED, DEPTH, NETWORKS, RECIPE, UNDECIDED
 from ldct.runs import folder as runs
 from shards import manifest
@@ -106,6 +107,18 @@ def test_batch_norm_stands_beside_attention(tiny_shards, tmp_path):
     assert re.search(r"minus the same with batch norm is \+0\.(29|30)\d ± 0\.\d{3} dB", line)
     assert re.search(r"minus the same without, \+0\.0[01]\d ± 0\.\d{3} dB to \+0\.0[01]\d", line)
     assert "**Split**" not in text  # no U-Net
+
+
+def test_the_answer_says_from_which_depth_on_gates_are_idle():
+    def arms(*losses):
+        worth = {stage: dict.fromkeys(PATIENTS, loss) for stage, loss in enumerate(losses, start=1)}
+        return group([make(seed, model__attention="channel", by_stage={LOSS: worth}) for seed in range(3)])
+
+    assert findings.idle_from(arms(0.4, -0.12, 0.02, -0.03, 0.0)) == (
+        "From relative depth 0.50 on, what a gate chooses is worth at most 0.030 dB in any arm."
+    )
+    assert findings.idle_from(arms(0.0, 0.0, 0.0, 0.0, -0.2)) == ""
+    assert findings.idle_from(group([make()])) == ""
 
 
 def test_the_page_is_short(page):
