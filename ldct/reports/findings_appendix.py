@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from ldct import config as configuration
+from ldct.config import Config
 from ldct.evaluation.baselines import LOW, NAMES
 from ldct.metrics import intervals, names, registry
 from ldct.reports import arms as arms_of
@@ -15,6 +17,9 @@ from ldct.reports.comparison import Run
 from ldct.reports.findings import Findings, limits, shown, signed, table, value
 from ldct.reports.findings_charts import BY_DEPTH
 from shards.manifest import SPLITS
+
+ROOT = Path(__file__).parents[2]
+"""Of the project, which the paths in sweep files start from."""
 
 
 def render(findings: Findings, charts: dict[str, str], stem: str) -> list[str]:
@@ -215,13 +220,14 @@ def tabled_names(findings: Findings) -> list[str]:
 
 def commands(findings: Findings, stem: str) -> list[str]:
     """What to run for these numbers."""
-    sweeps = sorted({run.folder.resolve().parent.name for run in findings.runs})
-    changed = {name: [changes(r) for r in findings.runs if r.folder.resolve().parent.name == name] for name in sweeps}
-    sets = {name: "".join(f" --set {k}={labels.text(v)}" for k, v in shared(each)) for name, each in changed.items()}
-    known = [name for name in sweeps if Path(__file__).parents[2].joinpath(f"configs/sweeps/{name}.yaml").is_file()]
+    sweeps: dict[str, list[Config]] = {}
+    for run in sorted(findings.runs, key=lambda run: run.folder.resolve().parent.name):
+        sweeps.setdefault(run.folder.resolve().parent.name, []).append(run.config)
     lines = [
-        f"python launch/sweep.py configs/sweeps/{name}.yaml --cluster CLUSTER.yaml --set data.shards=SHARDS{sets[name]}"
-        for name in known
+        f"python launch/sweep.py {path} --cluster CLUSTER.yaml --set data.shards=SHARDS"
+        + "".join(f" --set {key}={labels.text(value)}" for key, value in settings(configs, ROOT / path))
+        for name, configs in sweeps.items()
+        if (ROOT / (path := f"configs/sweeps/{name}.yaml")).is_file()
     ]
     lines += ["python launch/train.py --config RUN/config.yaml --run_dir NEW   # any of the runs again"]
     roots = " ".join(f"runs/{name}" for name in sweeps)
@@ -231,16 +237,23 @@ def commands(findings: Findings, stem: str) -> list[str]:
     where += f" --split {split}" if split in SPLITS else ""
     where += f" --name {split}" if split not in (*SPLITS, "pairs") else ""
     lines += [f"python launch/evaluate.py {roots} {where} --ablate --protocol {chosen}"]
+    if findings.held_out:
+        lines += [f"python launch/evaluate.py {roots} --shards SHARDS --protocol {chosen}"]
     lines += [f"python launch/findings.py {roots} --shards SHARDS --split {split} -o docs/{stem}.md"]
     return ["```", *lines, "```", ""]
 
 
-def shared(every: list[dict[str, object]]) -> list[tuple[str, object]]:
-    """The items that all have."""
-    return [(k, v) for k, v in every[0].items() if all(k in other and other[k] == v for other in every)]
-
-
-def changes(run: Run) -> dict[str, object]:
-    """Fields in which a run's configuration is not the built-in one."""
-    plain = configuration.flat(configuration.from_dict({"model": {"name": run.config.model.name}}))
-    return {key: value for key, value in identity(run.config).items() if value != plain[key]}
+def settings(configs: list[Config], sweep: Path) -> list[tuple[str, object]]:
+    """The fields that all of ``configs`` share and that a configuration named in the file ``sweep`` has otherwise; a
+    network's published sizes go without saying."""
+    named = yaml.safe_load(sweep.read_text())["parameters"].get("config", {})
+    files = named.get("values", [named["value"]] if "value" in named else [])
+    bases = [configuration.flat(configuration.load(ROOT / file)) for file in files]
+    runs = [identity(config) for config in configs]
+    shared = {key: value for key, value in runs[0].items() if all(run[key] == value for run in runs)}
+    published = configuration.networks()[configs[0].model.name].sizes
+    return [
+        (key, value)
+        for key, value in shared.items()
+        if any(base[key] != value for base in bases) and published.get(key.removeprefix("model.")) != value
+    ]

@@ -7,7 +7,7 @@ import xml.etree.ElementTree
 
 import numpy as np
 import pytest
-from conftest import run_command
+from conftest import ROOT, run_command
 from made_up import PATIENTS, by_stage, make
 
 from ldct import config as configuration
@@ -177,6 +177,20 @@ def test_the_appendix_has_attention_by_depth_and_groups(page):
         assert xml.etree.ElementTree.fromstring(page[name]).tag.endswith("svg")
     drawn = {f"findings-{name}.svg" for name in ("gain", "gate_loss", "channel_sd", "loss", "psnr")}
     assert drawn == page.keys() - {"findings.md", "findings-appendix.md"}
+
+
+def test_the_commands_set_what_the_sweep_file_has_otherwise(tiny_shards, tmp_path):
+    """document.yaml has a learning rate of 1e-5, which the default recipe has not, and the rest of it goes unsaid."""
+    for name in ("document", "document_kaiming", "document_batchnorm"):
+        values = configuration.flat(configuration.load(ROOT / f"configs/train/{name}.yaml"))
+        fields = {key.replace(".", "__"): value for key, value in values.items() if "." in key}
+        changed = {"optim__lr": 1e-3, "train__precision": "bf16", "model__channels": 8}
+        run = make(**(fields | changed | {"train__seed": 0}))
+        write(tmp_path / "redcnn_variants" / run.name, run, [], manifest.digest(tiny_shards))
+    text = findings.render(findings.gather([tmp_path], tiny_shards), "findings")["findings-appendix.md"]
+    (line,) = [line for line in text.splitlines() if line.startswith("python launch/sweep.py")]
+    expected = "--set data.shards=SHARDS --set model.channels=8 --set optim.lr=0.001 --set train.precision=bf16"
+    assert line == f"python launch/sweep.py configs/sweeps/redcnn_variants.yaml --cluster CLUSTER.yaml {expected}"
 
 
 def test_arms_of_other_lengths_are_laid_beside_by_their_seconds(tiny_shards, tmp_path):
