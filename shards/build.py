@@ -291,7 +291,10 @@ def build(options: argparse.Namespace) -> None:
             print(f"left out {out['what']}: {out['why']}")
     print(split.about["note"])
     for name, counts in content.counts.items():
-        print(f"{name}: {counts['patients']} patients, {counts['slices']} slices, {counts['pairs']} pairs")
+        patches = f", {counts['pairs']} pairs of patches" * bool(counts["pairs"])
+        print(
+            f"{name}: {counts['patients']} patient{'s' * (counts['patients'] != 1)}, {counts['slices']} slices{patches}"
+        )
     print(f"{options.out}: {len(finished)} shards, {sum(shard.shard.bytes for shard in finished) / 1e6:.1f} MB")
 
 

@@ -42,8 +42,9 @@ def choose_by_path(folder: Path, placed: Placed, wanted: str | None) -> tuple[Pl
     if wanted is None and len(variants) > 1:
         patients = {v: {where.patient for _, where in placed if where.variant == v} for v in variants}
         files = {v: collections.Counter(where.full for _, where in placed if where.variant == v) for v in variants}
-        _refuse(folder, [(v, f"{len(patients[v])} patients, {files[v][True]} + {files[v][False]} files")
-                         for v in variants if v])  # fmt: skip
+        held = {v: f"{len(p)} patient{'s' * (len(p) != 1)}, {files[v][True]} + {files[v][False]} files"
+                for v, p in patients.items()}  # fmt: skip
+        _refuse(folder, [(v, held[v]) for v in variants if v])
     if wanted is None:
         return placed, False
     fits = [(path, where) for path, where in placed if where.variant.casefold() == wanted.casefold()]

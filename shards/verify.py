@@ -199,7 +199,7 @@ def main() -> int:
     for problem in problems:
         print(problem)
     if problems:
-        print(f"{options.shards}: {len(problems)} problems")
+        print(f"{options.shards}: {len(problems)} problem{'s' * (len(problems) != 1)}")
         return 1
     slices = sum(len(shard.records) for shard in manifest.shards)
     print(f"{options.shards}: {len(items)} shards with {slices} slices are whole")

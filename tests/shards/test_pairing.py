@@ -154,7 +154,7 @@ def test_several_series_have_to_be_chosen_from(tmp_path):
     with pytest.raises(
         InputError,
         match=re.escape(
-            "1mm (1 patients, 2 + 2 files), 3mm_sharp (1 patients, 2 + 2 files); choose one, e.g. --series 1mm"
+            "1mm (1 patient, 2 + 2 files), 3mm_sharp (1 patient, 2 + 2 files); choose one, e.g. --series 1mm"
         ),
     ):
         find_pairs(tmp_path)

@@ -198,7 +198,7 @@ def test_damage_that_a_new_checksum_hides_is_still_found(shards, monkeypatch, ca
     path.write_bytes(content)
     edit(shards, lambda f: f["shards"][0].update(sha256=hashlib.sha256(content).hexdigest()))
     status, out, _ = check(monkeypatch, capsys, shards)
-    assert status == 1 and "expected int16 [4, 2, 55, 55], found uint16" in out and "1 problems" in out
+    assert status == 1 and "expected int16 [4, 2, 55, 55], found uint16" in out and "1 problem" in out
 
 
 def test_a_record_that_webdataset_cannot_decode_is_named(shards, monkeypatch, capsys):
@@ -209,7 +209,7 @@ def test_a_record_that_webdataset_cannot_decode_is_named(shards, monkeypatch, ca
     (number,) = (i for i, shard in enumerate(manifest.load(shards).shards) if shard.name == path.name)
     edit(shards, lambda f: f["shards"][number].update(sha256=hashlib.sha256(content).hexdigest()))
     status, out, _ = check(monkeypatch, capsys, shards)
-    assert status == 1 and "val-00000.tar: L096_0000: cannot be decoded: " in out and "1 problems" in out
+    assert status == 1 and "val-00000.tar: L096_0000: cannot be decoded: " in out and "1 problem" in out
 
 
 def test_a_pickle_among_the_members_is_not_opened(shards, monkeypatch, capsys, tmp_path):
