@@ -185,7 +185,7 @@ def run_here(cluster: Cluster, folder: Path, parts: list[Part], code: Path) -> i
     *split, whole = parts
     for group in (split, [whole]):
         adopted = [part for part in group if part.state in ("running", "pending")]
-        Local(cluster, folder, code, "part", "part").run(adopted, [part for part in group if part.open])
+        Local(cluster, folder, code, "part", "parts").run(adopted, [part for part in group if part.open])
         commands.note_states(parts)
         if any(part.state != "finished" for part in group):
             break

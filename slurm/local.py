@@ -40,7 +40,7 @@ class Local:
         What one of them is, and what its size is counted in, for people.
     """
 
-    def __init__(self, cluster: Cluster, sweep: Path, code: Path, what: str = "run", unit: str = "step") -> None:
+    def __init__(self, cluster: Cluster, sweep: Path, code: Path, what: str = "run", unit: str = "steps") -> None:
         self.cluster, self.sweep, self.code, self.what, self.unit = cluster, sweep, code, what, unit
         self.gpus = gpus_here() if cluster.gpus_per_node else []
         self.slots = slots(cluster, self.gpus)

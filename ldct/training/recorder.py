@@ -106,7 +106,7 @@ class Recorder:
         self._write_status()
         self.attempt.remove_earlier()
         self.tracker = Tracker(self.folder, config)
-        self.progress = Progress(self.folder.name, config.train.steps, "step", start=status.step)
+        self.progress = Progress(self.folder.name, config.train.steps, "steps", start=status.step)
         return self
 
     def _restore_again(self) -> None:

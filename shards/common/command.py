@@ -94,7 +94,7 @@ class Progress:
     total : int
         Number of units in all.
     unit : str
-        Name of one unit, e.g. "slice".
+        What is counted, e.g. "slices".
     start : int
         Units already done before this process began (a resumed run).
     every : float
