@@ -41,8 +41,9 @@ findings: env
 		case $$sweep in longer) more="--set train.steps=$(LONGER)";; redcnn_*) more="$(VARIANTS)";; *) more=;; esac; \
 		$(BIN)/python launch/sweep.py configs/sweeps/$$sweep.yaml --cluster configs/clusters/local.yaml \
 			--set data.shards=$(SHARDS) $(SET) $$more || exit; done
-	$(BIN)/python launch/evaluate.py $(COMPARED) --ablate $(if $(PAIRS),--pairs $(PAIRS),--shards $(SHARDS))
-	$(if $(PAIRS),$(BIN)/python launch/evaluate.py $(COMPARED) --shards $(SHARDS))
+	for sweep in $(COMPARED); do \
+		$(BIN)/python launch/evaluate.py $$sweep --ablate $(if $(PAIRS),--pairs $(PAIRS),--shards $(SHARDS)) || exit; \
+		$(if $(PAIRS),$(BIN)/python launch/evaluate.py $$sweep --shards $(SHARDS) || exit;) done
 	$(BIN)/python launch/findings.py $(COMPARED) --shards $(SHARDS) --split $(if $(PAIRS),pairs,test) \
 		-o docs/findings.md
 

@@ -24,6 +24,12 @@ def arguments() -> argparse.Namespace:
         help="which evaluation counts: test, val, pairs, or a --name of evaluate.py (%(default)s)",
     )
     parser.add_argument(
+        "--beside",
+        default="test",
+        metavar="SPLIT",
+        help="a second evaluation, whose gain is shown beside where there is one (%(default)s)",
+    )
+    parser.add_argument(
         "-o", "--output", type=Path, default=Path("findings.md"), help="the page; charts go beside it (%(default)s)"
     )
     return parser.parse_args()
@@ -37,7 +43,7 @@ def main() -> None:
     from ldct.reports import findings  # --help needs no torch
     from shards.common.atomic import write_text
 
-    found = findings.gather(options.runs, options.shards, options.split)
+    found = findings.gather(options.runs, options.shards, options.split, options.beside)
     try:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         for name, content in findings.render(found, options.output.stem).items():

@@ -61,8 +61,8 @@ class Findings:
     """sha256 of the manifest of those shards."""
     left_out: list[str]
     """Runs that do not count, and why."""
-    held_out: Evaluation | None = None
-    """Of runs on the test split of those shards, where ``evaluation`` is of other slices; None where none has it."""
+    second: Evaluation | None = None
+    """Of runs on a second set of slices, whose gain stands beside; None where no run has it."""
 
     @property
     def metric(self) -> str:
@@ -84,21 +84,23 @@ class Findings:
         low = intervals.by_patient(self.evaluation.get(LOW).slices)
         return arm.interval(self.metric, {seed: {p: v[self.metric] for p, v in low.items()} for seed in arm.runs})
 
-    def gain_held_out(self, arm: Arm) -> float:
-        """Of ``arm`` over the low dose on ``held_out``, mean over its seeds that have it; nan where none has."""
-        measured = self.held_out.results if self.held_out else []
+    def second_gain(self, arm: Arm) -> float:
+        """Of ``arm`` over the low dose on ``second``, mean over its seeds that have it; nan where none has."""
+        measured = self.second.results if self.second else []
         means = {result.name: result.means[self.metric].mean for result in measured}
         gains = [means[run.name] - means[LOW] for run in arm.runs.values() if run.name in means]
         return float(np.mean(gains)) if gains else math.nan
 
 
-def gather(roots: list[Path], shards: Path, split: str = "test") -> Findings:
+def gather(roots: list[Path], shards: Path, split: str = "test", beside: str = "test") -> Findings:
     """Read the runs at or below ``roots``, trained on ``shards`` and evaluated on ``split``.
 
     Parameters
     ----------
     split : str
         test or val of ``shards``, pairs for what evaluate.py --pairs measured, or a name that it was given.
+    beside : str
+        The same of a second set of slices, shown where it was measured; where it is ``split``, there is none.
 
     Raises
     ------
@@ -125,16 +127,16 @@ def gather(roots: list[Path], shards: Path, split: str = "test") -> Findings:
     metric = registry.ranking(evaluation.protocols[0])
     arms.sort(key=lambda arm: -arm.interval(metric).mean)
     left_out = [f"{name}: {reason}" for name, reason in why.items()]
-    return Findings(arms, evaluation, data, digest, left_out, held_out(kept, evaluation, digest))
+    second = None if beside == split else second_set(kept, evaluation, beside, digest)
+    return Findings(arms, evaluation, data, digest, left_out, second)
 
 
-def held_out(every: list[Run], evaluation: Evaluation, digest: str) -> Evaluation | None:
-    """What runs gave on the test split of the shards with ``digest``; None if ``evaluation`` is of it, or none did."""
-    if evaluation.data == digest:
-        return None
-    ranked = evaluation.protocols[0]
-    tested = [(run, test) for run in every if (test := results.load(run.folder, "test")) and test.data == digest]
-    return comparison.joined([replace(run, evaluation=test) for run, test in tested if test.protocols[0] == ranked])
+def second_set(every: list[Run], evaluation: Evaluation, name: str, digest: str) -> Evaluation | None:
+    """What those of ``every`` gave that were evaluated on ``name``, ranked as ``evaluation`` is; None if none was."""
+    protocol, loaded = evaluation.protocols[0], [(run, results.load(run.folder, name)) for run in every]
+    known = [(run, e) for run, e in loaded if e and e.protocols[0] == protocol]
+    of_shards = [(run, e) for run, e in known if name not in SPLITS or e.data == digest]
+    return comparison.joined([replace(run, evaluation=e) for run, e in of_shards])
 
 
 def render(findings: Findings, stem: str) -> dict[str, str]:
@@ -231,28 +233,27 @@ def main_table(findings: Findings) -> list[str]:
         cells = [shown(interval, name) for interval, name in zip(values, [*others, *guards], strict=True)]
         flag = f" ({', '.join(flag.split(':')[0] for flag in flags)})" if flags else ""
         seconds = min([1 / run.evaluation.results[-1].rate for run in arm.runs.values() if run.evaluation])
-        second = findings.gain_held_out(arm)
-        if findings.held_out:
-            cells.insert(0, "-" if math.isnan(second) else f"{second:+.{rank.digits}f}")
+        if findings.second:
+            gain = findings.second_gain(arm)
+            cells.insert(0, "-" if math.isnan(gain) else f"{gain:+.{rank.digits}f}")
         rows.append(
             [arm.label + flag, str(len(arm.runs)), signed(findings.gain(arm), rank.digits), *cells, f"{seconds:.2f}"]
         )
     titles = [registry.find(name).title for name in [*others, *guards]]
     head = ["", "seeds", f"gain over the low dose ({rank.unit}, {first})", *titles, "seconds per slice"]
     notes = [f"± is half the 95 % interval over seeds and patients. {tables.about(findings.evaluation)}."]
-    if findings.held_out:
-        head.insert(3, "the same on simulated slices")
-        notes.append(simulated(findings.held_out, findings))
+    if findings.second:
+        head.insert(3, f"gain on {findings.second.split}")
+        notes.append(about_second(findings.second, findings.runs))
     return [*table(head, rows), " ".join(notes), ""]
 
 
-def simulated(held_out: Evaluation, findings: Findings) -> str:
-    """What the second test set is."""
-    measured = {result.name for result in held_out.results}
-    seeds = sorted({run.config.train.seed for run in findings.runs if run.name in measured})
+def about_second(second: Evaluation, runs: list[Run]) -> str:
+    """Which slices the second set has, and of which seeds it is known."""
+    measured = {result.name for result in second.results}
+    seeds = sorted({run.config.train.seed for run in runs if run.name in measured})
     return (
-        f"Simulated slices: {len(held_out.results[0].slices)} of the shards' test split ({findings.data.split_note}), "
-        f"seeds {', '.join(map(str, seeds))}; means alone."
+        f"The gain beside it: {second.extent}; seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, means alone."
     )
 
 
@@ -291,11 +292,13 @@ def put_right(findings: Findings) -> list[str]:
     for claim in [claim for claim in measured if claim.question == NETWORKS]:
         main = {(arm.config.model.name, arm.config.model.attention): arm for arm in arms_of.main_arms(findings.arms)}
         plain = [main.get((name, "none")) for name in ("redcnn", "unet")]
-        redcnn, unet = (findings.gain_held_out(arm) if arm else math.nan for arm in plain)
-        second = f"; on the simulated slices it is {redcnn - unet:+.3f} dB" if redcnn - unet < math.inf else ""
+        redcnn, unet = (findings.second_gain(arm) if arm else math.nan for arm in plain)
+        beside = ""
+        if findings.second and not math.isnan(redcnn - unet):
+            beside = f"; on {findings.second.split} it is {redcnn - unet:+.3f} dB"
         lines.append(
             f"- **Split**: the study's was by slice, so it tested on patients it had trained on: {claim.said}. "
-            f"On patients never seen the difference is {value(claim.quantities[0])}{second}."
+            f"On patients never seen the difference is {value(claim.quantities[0])}{beside}."
         )
     return ["What changes where the study's two faults are put right:", "", *lines, ""] if lines else []
 

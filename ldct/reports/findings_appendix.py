@@ -8,6 +8,7 @@ import yaml
 from ldct import config as configuration
 from ldct.config import Config
 from ldct.evaluation.baselines import LOW, NAMES
+from ldct.evaluation.results import Evaluation
 from ldct.metrics import intervals, names, registry
 from ldct.reports import arms as arms_of
 from ldct.reports import findings_charts, labels, page_charts, tables
@@ -232,15 +233,26 @@ def commands(findings: Findings, stem: str) -> list[str]:
     lines += ["python launch/train.py --config RUN/config.yaml --run_dir NEW   # any of the runs again"]
     roots = " ".join(f"runs/{name}" for name in sweeps)
     chosen, split = " ".join(findings.evaluation.protocols), findings.evaluation.split
-    of_shards = findings.evaluation.data == findings.digest
-    where = "--shards SHARDS" if of_shards else "--pairs PAIRS"
-    where += f" --split {split}" if split in SPLITS else ""
-    where += f" --name {split}" if split not in (*SPLITS, "pairs") else ""
-    lines += [f"python launch/evaluate.py {roots} {where} --ablate --protocol {chosen}"]
-    if findings.held_out:
-        lines += [f"python launch/evaluate.py {roots} --shards SHARDS --protocol {chosen}"]
-    lines += [f"python launch/findings.py {roots} --shards SHARDS --split {split} -o docs/{stem}.md"]
+    second, where = findings.second, where_of(findings.evaluation, findings)
+    for root in roots.split():  # one by one: runs of two sweeps may have one name
+        lines += [f"python launch/evaluate.py {root} {where} --ablate --protocol {chosen}"]
+        if second:
+            lines += [f"python launch/evaluate.py {root} {where_of(second, findings)} --protocol {chosen}"]
+    beside = f" --beside {second.split}" if second and second.split != "test" else ""
+    lines += [f"python launch/findings.py {roots} --shards SHARDS --split {split}{beside} -o docs/{stem}.md"]
     return ["```", *lines, "```", ""]
+
+
+def where_of(evaluation: Evaluation, findings: Findings) -> str:
+    """The slices of ``evaluation`` as options of evaluate.py."""
+    split = evaluation.split
+    if split in SPLITS:
+        return f"--shards SHARDS --split {split}"
+    if split == "pairs":
+        return "--pairs PAIRS"
+    of_shards = "SHARDS" if evaluation.data == findings.digest else "OTHER"
+    data = f"--shards {of_shards}" if evaluation.note.startswith("split ") else "--pairs PAIRS"
+    return f"{data} --name {split}"
 
 
 def settings(configs: list[Config], sweep: Path) -> list[tuple[str, object]]:
