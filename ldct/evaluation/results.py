@@ -26,6 +26,8 @@ import numpy as np
 from ldct.evaluation.datasets import Acquisition
 from ldct.metrics import intervals, protocols, registry
 from ldct.metrics.intervals import Estimate, Measured
+from ldct.runs import slices_file
+from ldct.runs.slices_file import SlicesFile
 from shards.common.atomic import atomic, write_text
 
 VERSION = 1
@@ -129,7 +131,7 @@ def save(run: Path, evaluation: Evaluation) -> None:
     with atomic(folder / f"{split}-slices.npz") as file:
         shown = {FULL: evaluation.full} | {result.name: result.pictures for result in evaluation.results}
         pictures = {f"{name}/{key}": image for name, images in shown.items() for key, image in images.items()}
-        np.savez_compressed(file, allow_pickle=False, **pictures)
+        slices_file.write(file, pictures)
     rows = [(r.name, m.patient, m.key, m.values) for r in evaluation.results for m in r.slices]
     _write_csv(folder / f"{split}-slices.csv", ("method", "patient", "slice"), rows)
     patients = [(r.name, p, values) for r in evaluation.results for p, values in intervals.by_patient(r.slices).items()]
@@ -194,10 +196,10 @@ def load(run: Path, split: str) -> Evaluation | None:
             return None
         slices = _read_slices(folder / f"{split}-slices.csv")
         pictures: dict[str, dict[str, np.ndarray]] = {}
-        with np.load(folder / f"{split}-slices.npz") as file:
-            for name in file.files:
+        with SlicesFile(folder / f"{split}-slices.npz") as file:
+            for name, image in file.items():
                 method, _, key = name.rpartition("/")
-                pictures.setdefault(method, {})[key] = file[name]
+                pictures.setdefault(method, {})[key] = image
         results = [
             Result(
                 m["name"],

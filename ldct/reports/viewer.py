@@ -14,6 +14,7 @@ from ldct.metrics import registry
 from ldct.metrics.judged import WHICH, median_and_worst
 from ldct.metrics.names import metric as name_under
 from ldct.reports.tables import Row
+from ldct.runs.slices_file import steps
 
 VIEWED = 8
 """Runs whose slices are on the page, the best first."""
@@ -152,13 +153,8 @@ def around_body(full: np.ndarray) -> dict[str, float]:
 
 
 def pack(hu: np.ndarray) -> str:
-    """An int16 image as base64 of zlib of the steps along its rows, 0 -1 1 -2 2 ... as 0 1 2 3 4 ..., low bytes first.
-
-    A third of the size of the pixels: a slice at full dose takes 0.23 MB.
-    """
-    steps: np.ndarray = np.diff(hu.astype(np.int16), axis=1, prepend=np.int16(0))
-    unsigned = ((steps >> 15) ^ (steps << 1)).astype("<u2")
-    return base64.b64encode(zlib.compress(unsigned.view(np.uint8).reshape(-1, 2).T.tobytes())).decode()
+    """An int16 image as base64 of zlib of its ``steps``: a slice at full dose takes 0.23 MB."""
+    return base64.b64encode(zlib.compress(steps(hu).tobytes())).decode()
 
 
 def pack_bits(mask: np.ndarray) -> str:

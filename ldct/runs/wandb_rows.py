@@ -11,6 +11,7 @@ from ldct.config import Config
 from ldct.metrics import names, registry
 from ldct.metrics.intervals import Measured
 from ldct.metrics.judged import WHICH, median_and_worst
+from ldct.runs.slices_file import SlicesFile
 
 ATTENTION = ("channel_sd", names.HISTOGRAM, "spatial_sd", "spatial_edges", "spatial_texture")
 """Attention statistics that W&B shows, while training. All eleven of each stage, and those of validations, would be 110
@@ -97,7 +98,7 @@ def _slices(path: Path, run: str) -> list[Any]:
     except (OSError, ValueError, KeyError):
         return []
     (low, high), metric, images = WINDOW_HU, registry.find(name), []
-    with np.load(path) as file:
+    with SlicesFile(path) as file:
         kept = [slice_ for slice_ in measured if f"{run}/{slice_.key}" in file]
         for which, slice_ in zip(WHICH, median_and_worst(kept, protocol), strict=False):
             shown = [method for method in ("low dose", run, "full dose") if f"{method}/{slice_.key}" in file]
