@@ -22,7 +22,9 @@ def arguments() -> argparse.Namespace:
     )
     source.add_argument("--wandb", metavar="ENTITY/PROJECT", help="read the runs from Weights & Biases instead")
     source.add_argument(
-        "--wandb-report", metavar="ENTITY/PROJECT", help="make a report on Weights & Biases of the runs there instead"
+        "--wandb-report",
+        metavar="ENTITY/PROJECT",
+        help="make a report and a saved view on Weights & Biases of the runs there instead",
     )
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="the page (%(default)s)")
     parser.add_argument(
@@ -53,7 +55,7 @@ def main() -> int:
         from ldct.metrics import protocols
         from ldct.reports import wandb_report
 
-        print(wandb_report.publish(options.wandb_report, options.split or "test", protocols.DEFAULT[0]))
+        print(*wandb_report.publish(options.wandb_report, options.split or "test", protocols.DEFAULT[0]), sep="\n")
         return 0
     if not options.wandb:
         return compare(options.runs, options)

@@ -80,7 +80,8 @@ class Server:
     """
 
     def __init__(self, delay=0.0):
-        self.delay, self.runs, self.sweeps, self.reports, self.unknown = delay, {}, {}, [], []
+        self.delay, self.runs, self.sweeps, self.unknown = delay, {}, {}, []
+        self.reports, self.views = [], []
         self.to_run = []
         """What an agent is given to run, one by one: (run's name, parameters)."""
         handler = type("BoundHandler", (Handler,), {"server_state": self})
@@ -283,6 +284,10 @@ class Handler(BaseHTTPRequestHandler):
         view = {"id": "VmlldzoxMjM=", "name": variables["name"], "displayName": variables["displayName"]}
         view |= {"description": variables["description"], "project": project, "spec": variables["spec"]}
         return {"upsertView": {"view": view, "inserted": True}}
+
+    def on_UpsertView2(self, variables):
+        self.server_state.views.append(variables)
+        return {"upsertView": {"view": {"id": "VmlldzoxMjQ=", "name": variables["name"]}, "inserted": True}}
 
     # sweeps
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ldct.device import device_name, give_back
-from ldct.evaluation import baselines, extremes, results
+from ldct.evaluation import baselines, curves, extremes, results
 from ldct.evaluation.datasets import Cases, Data
 from ldct.evaluation.measure import Pace, Planned, expected_seconds, run_method, shown
 from ldct.evaluation.results import Evaluation, Result
@@ -106,6 +106,7 @@ def evaluate(
         results_of_runs[result.name] = result
         of_run = dataclasses.replace(about, results=[*about.results, result])
         extremes.save(run, of_run)
+        curves.save(run, of_run)
         results.save(run, of_run)
     return dataclasses.replace(about, results=about.results + [results_of_runs[run.name] for run in folders])
 

@@ -21,7 +21,7 @@ from shards.common.pool import Workers
 from shards.manifest import Record
 
 PICTURES = 24
-"""Slices kept for people to look at: all, or so many evenly spaced over the split. One takes 0.24 MB for each method."""
+"""Slices kept for people to look at: all, or so many evenly spaced. One takes 0.24 MB for each method."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 RUN/eval/SPLIT.json          means over patients with intervals, how it was measured, what the names mean
 RUN/eval/SPLIT-slices.csv    one line per method and slice
 RUN/eval/SPLIT-patients.csv  one line per method and patient
-RUN/eval/SPLIT-slices.npz    a few slices for people to look at
+RUN/eval/SPLIT-slices.npz    a few slices for people to look at; ldct/runs/slices_file.py reads it
 
 SPLIT is test, val or pairs, or the user's name for these slices. Each run's files hold the baselines beside the run, so
 that a run folder speaks for itself.

@@ -6,6 +6,7 @@ val/abd400/psnr                  of a validation; val/low_dose/abd400/psnr is th
 attention/2/channel_sd           an attention statistic at the second encoder stage; val/attention/2/channel_sd
 eval/test/abd400/psnr            an evaluation's mean over patients, in W&B; eval/test/low_dose/abd400/psnr
 pictures/features                a picture, in W&B
+spectra/test/low_dose            noise power of a method over spectra/test/per_mm, in W&B
 """
 
 import re
@@ -73,9 +74,26 @@ def evaluation(split: str, name: str) -> str:
 
 def baseline_evaluation(split: str, baseline: str, name: str) -> str:
     """``name`` of a baseline in the summary of a W&B run: ``eval/test/low_dose/abd400/psnr``."""
-    return f"eval/{split}/{re.sub('[ -]', '_', baseline)}/{name}"
+    return f"eval/{split}/{_word(baseline)}/{name}"
+
+
+def _word(method: str) -> str:
+    return re.sub("[ -]", "_", method)
 
 
 def picture(name: str) -> str:
     """A picture of eval/ in a W&B run: ``pictures/features``."""
     return f"pictures/{name}"
+
+
+NOISE_POWER = "-noise-power.csv"
+"""End of the name of an evaluation's file of noise power spectra."""
+PER_MM, PER_PIXEL = "per_mm", "per_pixel"
+"""Its first column, frequencies, and their unit."""
+NETWORK = "network"
+"""Of ``spectrum``: the method that is the run itself."""
+
+
+def spectrum(split: str, column: str) -> str:
+    """Noise power of a method, or its frequencies, in a W&B run: ``spectra/test/low_dose``, ``spectra/test/per_mm``."""
+    return f"spectra/{split}/{_word(column)}"

@@ -10,6 +10,7 @@ run's next part, or by hand::
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shlex
@@ -25,7 +26,7 @@ from ldct import config as configuration
 from ldct.config import Config
 from ldct.metrics import names
 from ldct.runs import folder as runs
-from ldct.runs.wandb_rows import evaluated, goals, picture, picture_files, row, summary, told
+from ldct.runs.wandb_rows import evaluated, goals, is_plotted, picture, picture_files, row, spectra, summary, told
 from shards.common.atomic import write_text
 from shards.common.command import InputError, command
 from shards.common.lock import locked
@@ -171,6 +172,8 @@ class Mirror:
         # offline, wandb knows nothing of the earlier parts
         self.ledger.begin(self.ledger.rows[: self.wandb.starting_step] if self.online else self.ledger.certain)
         self.sent = set(self.ledger.rows)
+        self.defined: set[str] = set()
+        """Names whose axis, and whether they are plotted, W&B was told."""
 
     def _open(self) -> Any:
         import wandb  # 1.5 s, and only this process needs it
@@ -207,8 +210,22 @@ class Mirror:
             key = f"{path.relative_to(self.folder / 'eval').with_suffix('')} {path.stat().st_mtime_ns}"
             if key not in self.sent and (values := picture(path, self.folder)):
                 self._log(key, {"step": step} | values)
+        for path in sorted((self.folder / "eval").glob(f"*{names.NOISE_POWER}")):
+            self._spectra(path, step)
         if validated:
             self._files()
+
+    def _spectra(self, path: Path, step: int) -> None:
+        """Send noise power spectra as a row for each frequency, once for each content of the file ``path``."""
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        axis, lines = spectra(path, self.folder.resolve().name)
+        for name in lines[0]:
+            self.wandb.define_metric(name, step_metric=axis, summary="none")
+            self.defined.add(name)
+        for number, values in enumerate(lines):
+            key = f"{path.stem} {digest} {number}"
+            if key not in self.sent:
+                self._log(key, {"step": step} | values)
 
     def _evaluated(self) -> dict[str, Any]:
         """What was ever evaluated: another evaluation, of other protocols, replaces the files of the one before."""
@@ -219,6 +236,10 @@ class Mirror:
 
     def _log(self, key: str, values: dict[str, Any]) -> None:
         """Send a row, and note that it was sent."""
+        for name in values.keys() - self.defined:
+            self.defined.add(name)
+            if not is_plotted(name):
+                self.wandb.define_metric(name, step_metric="step", hidden=True)
         self.wandb.log(values)
         self.ledger.note(key)
         self.sent.add(key)

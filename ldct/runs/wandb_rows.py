@@ -17,6 +17,9 @@ ATTENTION = ("channel_sd", names.HISTOGRAM, "spatial_sd", "spatial_edges", "spat
 """Attention statistics that W&B shows, while training. All eleven of each stage, and those of validations, would be 110
 of 129 panels; they stand in metrics.jsonl."""
 
+UNPLOTTED = ("elapsed_s", "attempt")
+"""Of a row, what W&B draws no panel of by itself, beside attention: a run's page is to open on loss, PSNR, pictures."""
+
 WINDOW_HU = (-160, 240)
 """What is black and white in the pictures of slices."""
 
@@ -53,6 +56,20 @@ def row(line: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(value, int | float):
             values[key] = value
     return values
+
+
+def is_plotted(name: str) -> bool:
+    """Whether W&B draws a panel of ``name``, of a row, by itself."""
+    return name not in UNPLOTTED and names.split_attention(name) is None
+
+
+def spectra(path: Path, run: str) -> tuple[str, list[dict[str, float]]]:
+    """Noise power spectra in ``path``, by ldct/evaluation/curves.py: the axis's name, and a row for each frequency."""
+    split = path.name.removesuffix(names.NOISE_POWER)
+    with open(path, newline="") as file:
+        head, *lines = csv.reader(file)
+    columns = [names.spectrum(split, names.NETWORK if column == run else column) for column in head]
+    return columns[0], [dict(zip(columns, map(float, line), strict=True)) for line in lines]
 
 
 def summary(lines: list[dict[str, Any]], goals: dict[str, str]) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from conftest import ROOT
 from ldct.metrics import names
 
 FILES = [path for folder in ("ldct", "launch", "slurm", "shards") for path in sorted((ROOT / folder).rglob("*.py"))]
-SPELLED = re.compile(r"^(train/(loss|lr|grad_norm)|val/|attention/|pictures/|eval/$)|/(psnr|ssim|rmse)$|low_dose/")
+SPELLED = re.compile(
+    r"^(train/(loss|lr|grad_norm)|val/|attention/|pictures/|spectra/|eval/$)|/(psnr|ssim|rmse)$|low_dose/"
+)
 
 
 def test_the_names_that_runs_of_earlier_versions_have():
@@ -22,6 +24,7 @@ def test_the_names_that_runs_of_earlier_versions_have():
     assert names.baseline_evaluation("test", "non-local means", psnr) == "eval/test/non_local_means/abd400/psnr"
     assert names.attention(2, "channel_sd") == "attention/2/channel_sd"
     assert names.picture("features") == "pictures/features"
+    assert names.spectrum("test", "non-local means") == "spectra/test/non_local_means"
 
 
 @pytest.mark.parametrize("name", ["attention/12/channel_over_0.9", "val/attention/12/channel_over_0.9"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from ldct.evaluation import measure
+from ldct.evaluation import curves, measure
 from ldct.evaluation.baselines import LOW
 from ldct.evaluation.datasets import Acquisition
 from ldct.evaluation.results import Evaluation, Result
@@ -75,3 +75,16 @@ def test_white_noise_has_its_variance_and_a_blur_loses_edges(evaluation, monkeyp
     transfer = {curve.label: np.array(curve.y) for curve in curves["edges"]}
     assert transfer["low dose"][:8] == pytest.approx(np.ones(8), abs=0.15)
     assert transfer["Gaussian blur"][8] == pytest.approx(math.exp(-2 * (math.pi * 0.28) ** 2), abs=0.15)
+
+
+def test_spectra_are_written_as_they_are_drawn(evaluation, tmp_path):
+    (tmp_path / "eval").mkdir()
+    curves.save(tmp_path, evaluation)
+    path = tmp_path / "eval" / "test-noise-power.csv"
+    head, *lines = path.read_text().splitlines()
+    assert head == "per_mm,full dose,low dose,Gaussian blur,half"
+    values = np.array([line.split(",") for line in lines], float)
+    assert values[-1, 0] == pytest.approx(0.5 / 0.7, rel=1e-5) and len(values) == 16
+    assert values[4:, 1:3].mean(0) == pytest.approx([10**2 * 0.7**2, 20**2 * 0.7**2], rel=0.15)
+    curves.save(tmp_path, Evaluation("test", "data", "", ["abd400"], evaluation.results))
+    assert not path.exists()

@@ -78,7 +78,7 @@ def numbers(line):
 def assert_each_line_once(run, folder):
     """The history of ``run`` holds the lines of metrics.jsonl, each once and in order, and behind them the pictures."""
     rows = [{key: value for key, value in row.items() if not key.startswith("_")} for row in run.history]
-    history = [row for row in rows if not any(key.startswith("pictures/") for key in row)]
+    history = [row for row in rows if not any(key.startswith(("pictures/", "spectra/")) for key in row)]
     pictures = [key for row in rows for key in row if key.startswith("pictures/")]
     assert pictures == [f"pictures/{path.stem}" for path in wandb_rows.picture_files(folder)]
     assert [row.pop("step") for row in history] == [line["step"] for line in runs.read_metrics(folder)]

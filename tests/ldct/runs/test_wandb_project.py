@@ -70,6 +70,8 @@ def shown(tmp_path_factory, home, server):
     ]
     full = {"L067_000": np.full((4, 4), 240, np.int16)}
     save(folder, Evaluation("test", "0" * 64, "", ["abd400"], measured, full))
+    power = "per_mm,full dose,low dose,non-local means,003-0123abcd\n0.05,9,90,5,8\n0.1,4,40,3,2.5\n"
+    write_text(folder / "eval" / "test-noise-power.csv", power)  # ldct/evaluation/curves.py writes it
     runs.write_status(folder, runs.Status("finished", 12, 12, world_size=2, device="H200", train_s=3600.0))
     status, out, errors = finish(python(server.url, home, "-m", "ldct.runs.wandb_mirror", folder))
     assert (status, out) == (0, ""), errors
@@ -104,7 +106,7 @@ def test_a_project_page_compares_runs_without_hand_work(shown, server):
     }  # fmt: skip
     own = {key: summary[key] for key in ("state", "train_s", "world_size", "device", "flags")}
     assert own == {"state": "finished", "train_s": 3600, "world_size": 2, "device": "H200", "flags": []}
-    assert [row["step"] for row in run.history] == [0, 5, 5, 7, 9, 12, 12, 12]
+    assert [row["step"] for row in run.history] == [0, 5, 5, 7, 9, 12, 12, 12, 12, 12]
 
 
 def test_values_of_other_slices_under_the_same_name_are_emptied():
@@ -137,6 +139,36 @@ def test_pictures_and_histograms_are_media(shown, server):
     assert run.files[picture["path"]] == (shown / "eval" / "attention.png").read_bytes()
 
 
+def metrics_of(run):
+    """Exact names that the client told the server about, with the axis and the options of each."""
+    told = json.loads(run.config)["_wandb"]["value"]["m"]  # by the numbers of the client's fields, axes counted from 1
+    axes = [entry.get("1") for entry in told]
+    return {entry["1"]: (axes[entry["5"] - 1], 2 in entry["6"]) for entry in told if "1" in entry and "5" in entry}
+
+
+def test_noise_power_is_a_line_over_its_own_frequencies(shown, server):
+    run = server.runs["003-0123abcd"]
+    rows = [{k: v for k, v in row.items() if k.startswith("spectra/")} for row in run.history[8:]]
+    methods = ("full_dose", "low_dose", "non_local_means", "network")
+    assert rows == [
+        {"spectra/test/per_mm": x} | {f"spectra/test/{name}": y for name, y in zip(methods, ys, strict=True)}
+        for x, ys in ((0.05, (9, 90, 5, 8)), (0.1, (4, 40, 3, 2.5)))
+    ]
+    assert not any(key.startswith("spectra/") for key in run.summary)
+    told = metrics_of(run)
+    assert {told[f"spectra/test/{name}"] for name in methods} == {("spectra/test/per_mm", False)}
+
+
+def test_a_page_opens_on_loss_psnr_and_pictures(shown, server):
+    """W&B makes a panel of every key by itself but for those that it is told to hide."""
+    run = server.runs["003-0123abcd"]
+    told = metrics_of(run)
+    hidden = {name for name, (_, is_hidden) in told.items() if is_hidden}
+    assert hidden == {"attention/1/channel_sd", "attention/1/channel_histogram"}
+    assert {told[name] for name in ("attention/1/channel_sd", "train/loss", "val/abd400/psnr")} == {
+        ("step", True), ("step", False)}  # fmt: skip
+
+
 def test_slices_stand_side_by_side_under_one_window(shown, server):
     run = server.runs["003-0123abcd"]
     slices = run.history[7]["pictures/test-slices"]
@@ -163,7 +195,9 @@ def test_runs_are_read_back_as_the_folders_they_were(shown, server, home, tmp_pa
     folder = tmp_path / "got" / "attention-depth" / "003-0123abcd"
     assert out.split() == [str(folder)]
     names = {path.relative_to(folder).as_posix() for path in folder.glob("**/*") if path.is_file()}
-    tables = {f"eval/test{ending}" for ending in (".json", "-slices.csv", "-patients.csv", "-slices.npz")}
+    tables = {
+        f"eval/test{ending}" for ending in (".json", "-slices.csv", "-patients.csv", "-slices.npz", "-noise-power.csv")
+    }
     assert names == {"config.yaml", "metrics.jsonl", "status.json", "eval/attention.png"} | tables
     assert all((folder / name).read_bytes() == (shown / name).read_bytes() for name in names)
     assert not list(tmp_path.glob("**/escaped.json"))
@@ -243,7 +277,7 @@ def test_every_name_that_is_sent_is_in_the_docs(shown, server):
     patterns = [re.sub("[A-Z]+", "[^/]+", re.escape(name)) for name in re.findall("`([^`]+)`", table)]
     sent = {key for run in server.runs.values() for row in (*run.history, run.summary) for key in row}
     own = {key for key in sent if not key.startswith("_")}
-    assert {"train/loss", "pictures/test-slices", "attention/1/spatial_edges"} <= own
+    assert {"train/loss", "pictures/test-slices", "attention/1/spatial_edges", "spectra/test/per_mm"} <= own
     assert [key for key in sorted(own) if not any(re.fullmatch(pattern, key) for pattern in patterns)] == []
     attention = [key for key in server.runs["agentrun"].history[1] if "attention" in key]
     assert len(attention) < 30
@@ -256,28 +290,42 @@ def test_the_best_is_told_of_every_metric_of_the_registry():
     assert told.keys() == {"train/loss", *(f"val/{name}" for name in registry.names_under("abd400"))}
 
 
-def panels(report):
-    """Kind and settings of every panel of a report that the server got, by title."""
-    grids = [block for block in json.loads(report["spec"])["blocks"] if block["type"] == "panel-grid"]
-    found = [panel for grid in grids for panel in grid["metadata"]["panelBankSectionConfig"]["panels"]]
+def panels(grids):
+    """Kind and settings of the panels of some grids that the server got, by title."""
+    found = [panel for grid in grids for panel in grid["panels"]]
     return {panel["config"].get("chartTitle", "pictures"): (panel["viewType"], panel["config"]) for panel in found}
 
 
-def test_a_report_shows_what_the_runs_sent(shown, server, home):
+def test_a_report_and_a_view_show_what_the_runs_sent(shown, server, home):
     status, out, errors = finish(python(server.url, home, "launch/compare.py", "--wandb-report", "me/ct"))
     assert status == 0, errors
-    assert out.splitlines()[-1].startswith(f"{server.url}/me/ct/reports/")
-    (report,), run = server.reports, server.runs[shown.name]
+    view_url, report_url = out.splitlines()
+    assert report_url.startswith(f"{server.url}/me/ct/reports/") and view_url.startswith(f"{server.url}/me/ct?nw=")
+    (view,), (report,), run = server.views, server.reports, server.runs[shown.name]
     assert (report["projectName"], report["entityName"], report["displayName"]) == ("ct", "me", "Comparison of ct")
-    drawn = panels(report)
+    grids = [block["metadata"] for block in json.loads(report["spec"])["blocks"] if block["type"] == "panel-grid"]
+    drawn = panels([grid["panelBankSectionConfig"] for grid in grids])
     history = {key for row in run.history for key in row}
     lines = {key for kind, config in drawn.values() if kind == "Run History Line Plot" for key in config["metrics"]}
-    assert lines == {"val/abd400/psnr", "train/loss"} <= history
+    spectra = {f"spectra/test/{method}" for method in ("full_dose", "low_dose", "network")}
+    assert lines == {"val/abd400/psnr", "train/loss"} | spectra <= history
+    assert {config.get("xAxis") for _, config in drawn.values() if spectra & {*config.get("metrics", [])}} == {
+        "spectra/test/per_mm"}  # fmt: skip
     bars = {key for kind, config in drawn.values() if kind == "Bar Chart" for key in config["metrics"]}
     assert {f"eval/test/abd400/{metric}" for metric in ("psnr", "ssim", "rmse")} <= bars & run.summary.keys()
     assert drawn["pictures"][1]["mediaKeys"] == ["pictures/test-slices"]
     pattern = drawn["channel_sd"][1]["metricRegex"]
     assert [key for key in history if re.fullmatch(pattern, key)] == ["attention/1/channel_sd"]
+    assert_the_view_has_the_same(json.loads(view["spec"])["section"]["panelBankConfig"]["sections"], drawn)
+
+
+def assert_the_view_has_the_same(sections, drawn):
+    """The sections of the view in the order that a reader needs, attention last and closed; ``drawn``: the report's."""
+    shown = [(section["name"], section["isOpen"]) for section in sections if section["panels"]]
+    opened = [(name, True) for name in ("Training", "Pictures", "Image quality", "Noise")]
+    assert shown == [*opened, ("Attention", False)]
+    assert panels(sections).keys() == drawn.keys()
+    assert list(panels(sections[:1])) == ["training loss", "validation PSNR (dB)"]
 
 
 @pytest.mark.parametrize(
@@ -291,6 +339,7 @@ def test_a_report_without_a_project_is_one_line(server, home, project, expected)
     status, _, errors = finish(python(server.url, home, "launch/compare.py", "--wandb-report", project))
     assert (status, errors.count("\n")) == (2, 1), errors
     assert expected in errors and not [report for report in server.reports if report["projectName"] == "nothing"]
+    assert not [view for view in server.views if view["projectName"] == "nothing"]
 
 
 def test_a_report_there_requires_no_gain():
