@@ -81,7 +81,7 @@ def main() -> int:
             return 0 if finished == len(planned) and followed else 1
         if chosen:
             jobs = submit(cluster, folder, code, chosen)
-            submitted = f"submitted {len(chosen)} runs as job {', '.join(jobs)}"
+            submitted = f"submitted {len(chosen)} run{'s' * (len(chosen) != 1)} as job {', '.join(jobs)}"
             say(f"{submitted}; look at them with: python launch/status.py {folder}", submitted)
         else:
             print("nothing to submit")

@@ -103,14 +103,14 @@ def plain(value: Any) -> str:
 def sums(listed: list[Report]) -> str:
     """How many runs, and parts of commands, there are of each state, and what they cost."""
     texts = []
-    for what, group in (
-        ("runs", [run for run in listed if run.values is not None]),
-        ("parts of commands", [run for run in listed if run.values is None]),
+    for one, many, group in (
+        ("run", "runs", [run for run in listed if run.values is not None]),
+        ("part of a command", "parts of commands", [run for run in listed if run.values is None]),
     ):
         if group:
             states = dict.fromkeys(run.state for run in group)
             counts = ", ".join(f"{sum(run.state == state for run in group)} {state}" for state in states)
-            texts.append(f"{len(group)} {what}: {counts}")
+            texts.append(f"{len(group)} {one if len(group) == 1 else many}: {counts}")
     hours = sum(run.gpu_hours or 0 for run in listed)
     return f"{'; '.join(texts)}; {hours:.2f} GPU-hours"
 

@@ -137,7 +137,7 @@ def test_a_sweep_ends_in_a_report_of_what_finished_and_says_what_did_not(hurried
     states = {run.run.split("/")[0]: run.state for run in status.reports([bed.runs])[0]}
     assert (states["evaluate"], states["compare"]) == ("pending", "pending")
     assert sweep.main() == 0  # the failed one alone is submitted, and what follows waits for both
-    assert re.search(r"submitted 1 runs as job .*\nbehind them: evaluate as job \d+, compare", capsys.readouterr().out)
+    assert re.search(r"submitted 1 run as job .*\nbehind them: evaluate as job \d+, compare", capsys.readouterr().out)
     squeue.ask("scancel", "--signal=USR2", f"{job_of(good)}.0")
     os.kill(rank, signal.SIGCONT)
     until("the report", lambda: read_status(report).state == "finished", limit=450)

@@ -283,7 +283,7 @@ def test_json_and_wrong_flags(make, tmp_path):
     assert (run["run"], run["state"], run["best"]) == ("s/000-a", "finished", {"step": 50, "psnr": 33.5})
     assert "psnr 33.50 at 50" in run_command("launch/status.py", tmp_path).stdout
     watched = run_command("launch/status.py", tmp_path, "--watch")  # ends, since nothing runs
-    assert "1 runs: 1 finished" in watched.stdout
+    assert "1 run: 1 finished" in watched.stdout
     for argv, says in (
         ([tmp_path / "none"], "expected a folder of runs"),
         ([tmp_path, "--json", "--watch"], "--json prints once"),
