@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from phantom import make_dataset
 from wandb_server import Server
 
+from ldct.training.signals import CAUGHT
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # one thread a process: the tests' networks are too small to share, and two ranks must not fight for the cores
@@ -17,10 +20,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
-def same_environment():
-    """A test leaves the environment as it found it: another's jobs would inherit what it set."""
+def same_process():
+    """A test leaves the environment and the signal handlers as it found them: another's jobs would inherit what it set,
+    and a Latch replaces the handlers."""
     before = dict(os.environ)
+    handlers = {number: signal.getsignal(number) for number in CAUGHT}
     yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     for name in os.environ.keys() - before.keys():
         del os.environ[name]
     os.environ.update(before)

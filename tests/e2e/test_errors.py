@@ -4,7 +4,6 @@ import ast
 import importlib
 import re
 import shutil
-import signal
 
 import pytest
 import yaml
@@ -13,7 +12,7 @@ from made import make_run
 from phantom import write_series
 
 from ldct.config import parse
-from ldct.training.signals import CAUGHT, Latch
+from ldct.training.signals import Latch
 from ldct.training.step import NotFinite
 from ldct.training.trainer import memory_advice, train
 from shards.common.command import InputError, command
@@ -63,16 +62,13 @@ def said(capsys, monkeypatch):
 @pytest.fixture
 def refused():
     """The one line that a training ends with."""
-    before = {number: signal.getsignal(number) for number in CAUGHT}
 
     def run(shards, folder, **changes):
         with pytest.raises((InputError, NotFinite)) as caught:
             train(parse(tiny_flags(shards, folder, **changes)), Latch())
         return str(caught.value)
 
-    yield run
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    return run
 
 
 def listed(lines):

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import shutil
-import signal
 
 import pytest
 from conftest import tiny_flags
@@ -12,18 +11,9 @@ from same_run import assert_same
 from ldct.config import differences, hash8, parse
 from ldct.data.staging import PREFIX, staged
 from ldct.runs.folder import read_config
-from ldct.training.signals import CAUGHT, Latch
+from ldct.training.signals import Latch
 from ldct.training.trainer import train
 from shards.common.command import InputError
-
-
-@pytest.fixture(autouse=True)
-def handlers():
-    """Put the signal handlers back that a Latch replaces."""
-    before = {number: signal.getsignal(number) for number in CAUGHT}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def config_of(shards, stage):

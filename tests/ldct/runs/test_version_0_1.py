@@ -3,7 +3,6 @@
 import os
 import signal
 
-import pytest
 import torch
 import yaml
 from conftest import tiny_flags
@@ -14,17 +13,8 @@ from ldct.config import parse
 from ldct.inference.denoiser import Denoiser
 from ldct.runs import checkpoint
 from ldct.runs.folder import read_config
-from ldct.training.signals import CAUGHT, Latch
+from ldct.training.signals import Latch
 from ldct.training.trainer import train
-
-
-@pytest.fixture(autouse=True)
-def handlers():
-    """Put the signal handlers back that a Latch replaces."""
-    before = {number: signal.getsignal(number) for number in CAUGHT}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def as_first_written(folder):

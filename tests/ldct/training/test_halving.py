@@ -7,28 +7,15 @@ import random
 import signal
 
 import pytest
-from conftest import tiny_flags
+from disturbed import after_step, start
 from same_run import lines
 
-from ldct.config import parse
 from ldct.runs import folder as runs
 from ldct.runs.reader import read
 from ldct.training import halving
 from ldct.training.halving import Halving, Rule, brackets, goes_on
-from ldct.training.signals import CAUGHT, Latch
-from ldct.training.step import Training
-from ldct.training.trainer import train
 
 PSNR = "val/abd400/psnr"
-
-
-@pytest.fixture(autouse=True)
-def handlers():
-    """Put the signal handlers back that a Latch replaces."""
-    before = {number: signal.getsignal(number) for number in CAUGHT}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def test_brackets_are_those_of_wandb():
@@ -129,10 +116,6 @@ def test_of_two_that_decide_at_once_one_is_heard(tmp_path):
     assert json.loads((tmp_path / "halving" / "00001.json").read_text()) == {"end": False}
 
 
-def start(shards, folder, **changes):
-    return train(parse(tiny_flags(shards, folder, **changes)), Latch())
-
-
 def test_a_run_behind_its_siblings_ends_finished_and_at_the_same_step_after_an_interruption(
     tiny_shards, sweep, monkeypatch
 ):
@@ -166,16 +149,3 @@ def test_a_run_behind_its_siblings_ends_finished_and_at_the_same_step_after_an_i
     status = runs.read_status(again)
     assert (status.state, status.stopped_early, status.attempt) == ("finished", 14, 3)
     assert lines(again) == lines(own)
-
-
-def after_step(monkeypatch, step, act):
-    train_step = Training.train_step
-
-    def wrapped(self, *args, **kwargs):
-        result = train_step(self, *args, **kwargs)
-        if self.step == step:
-            monkeypatch.setattr(Training, "train_step", train_step)
-            act()
-        return result
-
-    monkeypatch.setattr(Training, "train_step", wrapped)

@@ -8,6 +8,7 @@ import subprocess
 import pytest
 import torch
 from conftest import tiny_flags
+from disturbed import after_step, start
 from same_run import assert_same, lines
 
 from ldct import models
@@ -24,15 +25,6 @@ from shards.common.command import InputError
 
 EPOCH = 11
 """Steps of 8 pairs in an epoch of the tiny shards, rounded down: interruptions before, at and after the border."""
-
-
-@pytest.fixture(autouse=True)
-def handlers():
-    """Put the signal handlers back that a Latch replaces."""
-    before = {number: signal.getsignal(number) for number in CAUGHT}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def add_dropout(patch):
@@ -52,10 +44,6 @@ def dropout(monkeypatch):
     add_dropout(monkeypatch)
 
 
-def start(shards, folder, **changes):
-    return train(parse(tiny_flags(shards, folder, **changes)), Latch())
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tiny_shards, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
@@ -63,20 +51,6 @@ def undisturbed(tiny_shards, tmp_path_factory):
         add_dropout(patch)
         assert start(tiny_shards, folder) is None
     return folder
-
-
-def after_step(monkeypatch, step, act):
-    """Do ``act`` once, behind optimizer step number ``step``."""
-    train_step = Training.train_step
-
-    def wrapped(self, *args, **kwargs):
-        result = train_step(self, *args, **kwargs)
-        if self.step == step:
-            monkeypatch.setattr(Training, "train_step", train_step)
-            act()
-        return result
-
-    monkeypatch.setattr(Training, "train_step", wrapped)
 
 
 def raise_error():
