@@ -4,9 +4,7 @@ The profile lists what has to go. Here stands what may stay, and everything else
 sequences, and what a later edition of the standard will add. Pixels stay: a head can be recognised in them.
 """
 
-import contextlib
 import hashlib
-import os
 import secrets
 import sys
 from pathlib import Path
@@ -14,7 +12,7 @@ from pathlib import Path
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, generate_uid
 
-from shards.common.atomic import temporary_name
+from shards.common.atomic import write_once
 from shards.common.command import InputError
 
 _KEPT = """
@@ -81,19 +79,12 @@ class Deidentifier:
         if self.path.exists():
             self.key = self._read()
             return
-        temporary = temporary_name(self.path)
         try:
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(self.key.hex() + "\n")
-            os.link(temporary, self.path)
-        except FileExistsError:  # another part of the same command made one
-            self.key = self._read()
-            return
+            if not write_once(self.path, self.key.hex() + "\n", 0o600):  # another part of the same command made one
+                self.key = self._read()
+                return
         except OSError as error:
             raise InputError(f"{self.path}: the secret cannot be made: {error.strerror}") from None
-        finally:
-            with contextlib.suppress(OSError):  # where it could not be made
-                temporary.unlink()
         differ = "PatientIDs and UIDs differ from those made with another one"
         again = "Keep it, apart from the images, to get the same again"
         print(f"note: made a new key, {self.path.resolve()}; {differ}. {again}", file=sys.stderr)

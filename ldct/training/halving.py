@@ -13,13 +13,12 @@ there when the run goes on after an interruption: it ends at the same step as it
 import dataclasses
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ldct.runs import folder as runs
-from shards.common.atomic import temporary_name
+from shards.common.atomic import write_once
 
 NAME = "early_terminate.json"
 FOLDER = "halving"
@@ -41,6 +40,10 @@ class Rule:
     """Whether no more than one in ``eta`` goes on, but for the best; else one more."""
     runs: list[str] = dataclasses.field(default_factory=list)
     """Names of the runs that compete."""
+
+    def as_measured(self, value: float) -> float | None:
+        """What ``values`` took ``value`` from; None, null in JSON, for what was not finite."""
+        return None if value == -math.inf else value if self.maximize else -value
 
 
 def brackets(fields: dict[str, Any], last: int) -> list[int]:
@@ -88,7 +91,8 @@ class Halving:
         """What was decided at ``bracket``, or is now."""
         path = self.folder / FOLDER / f"{bracket:05d}.json"
         if not path.is_file():
-            write_once(path, self._decide(rule, bracket))
+            path.parent.mkdir(exist_ok=True)
+            write_once(path, json.dumps(self._decide(rule, bracket), indent=1, allow_nan=False) + "\n")
         return json.loads(path.read_text())
 
     def _decide(self, rule: Rule, bracket: int) -> dict[str, Any]:
@@ -96,9 +100,8 @@ class Halving:
         others = {name: found[bracket - 1] for name, found in there.items() if len(found) >= bracket}
         own = values(self.folder, rule)[bracket - 1]
         end = not goes_on(own, list(others.values()), rule.eta, rule.strict)
-        sign = 1 if rule.maximize else -1
-        seen = {name: sign * value for name, value in others.items()}
-        return {"bracket": bracket, "metric": rule.metric, "own": sign * own, "others": seen, "end": end}
+        seen = {name: rule.as_measured(value) for name, value in others.items()}
+        return {"bracket": bracket, "metric": rule.metric, "own": rule.as_measured(own), "others": seen, "end": end}
 
 
 def values(folder: Path, rule: Rule) -> list[float]:
@@ -106,16 +109,3 @@ def values(folder: Path, rule: Rule) -> list[float]:
     what was not finite is worst."""
     found = [line[rule.metric] for line in runs.read_metrics(folder) if line["step"] and rule.metric in line]
     return [-math.inf if value is None else value if rule.maximize else -value for value in found]
-
-
-def write_once(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` to ``path`` unless it is there already; of two that write at once, one does."""
-    path.parent.mkdir(exist_ok=True)
-    temporary = temporary_name(path)
-    try:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-        os.link(temporary, path)
-    except FileExistsError:
-        pass
-    finally:
-        temporary.unlink(missing_ok=True)

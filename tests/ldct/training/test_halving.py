@@ -89,8 +89,11 @@ def test_a_decision_is_made_of_what_is_there_and_never_again(sweep):
 
 def test_what_is_not_finite_is_worst_and_small_may_be_better(sweep):
     own = sweep({"a": [1.0], "b": [2.0]})
+    metrics(own.parent / "b", [float("inf")])
     metrics(own, [float("nan")])
     assert Halving(own).ends()
+    content = json.loads((own / "halving" / "00001.json").read_text(), parse_constant=pytest.fail)  # no -Infinity
+    assert (content["own"], content["others"], content["end"]) == (None, {"a": 1.0, "b": 2.0}, True)
     own = sweep({"a": [1.0], "b": [2.0]}, maximize=False, runs=["other", "a", "b"])
     other = own.parent / "other"
     metrics(other, [0.5])
@@ -108,12 +111,6 @@ def test_a_run_that_the_rule_does_not_name_competes_with_none(sweep):
 def test_without_a_rule_no_run_ends(tmp_path):
     metrics(tmp_path / "own", [0.0])
     assert not Halving(tmp_path / "own").ends()
-
-
-def test_of_two_that_decide_at_once_one_is_heard(tmp_path):
-    for end in (False, True):
-        halving.write_once(tmp_path / "halving" / "00001.json", {"end": end})
-    assert json.loads((tmp_path / "halving" / "00001.json").read_text()) == {"end": False}
 
 
 def test_a_run_behind_its_siblings_ends_finished_and_at_the_same_step_after_an_interruption(
