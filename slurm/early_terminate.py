@@ -34,6 +34,11 @@ def check(early: Any, metric: Any) -> None:
     eta, strict = early.get("eta", 3), early.get("strict", False)
     if isinstance(eta, bool) or not isinstance(eta, int | float) or not 1.1 <= eta < math.inf:
         raise InputError(f"early_terminate.eta: expected a number of at least 1.1, found {eta!r}")
+    if "s" in early and early["s"] > (most := math.floor(math.log(early["max_iter"], eta) + 1e-9)):
+        raise InputError(
+            f"early_terminate.s: expected at most {most}, found {early['s']}: the first look, after max_iter / eta^s "
+            "validations, must not come before one; lower s, or raise max_iter"
+        )
     if not isinstance(strict, bool):
         raise InputError(f"early_terminate.strict: expected true or false, found {strict!r}")
     if not isinstance(metric, dict) or not isinstance(metric.get("name"), str):

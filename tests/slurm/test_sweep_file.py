@@ -128,6 +128,13 @@ METRIC = {"name": "val/abd400/psnr", "goal": "maximize"}
         ({**EARLY, "min_iter": 0}, METRIC, "early_terminate.min_iter: expected a whole number of at least 1, found 0"),
         ({**EARLY, "eta": 1.0000000001}, METRIC, "early_terminate.eta: expected a number of at least 1.1, found 1.0"),
         ({**EARLY, "eta": math.inf}, METRIC, "early_terminate.eta: expected a number of at least 1.1, found inf"),
+        ({"type": "hyperband", "max_iter": 27, "s": 4}, METRIC, "early_terminate.s: expected at most 3, found 4: the"),
+        (
+            {"type": "hyperband", "max_iter": 9, "s": 10**9, "eta": 1.5},
+            METRIC,
+            "early_terminate.s: expected at most 5,",
+        ),
+        ({"type": "hyperband", "max_iter": 2, "s": 1}, METRIC, "early_terminate.s: expected at most 0, found 1"),
         ({**EARLY, "strict": 1}, METRIC, "early_terminate.strict: expected true or false, found 1"),
         (EARLY, None, "early_terminate needs a metric, as in {name: val/abd400/psnr, goal: maximize}"),
         (EARLY, {**METRIC, "goal": "max"}, "metric.goal: expected minimize or maximize, found 'max'"),
