@@ -151,7 +151,7 @@ class Trainer:
             self._look_at_siblings()
             if not self.ends_early and self._validation_due():
                 self._validate()
-            while self.stop is None and not self.ends_early and training.step < last:
+            while self._goes_on():
                 batch = next(batches)
                 result = training.train_step(batch, watch=self._log_due(training.step + 1))
                 self.recorder.stepped(training.step)
@@ -162,12 +162,15 @@ class Trainer:
                 self._attend()
                 if self.stop is None and self._validation_due():
                     self._validate()
-                if self._keep_due() and self.saved != training.step:
+                if self._keep_due() and self.saved != training.step and self._goes_on():
                     self._save()
             if self.stop is None:
                 self.latch.close()
             self._save()
         return self.stop
+
+    def _goes_on(self) -> bool:
+        return self.stop is None and not self.ends_early and self.training.step < self.config.train.steps
 
     def _log_due(self, step: int) -> bool:
         return step % self.config.train.log_every == 0 or step == self.config.train.steps

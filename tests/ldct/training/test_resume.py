@@ -91,6 +91,13 @@ def test_checkpoints_at_chosen_steps_are_made_and_kept(tiny_shards, tmp_path, un
     assert checkpoint.read(tmp_path / "checkpoints" / names[0])["step"] == 6
 
 
+def test_a_checkpoint_that_is_kept_is_written_once(tiny_shards, tmp_path, monkeypatch):
+    written, save = [], checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda *content: written.append(content[1]) or save(*content))
+    assert start(tiny_shards, tmp_path, train__keep_every_steps=10) is None
+    assert [name for name in written if name != checkpoint.BEST] == ["step-00000010.pt", "step-00000020.pt"]
+
+
 def test_an_error_before_any_checkpoint_starts_anew(tiny_shards, tmp_path, undisturbed, monkeypatch):
     after_step(monkeypatch, 8, raise_error)
     with pytest.raises(ZeroDivisionError):
