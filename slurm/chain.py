@@ -53,13 +53,15 @@ def submit_command(cluster: Cluster, folder: Path, command: Command, after: str,
         return 0
     jobs = submit_parts(cluster, folder, parts, after)
     names = ", ".join(part.name for part in chosen) if len(chosen) <= SHOWN else f"{len(chosen)} parts"
-    print(f"submitted {names} as job {', '.join(jobs)}; look at it with: python "
-          f"launch/status.py {folder}")  # fmt: skip
+    what = f"submitted {names} as job" if len(parts) > 1 else "submitted as job"
+    print(f"{what} {', '.join(jobs)}; look at it with: python launch/status.py {folder}")
     return 0
 
 
 def states_of(parts: list[Part]) -> str:
     """The state of each part; of many, how many have which."""
+    if len(parts) == 1:
+        return parts[0].state
     if len(parts) <= SHOWN:
         return ", ".join(f"{part.name} {part.state}" for part in parts)
     *split, whole = parts

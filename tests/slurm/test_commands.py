@@ -228,9 +228,12 @@ def test_a_command_of_which_nothing_came_gives_way_to_another(tmp_path):
         commands.begin(tmp_path, wrong)
 
 
-def test_many_parts_are_counted(tmp_path):
-    said = chain.dry_run(Cluster("local"), tmp_path, commands.Command(["shards/build.py"], parts=300))
-    assert said.splitlines()[0] == "300 new, whole new"
+@pytest.mark.parametrize(
+    ("parts", "says"), [(300, "300 new, whole new"), (2, "1-of-2 new, 2-of-2 new, whole new"), (1, "new")]
+)
+def test_many_parts_are_counted_and_one_has_no_name(tmp_path, parts, says):
+    said = chain.dry_run(Cluster("local"), tmp_path, commands.Command(["shards/build.py"], parts=parts))
+    assert said.splitlines()[0] == says
 
 
 def test_only_what_can_use_a_gpu_asks_for_one():
