@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -122,11 +122,26 @@ class Ranks:
 
     def maximum(self, values: list[float]) -> list[float]:
         """Elementwise largest value over the ranks."""
+        return self.begin_maximum(lambda: values)()
+
+    def begin_maximum(self, ask: Callable[[], list[float]]) -> Callable[[], list[float]]:
+        """Begin to agree on the elementwise largest value over the ranks of what ``ask`` gives now.
+
+        Returns
+        -------
+        callable
+            Gives the values agreed on, and waits for them where they are not there yet. One rank asks only then.
+        """
         if self.world_size == 1:
-            return values
-        shared = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(shared, dist.ReduceOp.MAX, group=self.group)
-        return shared.tolist()
+            return ask
+        shared = torch.tensor(ask(), dtype=torch.float64)
+        work = dist.all_reduce(shared, dist.ReduceOp.MAX, group=self.group, async_op=True)
+
+        def agreed() -> list[float]:
+            work.wait()
+            return shared.tolist()
+
+        return agreed
 
     def gather(self, value: Any) -> list[Any]:
         """``value`` of every rank, in the order of the ranks, on every rank."""

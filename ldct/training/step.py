@@ -123,8 +123,7 @@ class Training:
                 loss = self._passes(*inputs, network=self.parallel if watch else None)
         if self.recorded:
             self.ranks.average_gradients(self.parameters)
-        limit = self.config.optim.clip_norm or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
+        norm = optim.clip([p.grad for p in self.parameters if p.grad is not None], self.config.optim.clip_norm)
         if self._applicable(loss, norm):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate.at(self.step)
@@ -133,7 +132,8 @@ class Training:
                 self.average.update(self.step)
             self.loss_sum += loss
             self.summed += 1
-        self.optimizer.zero_grad()
+        for parameter in self.parameters:  # optimizer.zero_grad does as much in ten times the time
+            parameter.grad = None
         self.step += 1
         return StepResult(loss, norm, attention)
 

@@ -127,6 +127,9 @@ class Trainer:
         self.clock = checkpoint.Clock(self.config.train.save_every_s)
         self.stop: signal.Signals | None = None
         """What all ranks agreed to stop for."""
+        self.agreed = self._asked
+        """Gives what the ranks ask for together. Several begin to agree before a step and read it behind, so that no step
+        waits for their messages: they stop one step after a signal, all of them after the same."""
         self.halving = Halving(recorder.folder)
         self.ends_early = False
         """Whether the run ends behind its siblings, as early_terminate of its sweep says."""
@@ -147,6 +150,7 @@ class Trainer:
         ranks.wait()
         first = training.step + 1
         batches = Loader(store, training.sampler, ranks.rank, ranks.world_size, training.step, last)
+        self.agreed = ranks.begin_maximum(self._asked)
         with batches, self.watchdog:
             self._look_at_siblings()
             if not self.ends_early and self._validation_due():
@@ -165,6 +169,7 @@ class Trainer:
                 if self._keep_due() and self.saved != training.step and self._goes_on():
                     self._save()
             if self.stop is None:
+                self.agreed()
                 self.latch.close()
             self._save()
         return self.stop
@@ -196,22 +201,25 @@ class Trainer:
             self.recorder.line(line, note=f"loss {line[names.TRAIN_LOSS]:.3g}, {patches_per_s:.0f} patches/s")
 
     def _attend(self) -> bool:
-        """Between two steps, or two slices of a validation: agree whether to stop, save by the clock, keep the
-        heartbeat. Returns whether to stop."""
+        """Between two steps, or two slices of a validation: stop, save by the clock, keep the heartbeat, as agreed on.
+        Returns whether to stop."""
         self.watchdog.alive()
-        requeue = self.latch.signal is signal.SIGUSR2
-        asked = 2.0 if requeue else float(self.latch.signal is not None)
-        save_due = float(self.ranks.first and self.clock.due())
-        agreed, save_due, heartbeat_due = self.ranks.maximum([asked, save_due, float(self.recorder.heartbeat_due())])
-        if agreed:
-            self.stop = signal.SIGUSR2 if agreed == 2 else signal.SIGTERM
+        stop, save_due, heartbeat_due = self.agreed()
+        if stop:
+            self.stop = signal.SIGUSR2 if stop == 2 else signal.SIGTERM
             return True
         if save_due:
             self._save()
         if heartbeat_due:
             with self.ranks.patiently():
                 self.recorder.heartbeat()
+        self.agreed = self.ranks.begin_maximum(self._asked)
         return False
+
+    def _asked(self) -> list[float]:
+        """What this rank asks of all: 2 for a requeue and 1 for a stop, a save, a heartbeat."""
+        stop = 2.0 if self.latch.signal is signal.SIGUSR2 else float(self.latch.signal is not None)
+        return [stop, float(self.ranks.first and self.clock.due()), float(self.recorder.heartbeat_due())]
 
     def _validation_due(self) -> bool:
         step, last = self.training.step, self.config.train.steps
