@@ -3,6 +3,9 @@
 import contextlib
 import ctypes
 import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -10,6 +13,9 @@ from shards.common.command import InputError
 
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
 """Parameters of mallopt(3), from glibc's malloc.h."""
+
+DEVICE_FILES = Path("/dev")
+"""Where NVIDIA's driver shows its GPUs: nvidia0, nvidia1, ..."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -22,6 +28,7 @@ def pick_device(name: str) -> torch.device:
     """
     hide_gpus_not_given()
     if name == "auto":
+        warn_of_unused_gpus()
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -39,6 +46,20 @@ def hide_gpus_not_given() -> None:
     told = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_TASK")
     if "SLURM_JOB_ID" in os.environ and not any(os.environ.get(name) for name in told):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def warn_of_unused_gpus() -> None:
+    """Say so in one line where this machine has GPUs that torch cannot use: the CPU would take their work unnoticed."""
+    gpus = len(list(DEVICE_FILES.glob("nvidia[0-9]*")))
+    if not gpus or "CUDA_VISIBLE_DEVICES" in os.environ or torch.cuda.is_available():
+        return
+    build = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for CPUs alone"
+    print(
+        f"warning: this machine has {gpus} NVIDIA GPU(s), but torch {torch.__version__}, built {build}, can use none: "
+        "computing on the CPU; install the build of torch for the driver that nvidia-smi names, or set "
+        "CUDA_VISIBLE_DEVICES= to leave them out",
+        file=sys.stderr,
+    )
 
 
 def device_name(device: torch.device) -> str:
@@ -59,6 +80,17 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     signs = ("CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory", "not enough memory")
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
+@contextlib.contextmanager
+def advising(advice: str) -> Iterator[None]:
+    """Around work on the device: where its memory does not suffice, an InputError with ``advice``."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise InputError(advice) from error
 
 
 def keep_freed() -> None:

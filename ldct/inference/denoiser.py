@@ -13,7 +13,7 @@ from torch import Tensor
 from ldct import config as configuration
 from ldct import models
 from ldct.data.hu import denormalise, normalise, to_hu
-from ldct.device import full_precision
+from ldct.device import advising, full_precision
 from ldct.inference import pretrained
 from ldct.models.whole_slice import denoise
 from ldct.runs import checkpoint
@@ -88,9 +88,14 @@ class Denoiser:
         self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def __call__(self, low: np.ndarray) -> np.ndarray:
-        """Denoise slices: int16 HU, shape (H, W) or (B, H, W), in and out."""
-        images = torch.from_numpy(low).to(self.device).reshape(-1, 1, *low.shape[-2:])
-        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        """Denoise slices: int16 HU, shape (H, W) or (B, H, W), in and out; an InputError where memory is short."""
+        advice = (
+            f"a slice of {low.shape[-2]} x {low.shape[-1]} does not fit into the memory of {self.device}: use another "
+            "device (--device cpu takes the machine's own memory), or end what else runs there"
+        )
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        with advising(advice), torch.no_grad(), autocast:
+            images = torch.from_numpy(low).to(self.device).reshape(-1, 1, *low.shape[-2:])
             output = through(partial(denoise, self.model, patch=self.patch), images, self.config.data.normalization)
         return finite_hu(output.reshape(low.shape), self.about)
 

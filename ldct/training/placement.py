@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ldct.device import hide_gpus_not_given
+from ldct.device import hide_gpus_not_given, warn_of_unused_gpus
 from shards.common.command import InputError
 
 SIOCGIFADDR = 0x8915
@@ -18,6 +18,8 @@ SIOCGIFADDR = 0x8915
 def device_of(local_rank: int) -> torch.device:
     """The GPU of the rank ``local_rank`` of this node, or the CPU where there is none; made the current one."""
     hide_gpus_not_given()
+    if local_rank == 0:
+        warn_of_unused_gpus()
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", gpu_index(local_rank, torch.cuda.device_count()))

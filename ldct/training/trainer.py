@@ -12,7 +12,7 @@ from ldct.config import Config
 from ldct.data.loader import Loader
 from ldct.data.patches import open_store
 from ldct.data.staging import staged
-from ldct.device import full_precision, give_back, keep_freed, out_of_memory
+from ldct.device import advising, full_precision, give_back, keep_freed
 from ldct.metrics import names
 from ldct.models.network import Network
 from ldct.runs import checkpoint
@@ -47,7 +47,7 @@ def train(config: Config, latch: Latch) -> signal.Signals | None:
     """
     ranks = Ranks(config.train.timeout_s, os.path.abspath(config.run_dir))
     try:
-        with ranks.together():
+        with advising(step_advice(config, ranks.world_size)), ranks.together():
             check(config, ranks.world_size)
             set_numerics(config)
             keep_freed()
@@ -60,10 +60,6 @@ def train(config: Config, latch: Latch) -> signal.Signals | None:
                 check_fits(training)
                 stop = Trainer(training, recorder, latch).run()
                 recorder.close("stopped" if stop else "finished")
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        raise InputError(memory_advice(config, ranks.world_size)) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -71,7 +67,7 @@ def train(config: Config, latch: Latch) -> signal.Signals | None:
     return stop
 
 
-def memory_advice(config: Config, world_size: int) -> str:
+def step_advice(config: Config, world_size: int) -> str:
     """What to do where a step does not fit into the device's memory."""
     share = config.train.global_batch // world_size
     parts = next((n for n in range(config.train.accumulate + 1, share + 1) if share % n == 0), None)
@@ -80,6 +76,15 @@ def memory_advice(config: Config, world_size: int) -> str:
         f"a step of {share // config.train.accumulate} patches at once does not fit into a rank's memory: "
         f"try {smaller}, which trains the same, or --data.store=mmap"
     )
+
+
+def validation_advice(config: Config) -> str:
+    """What to do where a validation does not fit, which takes one slice at a time: fewer of them would not help."""
+    if config.data.store == "mmap":
+        more = f"use a device with more, or train another run with fewer model.channels (now {config.model.channels})"
+    else:
+        more = f"try --data.store=mmap (now {config.data.store}), with which the run goes on as it was"
+    return f"a whole slice of the validation does not fit into a rank's memory beside the training: {more}"
 
 
 def check(config: Config, world_size: int) -> None:
@@ -128,7 +133,7 @@ class Trainer:
         self.stop: signal.Signals | None = None
         """What all ranks agreed to stop for."""
         self.agreed = self._asked
-        """Gives what the ranks ask for together. Several begin to agree before a step and read it behind, so that no step
+        """Gives what the ranks ask for together. Several begin to agree before a step and read it behind, so that none
         waits for their messages: they stop one step after a signal, all of them after the same."""
         self.halving = Halving(recorder.folder)
         self.ends_early = False
@@ -229,7 +234,7 @@ class Trainer:
         """Validate, and keep the weights if they are the best so far; a signal breaks it off, to be made again."""
         self.training.check_finite()
         step, model = self.training.step, self.training.to_use
-        with self.recorder.timing("validating_s"):
+        with self.recorder.timing("validating_s"), advising(validation_advice(self.config)):
             metrics = self.validation.run(model.eval(), self._attend)
         if metrics is None:
             return
@@ -242,7 +247,8 @@ class Trainer:
                 patch = self.training.patches.patch
                 self.recorder.save(checkpoint.BEST, {"model": model.state_dict(), "metrics": metrics, "patch": patch})
             if step >= self.config.train.steps:
-                self._picture(model)
+                with advising(validation_advice(self.config)):
+                    self._picture(model)
             self.recorder.status.best = self.best
             self.recorder.status.flags = self.validation.flags(metrics)
             self.recorder.line({**metrics, names.FLAGS: self.recorder.status.flags})

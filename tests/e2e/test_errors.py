@@ -14,7 +14,7 @@ from phantom import write_series
 from ldct.config import parse
 from ldct.training.signals import Latch
 from ldct.training.step import NotFinite
-from ldct.training.trainer import memory_advice, train
+from ldct.training.trainer import step_advice, train, validation_advice
 from shards.common.command import InputError, command
 from shards.common.lock import locked
 
@@ -129,7 +129,8 @@ def test_lines_of_a_training(said, refused, tiny_shards, tmp_path):
             refused(tiny_shards, tmp_path / "trained", train__steps=2, val__every=100, optim__lr=0.5),
             refused(other, tmp_path / "trained", train__steps=2, val__every=100),
             refused(tiny_shards, tmp_path / "d", optim__lr=1e38, optim__warmup=0, optim__clip_norm=0),
-            memory_advice(parse(flags), 1),
+            step_advice(parse(flags), 1),
+            validation_advice(parse(flags)),
             said("launch.denoise", "--run", run, "--device", "cuda:7x", tmp_path, tmp_path / "out"),
         ]
     )

@@ -4,8 +4,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from ldct import device
 from ldct.device import pick_device
+from ldct.training import placement
 from shards.common.command import InputError
 
 CHURN = """
@@ -46,3 +49,20 @@ def test_freed_memory_is_used_again_until_it_is_given_back():
 def test_a_device_that_cannot_compute_is_one_line(name):
     with pytest.raises(InputError, match=rf"^device {name}: .*; expected auto, cpu, cuda or cuda:N$"):
         pick_device(name)
+
+
+@pytest.mark.parametrize("entry", [lambda: pick_device("auto"), lambda: placement.device_of(0)], ids=["use", "train"])
+def test_gpus_that_torch_cannot_use_are_told_in_one_line(tmp_path, monkeypatch, capsys, entry):
+    """A driver that is too old, or a build of torch without CUDA: the work would go to the CPU without a word."""
+    monkeypatch.setattr(device, "DEVICE_FILES", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (tmp_path / "nvidiactl").touch()
+    assert entry().type == "cpu" and capsys.readouterr().err == ""
+    (tmp_path / "nvidia0").touch()
+    assert entry().type == "cpu"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: this machine has 1 NVIDIA GPU(s), but torch {torch.__version__}, built for ")
+    assert placement.device_of(1).type == "cpu" and capsys.readouterr().err == ""  # one rank of a node says it
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert entry().type == "cpu" and capsys.readouterr().err == ""

@@ -13,7 +13,7 @@ from made import make_run
 from phantom import images
 
 from ldct.config import from_dict, hash8
-from ldct.inference import pretrained
+from ldct.inference import denoiser, pretrained
 from ldct.inference.denoiser import Blended, Denoiser
 from ldct.runs.folder import read_config, read_status
 from ldct.training.ranks import Ranks
@@ -154,3 +154,14 @@ def test_strength_blends(run, strength):
 def test_no_strength_beyond_the_network(run, strength):
     with pytest.raises(InputError, match=r"expected 0 .* to 1 .*, found"):
         Blended(Denoiser(run, CPU), strength)
+
+
+def test_a_slice_that_does_not_fit_is_one_line_with_advice(run, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(denoiser, "denoise", full)
+    with pytest.raises(
+        InputError, match=r"^a slice of 96 x 96 does not fit into the memory of cpu: use another"
+    ):
+        Denoiser(run, CPU)(images("L001", "quarter", 1, size=96))

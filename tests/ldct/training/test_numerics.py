@@ -6,9 +6,11 @@ from conftest import tiny_flags
 
 from ldct.config import parse
 from ldct.device import out_of_memory
+from ldct.runs.folder import read_metrics, read_status
 from ldct.training.signals import Latch
 from ldct.training.step import Training
 from ldct.training.trainer import set_numerics, train
+from ldct.training.validation import Validation
 from shards.common.command import InputError
 
 
@@ -42,3 +44,30 @@ def test_a_step_that_does_not_fit_is_one_line_with_advice(tiny_shards, tmp_path,
     monkeypatch.setattr(Training, "train_step", full)
     with pytest.raises(InputError, match=r"a step of 4 patches at once .* --train.accumulate=4 \(now 2\)"):
         train(parse(tiny_flags(tiny_shards, tmp_path, train__accumulate=2)), Latch())
+
+
+@pytest.mark.parametrize(
+    ("store", "advice"),
+    [
+        ("auto", r"try --data\.store=mmap \(now auto\), with which the run goes on as it was$"),
+        ("mmap", r"use a device with more, or train another run with fewer model\.channels \(now 4\)$"),
+    ],
+)
+def test_a_validation_that_does_not_fit_gets_advice_of_its_own(tiny_shards, tmp_path, monkeypatch, store, advice):
+    """Another train.accumulate, which helps a step, would not help it."""
+    plain, slices = Validation._output, []
+
+    def full(self, model, low):
+        slices.append(low)
+        if len(slices) > 2:  # behind the validation of step 0
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, model, low)
+
+    monkeypatch.setattr(Validation, "_output", full)
+    flags = tiny_flags(tiny_shards, tmp_path, data__store=store, train__steps=9, train__keep_every_steps=2)
+    with pytest.raises(InputError, match=rf"^a whole slice of the validation does not fit .*: {advice}"):
+        train(parse(flags), Latch())
+    monkeypatch.undo()
+    assert read_status(tmp_path).state == "failed"
+    train(parse(tiny_flags(tiny_shards, tmp_path, data__store="mmap", train__steps=9)), Latch())
+    assert [line["step"] for line in read_metrics(tmp_path)] == [0, 3, 6, 7, 9, 9]
