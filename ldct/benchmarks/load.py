@@ -9,7 +9,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import webdataset
+from torch import Tensor, nn
 
 from ldct import config as configuration
 from ldct import models
@@ -29,9 +30,17 @@ from ldct.metrics import names
 from ldct.runs import checkpoint
 from ldct.runs import folder as runs
 from ldct.training import optim
+from ldct.training.ranks import Ranks
+from ldct.training.recorder import Recorder
+from ldct.training.signals import Latch
+from ldct.training.step import Training
+from ldct.training.trainer import Trainer
 from shards.common.command import InputError
 
 BATCH = 512
+
+LOOP_STEPS = 2000
+"""Steps of a run whose own time is measured."""
 
 
 def ours(folder: Path) -> Iterator[int]:
@@ -133,6 +142,43 @@ def resumed(shards: Path) -> dict[str, float]:
         return {"first_step_s": first, "data_wait_share": statistics.mean(waits)}
 
 
+class WithoutPasses(Training):
+    """Steps that take the first one's gradients: their time is the loop's own, beside forward and backward."""
+
+    def __init__(self, config: configuration.Config, ranks: Ranks) -> None:
+        super().__init__(config, ranks)
+        self.passes: tuple[Tensor, list[Tensor | None]] | None = None
+        """Loss and gradients of the first step."""
+        self.begun: list[float] = []
+        """CPU seconds of this thread, at every step."""
+
+    def _passes(self, pairs: Tensor, *codes: Tensor, network: nn.Module | None = None) -> Tensor:
+        self.begun.append(time.thread_time())
+        if not self.passes:
+            loss = super()._passes(pairs, *codes, network=network)
+            self.passes = loss, [parameter.grad for parameter in self.parameters]
+        loss, gradients = self.passes
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return loss
+
+
+def loop_ms(shards: Path, steps: int) -> Generator[float]:
+    """CPU milliseconds that a step of a run takes in the loop's thread, beside forward and backward; the median.
+
+    The network is so narrow that what is left of optimizer and average is the calls, not the numbers.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        flags = [f"--data.shards={shards}", f"--run_dir={folder}", "--model.channels=4", "--train.global_batch=4"]
+        flags += [f"--train.steps={steps}", f"--train.log_every={steps}", f"--val.every={steps}", "--val.slices=1"]
+        config = configuration.parse([*flags, "--track.wandb=disabled"])
+        ranks = Ranks(config.train.timeout_s)
+        with Recorder(config, ranks) as recorder:
+            run = WithoutPasses(config, ranks)
+            Trainer(run, recorder, Latch()).run()
+    yield 1000 * float(np.median(np.diff(run.begun)[steps // 10 :]))
+
+
 def measure(pairs: int, repeats: int, shards: Path | None) -> dict[str, Any]:
     """All figures; the loaders alternate, ``repeats`` times after one round that is not counted."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -145,6 +191,8 @@ def measure(pairs: int, repeats: int, shards: Path | None) -> dict[str, Any]:
         }
         rates = common.alternate({name: partial(rate, variant) for name, variant in variants.items()}, repeats)
         seconds = checkpoint_seconds(repeats)
+        with common.apart(loop_ms, source, LOOP_STEPS) as ask:
+            loop = ask()
         return {
             **common.machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
             "webdataset": webdataset.__version__,
@@ -155,6 +203,7 @@ def measure(pairs: int, repeats: int, shards: Path | None) -> dict[str, Any]:
             "ours / webdataset": common.ratio(*islice(rates.values(), 2)),
             "checkpoint_seconds": common.spread(seconds),
             "checkpoint_share": statistics.median(seconds) / configuration.TrainConfig().save_every_s,
+            "loop_ms": loop,
             **resumed(source),
         }
 
@@ -167,6 +216,7 @@ def table(result: dict[str, Any]) -> str:
     lines.append(f"{'ours / webdataset':32} {result['ours / webdataset']:9.1f}")
     share = 100 * result["checkpoint_share"]
     lines.append(f"{'checkpoint':32} {result['checkpoint_seconds']['median']:9.3f} s, {share:.2f} % of the time")
+    lines.append(f"{'a step, forward and backward apart':32} {result['loop_ms']:9.2f} ms of the CPU")
     lines.append(f"{'start to first resumed step':32} {result['first_step_s']:9.1f} s")
     lines.append(f"{'share of a step waiting for data':32} {100 * result['data_wait_share']:9.2f} %")
     return "\n".join([common.heading(result), *lines])
