@@ -104,8 +104,8 @@ class Progress:
     def __init__(self, what: str, total: int, unit: str, start: int = 0, every: float = 10.0) -> None:
         self.what, self.total, self.unit, self.every = what, total, unit, every
         self.done = self.start = start
-        self.said = -1
         self.note = ""
+        self.said: tuple[int, str] | None = None
         self.began = self.told = time.monotonic()
         shown = total and sys.stderr.isatty()
         self.bar = tqdm(desc=what, total=total, initial=start, unit=f" {unit}") if shown else None
@@ -127,13 +127,13 @@ class Progress:
         note = f", {self.note}" if self.note else ""
         line = f"{self.what}: {self.done}/{self.total} {self.unit}, {rate:.3g}/s, {eta}{note}"
         print(line, file=sys.stderr, flush=True)
-        self.said = self.done
+        self.said = (self.done, self.note)
 
     def close(self) -> None:
         """End the bar, or tell where it came to."""
         if self.bar is not None:
             self.bar.close()
-        elif self.total and self.said != self.done:
+        elif self.total and self.said != (self.done, self.note):
             self._tell()
 
     def __enter__(self) -> "Progress":

@@ -89,5 +89,9 @@ def test_the_end_is_told_once(capsys):
     with Progress("denoise", 2, "slices", every=0.0) as progress:
         progress.update()
         progress.update()
-    told = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
-    assert told == ["denoise: 1/2 slices", "denoise: 2/2 slices"]
+    with Progress("train", 1, "steps", every=0.0) as progress:
+        progress.update()
+        progress.note = "loss 1"  # news since the last line
+    told = [line.split(", ") for line in capsys.readouterr().err.splitlines()]
+    assert [line[0] for line in told] == ["denoise: 1/2 slices", "denoise: 2/2 slices", *["train: 1/1 steps"] * 2]
+    assert told[-1][-1] == "loss 1"
