@@ -44,9 +44,9 @@ def main() -> None:
     from ldct.inference.denoiser import Blended
     from ldct.inference.dicom import denoise_series
     from ldct.inference.export import export, open_model
+    from ldct.inference.folder_key import open_key
     from ldct.inference.guard import check
     from ldct.inference.series import find_series, oddities
-    from shards.deidentify import Deidentifier
 
     keep_freed()
     device = pick_device(options.device)
@@ -64,7 +64,7 @@ def main() -> None:
         series, measured = check(series, pretrained.read_card(path), options.force)
         lines += measured
     print("".join(f"{line}\n" for line in lines), end="", flush=True)
-    deidentifier = Deidentifier(options.deidentify, options.out) if options.deidentify else None
+    deidentifier = open_key(options.deidentify, options.out, series)
     series = [dataclasses.replace(each, numbered=deidentifier is not None) for each in series]
     model = network if options.strength == 1 else Blended(network, options.strength)
     try:

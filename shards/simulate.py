@@ -267,6 +267,8 @@ def check_note(out: Path, before: dict[str, Any] | None, note: dict[str, Any]) -
         return
     path = out / "simulation.json"
     differing = [key for key in before | note if before.get(key) != note.get(key)] or ["settings"]
+    if differing == ["deidentified"] and before.get("deidentified") is True and note.get("deidentified"):
+        raise InputError(f"{out} was deidentified by a version that noted no key; delete it, or choose another folder")
     if differing == ["deidentified"] and before.get("deidentified") and note.get("deidentified"):
         raise InputError(f"{out} was made with another key; give that to --deidentify, or choose another folder")
     if differing == ["sources"]:

@@ -1,5 +1,6 @@
 """Headers without the patient, in what simulate.py and denoise.py write, and images that are as valid as before."""
 
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,8 @@ from conftest import run_command
 from made import make_run
 from phantom import images, write_slice
 
+from ldct.inference.folder_key import FolderKey, open_key, read_note
+from ldct.inference.series import find_series
 from shards.common.command import InputError
 from shards.deidentify import Deidentifier
 from shards.dicom import read_slices
@@ -103,6 +106,11 @@ def test_a_second_key_does_not_get_into_a_series(source, tmp_path):
     done = run_command(*call, tmp_path / "other", check=False)
     assert done.returncode == 2 and "was made with another key" in done.stderr
     assert not paths[0].exists() and not (tmp_path / "other").exists()
+    note = json.loads((out / "simulation.json").read_text()) | {"deidentified": True}
+    (tmp_path / "earlier").mkdir()
+    (tmp_path / "earlier" / "simulation.json").write_text(json.dumps(note))
+    earlier = run_command(*call[:2], tmp_path / "earlier", *call[3:], tmp_path / "key", check=False)
+    assert earlier.returncode == 2 and "deidentified by a version that noted no key; delete it, or" in earlier.stderr
     inside = run_command(*call, out / "key", check=False)
     assert inside.returncode == 2 and "lies inside OUT" in inside.stderr and not (out / "key").exists()
     assert "note: made" not in run_command(*call, tmp_path / "key").stderr and paths[0].exists()
@@ -149,7 +157,24 @@ def test_denoised_series(source, tmp_path, tiny_shards):
     assert reference == Deidentifier(tmp_path / "key").uid(original.SOPInstanceUID)
     before = {path: path.stat().st_mtime_ns for path in paths}
     assert "0 of 4 slices" in run_command(*call).stdout
-    assert {path: path.stat().st_mtime_ns for path in paths} == before
+    paths[-1].unlink()
+    other = run_command(*call[:-1], tmp_path / "other", check=False)
+    assert other.returncode == 2 and "out was made with another key; give that to --deidentify" in other.stderr
+    series, _ = find_series(source, tmp_path / "out")
+    with pytest.raises(InputError, match="out is deidentified; give its key to --deidentify"):
+        open_key(None, tmp_path / "out", series)
+    (tmp_path / "out" / "deidentified.json").unlink()
+    with pytest.raises(InputError, match="were made without --deidentify, or by a version that noted no key"):
+        open_key(tmp_path / "key", tmp_path / "out", series)
+    assert not paths[-1].exists() and not (tmp_path / "other").exists()
+    assert {path: path.stat().st_mtime_ns for path in paths[:-1]} == {path: before[path] for path in paths[:-1]}
+
+
+def test_one_key_of_two_parts_that_begin_at_once(tmp_path):
+    first, second = (FolderKey(tmp_path / "key", tmp_path / "out") for _ in range(2))
+    first.keep()
+    second.keep()
+    assert first.fingerprint() == second.fingerprint() == read_note(tmp_path / "out")
 
 
 @pytest.mark.skipif(not shutil.which("dciodvfy"), reason="no dciodvfy here: apt-get install dicom3tools")
