@@ -89,12 +89,15 @@ def reports(roots: list[Path]) -> tuple[list[Report], str]:
 
 
 def tell_apart(listed: list[Report]) -> None:
-    """Put the sweep in front of the names of what follows it, where several sweeps are shown."""
-    sweeps = {Path(run.folder).absolute().parent for run in listed if run.values is not None}
+    """Put the sweep in front of the names of what follows it, where several sweeps are shown; and what it lies in in
+    front of a sweep's, where two are called alike."""
+    sweeps = runs.names({Path(run.folder).absolute().parent for run in listed if run.values is not None})
     for run in listed if len(sweeps) > 1 else ():
+        if run.values is not None:
+            run.run = f"{sweeps[Path(run.folder).absolute().parent]}/{Path(run.folder).name}"
         owner = Path(run.folder).absolute().parent.parent.parent  # SWEEP/jobs/COMMAND/PART
         if run.values is None and owner in sweeps:
-            run.run = f"{owner.name}/{run.run}"
+            run.run = f"{sweeps[owner]}/{run.run}"
 
 
 def find(roots: list[Path]) -> list[Path]:

@@ -23,7 +23,7 @@ class Run(reader.Run):
     """A run beside others."""
 
     name: str
-    """Of the folder; with its sweep's before it where two would be alike."""
+    """Of the folder; with its sweep's before it where two would be alike, and what that lies in, if need be."""
     label: str
     """What sets it apart from the others."""
     evaluation: Evaluation | None
@@ -75,11 +75,7 @@ def gather(roots: list[Path], split: str) -> list[Run]:
         If there is none.
     """
     folders = runs.find_runs(roots)
-    plain = [folder.name for folder in folders]
-    unique = [
-        folder.name if plain.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}" for folder in folders
-    ]
-    contents = {name: reader.contents(folder) for name, folder in zip(unique, folders, strict=True)}
+    contents = {name: reader.contents(folder) for folder, name in runs.names(folders).items()}
     labelled = labels({name: fields["config"] for name, fields in contents.items()})
     gathered = []
     for name, fields in contents.items():

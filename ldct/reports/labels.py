@@ -11,7 +11,8 @@ HIDDEN = ("run_dir", "data.shards", "data.store", "train.timeout_s", "train.save
 """Fields that say where and how a run was done, not what it is."""
 ATTENTION = {"none": "", "channel": " + channel", "spatial": " + spatial", "both": " + channel + spatial"}
 SHIPPED = "pretrained"
-"""Folder of the runs that ldct/inference/pretrained.py makes of networks that ship."""
+"""Folder of the runs that ldct/inference/pretrained.py makes of networks that ship; they name no shards, and a sweep of
+this name does."""
 LABELLED = 5
 """Most fields in a run's label behind its network."""
 
@@ -48,7 +49,7 @@ def labels(configs: dict[str, Config]) -> dict[str, str]:
     A value that more than half of the runs have goes without saying. Where more than LABELLED fields differ, those that
     tell the runs apart, and the run's own name if no few do. A network that ships goes by its own name.
     """
-    shipped = {name: config for name, config in configs.items() if Path(config.run_dir).parent.name == SHIPPED}
+    shipped = {name: config for name, config in configs.items() if ships(config)}
     if shipped:
         others = {name: config for name, config in configs.items() if name not in shipped}
         own = {name: Path(config.run_dir).name for name, config in shipped.items()}
@@ -67,6 +68,11 @@ def labels(configs: dict[str, Config]) -> dict[str, str]:
         alike = {label for label, count in collections.Counter(short.values()).items() if count > 1}
         short = {name: f"{label}, {name}" if label in alike else label for name, label in short.items()}
     return short
+
+
+def ships(config: Config) -> bool:
+    """Whether a run is a network that ships."""
+    return not config.data.shards and Path(config.run_dir).parent.name == SHIPPED
 
 
 def common(values: list[Any]) -> str | None:

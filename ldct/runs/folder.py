@@ -21,6 +21,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,6 +145,20 @@ def read_config(folder: Path) -> Config:
     return configuration.load(folder / "config.yaml", own=True)
 
 
+def names(folders: Iterable[Path]) -> dict[Path, str]:
+    """A name for each folder: the last parts of its path, as few as tell it from the others."""
+    paths = {folder: folder.resolve().parts for folder in folders}
+    told: dict[Path, str] = {}
+    length = 0
+    while len(told) < len(paths):
+        length += 1
+        counts = Counter(parts[-length:] for parts in paths.values())
+        for folder, parts in paths.items():
+            if folder not in told and (counts[parts[-length:]] == 1 or length >= len(parts)):
+                told[folder] = "/".join(parts[-length:])
+    return {folder: told[folder] for folder in paths}
+
+
 def find_runs(roots: list[Path]) -> list[Path]:
     """Run folders at or below ``roots``, sorted by name.
 
@@ -151,18 +167,18 @@ def find_runs(roots: list[Path]) -> list[Path]:
     InputError
         If a root does not exist, or no run is found.
     """
-    folders: set[Path] = set()
+    folders: dict[Path, Path] = {}
     for root in roots:
         if not root.is_dir():
             raise InputError(f"expected a folder of runs, found nothing at {root}")
         for folder, below, files in os.walk(root):
             if "config.yaml" in files:
-                folders.add(Path(folder))
+                folders.setdefault(Path(folder).resolve(), Path(folder))  # a root may be given twice, in two spellings
                 below.clear()  # a run holds no other run, and its checkpoints need no walk
             below[:] = [name for name in below if not name.startswith(".")]
     if not folders:
         raise InputError(f"no run below {', '.join(map(str, roots))}: none of the folders holds a config.yaml")
-    return sorted(folders)
+    return sorted(folders.values())
 
 
 class Metrics:

@@ -244,6 +244,16 @@ def test_a_run_that_waits_to_train_for_longer_is_not_called_edited(make, cluster
     assert (run.state, run.flags) == ("pending", [])
 
 
+def test_two_sweeps_of_one_name_have_a_table_each(make, cluster_says, tmp_path):
+    for place in ("old", "new"):
+        make("000-0a1b2c3d", state="finished", step=100)
+        (tmp_path / place).mkdir()
+        (tmp_path / "s").rename(tmp_path / place / "s")
+    listed, _ = status.reports([tmp_path])
+    assert sorted(run.run for run in listed) == ["new/s/000-0a1b2c3d", "old/s/000-0a1b2c3d"]
+    assert len([line for line in status_table.show(listed, "").splitlines() if line.startswith("run ")]) == 2
+
+
 def test_of_two_steps_of_one_name_that_of_the_sweep_alone_is_cancelled(make, cluster_says, tmp_path, monkeypatch):
     make("000-a", state="finished", step=100)
     (tmp_path / "s").rename(tmp_path / "other")

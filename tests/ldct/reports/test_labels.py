@@ -42,6 +42,12 @@ def test_a_network_that_ships_goes_by_its_own_name():
     assert labels({"b": PLAIN, "a": ships}) == {"b": "RED-CNN", "a": "redcnn-general"}
 
 
+def test_a_users_sweep_called_pretrained_is_no_network_that_ships():
+    mine = changed(data__shards="/data/shards")
+    mine = dataclasses.replace(mine, run_dir="/home/me/runs/pretrained/000-0a1b2c3d")
+    assert labels({"a": mine}) == {"a": "RED-CNN"}
+
+
 def test_labels_name_what_differs_and_only_that():
     slow = changed(optim__lr=1e-4)
     assert labels({"a": PLAIN, "b": slow}) == {"a": "RED-CNN, lr 0.001", "b": "RED-CNN, lr 0.0001"}

@@ -209,6 +209,14 @@ def test_runs_of_one_name_keep_their_sweeps(tmp_path, tiny_shards):
     assert [(run.name, run.label) for run in gathered] == [("a/0-x", "RED-CNN, seed 0"), ("b/0-x", "RED-CNN, seed 1")]
 
 
+def test_sweeps_of_one_name_in_two_folders_are_kept_apart(tmp_path, tiny_shards):
+    for place in ("old", "new"):
+        make_run(tmp_path / place / "runs" / "s" / "0-x", tiny_shards)
+    roots = [tmp_path / "old", tmp_path / "new" / "runs" / "s", tmp_path / "old" / ".." / "old"]  # one is given twice
+    names = ["new/runs/s/0-x", "old/runs/s/0-x"]
+    assert [run.name for run in comparison.gather(roots, "test")] == names
+
+
 def test_runs_that_were_never_trained_are_an_error(tmp_path, tiny_shards):
     (make_run(tmp_path / "0-x", tiny_shards) / "metrics.jsonl").unlink()
     with pytest.raises(InputError, match="none of 1 runs has been trained or evaluated"):
