@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CORES := $(shell nproc)
 
-.PHONY: env demo findings pretrained packages test test-slurm test-others lint mutants clean
+.PHONY: env demo findings pretrained packages test test-ldct test-others lint mutants clean
 
 env: .venv/ready
 
@@ -68,15 +68,15 @@ lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# two processes: the tests of SLURM wait most of the time, and the others have the processor meanwhile
+# two processes: what waits for SLURM leaves the processor to the others
 test: lint packages
-	@$(MAKE) --no-print-directory --jobs 2 test-slurm test-others
+	@$(MAKE) --no-print-directory --jobs 2 test-ldct test-others
 
-test-slurm: env
-	@$(BIN)/python -m pytest tests/slurm >.venv/test-slurm.log 2>&1; status=$$?; cat .venv/test-slurm.log; exit $$status
+test-ldct: env
+	$(BIN)/python -m pytest tests/ldct
 
 test-others: env
-	$(BIN)/python -m pytest --ignore tests/slurm
+	@$(BIN)/python -m pytest --ignore tests/ldct >.venv/test-others.log 2>&1; status=$$?; cat .venv/test-others.log; exit $$status
 
 # SLURM, a browser, a DICOM checker and encoders for the tests, where this user may install them; where one is missing
 # its tests say that they cannot run
