@@ -44,6 +44,11 @@ def arguments() -> argparse.Namespace:
         action="store_true",
         help="also what attention does at each stage: its statistics, and the loss with its mean in its place",
     )
+    parser.add_argument(
+        "--lesion",
+        action="store_true",
+        help="also how well a faint disc is seen behind each method that was drawn into the low dose",
+    )
     part.add_argument(parser, "of several processes: measure only these runs")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)),
@@ -55,7 +60,7 @@ def main() -> None:
     """Measure and print."""
     options = arguments()
     from ldct.device import keep_freed, pick_device
-    from ldct.evaluation import attention, datasets, evaluate
+    from ldct.evaluation import attention, datasets, evaluate, lesion
     from ldct.inference import pretrained
     from ldct.metrics import protocols
     from ldct.reports import significance, tables
@@ -97,6 +102,9 @@ def main() -> None:
         sep="\n",
         flush=True,
     )
+    if options.lesion:
+        seen = lesion.measure(runs, evaluation, device)
+        print("", lesion.as_text(seen, {row.name: row.label for row in rows}), sep="\n", flush=True)
     if options.ablate:
         found = {run: attention.by_stage(run, data, chosen[0], evaluation.get(run.name).mark, device) for run in runs}
         print("", attention.as_text({row.label: found[run] for run in runs for row in rows if row.name == run.name}),

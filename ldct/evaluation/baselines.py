@@ -109,6 +109,13 @@ def create(name: str, cases: Cases, protocol: Protocol, where: str, workers: Wor
     return partial(_apply, method, value), f"{sign} {value:g} {unit}, the best {protocol.name} PSNR on {where}{note}"
 
 
+def again(name: str, detail: str) -> Method:
+    """The baseline called ``name``, as set in the line that ``create`` gave on how."""
+    if name == LOW:
+        return unchanged
+    return partial(_apply, blur if name == BLUR else non_local_means, float(detail.split()[1]))
+
+
 def unchanged(low: np.ndarray) -> np.ndarray:
     """The low dose itself."""
     return low

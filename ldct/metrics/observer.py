@@ -1,8 +1,9 @@
 """Would an observer see a faint lesion in this noise? A non-prewhitening observer (Burgess 1994, JOSA A 11:1237).
 
 The task is a disc in flat soft tissue, seen through the output's transfer function and its noise power spectrum, as
-AAPM's report 233 does it (Samei 2019, Med Phys 46:e735). No disc is drawn into the image: what a network makes of low
-contrast is taken to be what it makes of edges, which flatters one that removes faint things and keeps edges.
+AAPM's report 233 does it (Samei 2019, Med Phys 46:e735). ``disc_detectability`` draws no disc into the image: what a
+network makes of low contrast is taken to be what it makes of edges, which flatters one that removes faint things and
+keeps edges. ``detectability_of`` takes the disc as it came out of the method (ldct/evaluation/lesion.py).
 """
 
 import math
@@ -100,3 +101,33 @@ def detectability(power: np.ndarray, curve: np.ndarray, spacing: float) -> float
     step = frequency[1] - frequency[0]
     signal = seen.sum() * step
     return float(signal / np.sqrt((seen * np.interp(frequency, FREQUENCY / spacing, noise)).sum() * step))
+
+
+def disc(side: int, spacing: float) -> np.ndarray:
+    """The disc in the middle of a square of ``side`` pixels: HU to be added, whole numbers, its rim by the area covered."""
+    fine = 9  # points along a pixel's side
+    at = ((np.arange(side * fine) + 0.5) / fine - side / 2) * spacing
+    inside = np.hypot(at[:, None], at[None]) <= DIAMETER_MM / 2
+    return np.rint(CONTRAST_HU * inside.reshape(side, fine, side, fine).mean((1, 3)))
+
+
+def detectability_of(signal: np.ndarray, power: np.ndarray) -> float:
+    """d' of a signal that is known exactly, in noise whose spectrum is known; the template is the signal.
+
+    d'^2 = (sum s^2)^2 / s^T K s, K the covariance of noise that repeats itself at the border. In white noise of SD sigma
+    it is sqrt(sum s^2) / sigma. nan where there is no signal or no noise.
+
+    Parameters
+    ----------
+    signal : ndarray
+        Difference of what the method makes with the lesion and without, HU, (BLOCK, BLOCK).
+    power : ndarray
+        As ``noise_texture.spectrum``, (BLOCK // 2 + 1,).
+    """
+    noise = power / np.square(np.hanning(BLOCK)).sum() ** 2
+    noise[0] = noise[1]  # a plane was subtracted from each block
+    index = np.fft.fftfreq(BLOCK)
+    of_noise = np.interp(np.hypot(index[:, None], index[None]), FREQUENCY, noise)
+    energy = np.square(signal).sum()
+    below = (np.abs(np.fft.fft2(signal)) ** 2 * of_noise).sum() / BLOCK**2
+    return float(energy / np.sqrt(below)) if energy > 0 and below > 0 else math.nan

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from ldct.metrics.observer import disc_detectability, dose_equivalent
+from ldct.metrics.noise_texture import spectrum
+from ldct.metrics.observer import detectability_of, disc, disc_detectability, dose_equivalent
 from ldct.metrics.slice_pair import SlicePair
 
 
@@ -60,3 +61,22 @@ def test_what_it_needs_is_missing():
     assert math.isnan(disc_detectability(SlicePair(full + noise(10, 3), full)))
     flat = np.full((512, 512), 50.0)
     assert math.isnan(disc_detectability(SlicePair(flat + noise(10, 3), flat, 0.7)))
+
+
+@pytest.mark.parametrize("spacing", [0.5, 0.7])
+def test_a_disc_covers_its_area(spacing):
+    drawn = disc(32, spacing)
+    assert drawn.sum() * spacing**2 == pytest.approx(10 * math.pi * 2.5**2, rel=0.02)
+    assert drawn[15:17, 15:17].tolist() == [[10, 10], [10, 10]] and not drawn[:, :8].any()
+    assert (drawn == drawn.T).all() and (drawn == drawn[::-1]).all()
+
+
+@pytest.mark.parametrize("sd", [5, 20])
+def test_a_known_signal_in_white_noise_has_the_matched_filters_detectability(sd):
+    signal = disc(32, 0.7)
+    grain = noise(sd, 7)
+    blocks = [(slice(r, r + 32), slice(c, c + 32)) for r in range(0, 480, 32) for c in range(0, 480, 32)]
+    found = detectability_of(signal, spectrum(grain, blocks))
+    assert found == pytest.approx(math.sqrt(np.square(signal).sum()) / sd, rel=0.03)
+    assert detectability_of(signal / 2, spectrum(grain, blocks)) == pytest.approx(found / 2)
+    assert math.isnan(detectability_of(0 * signal, spectrum(grain, blocks)))
