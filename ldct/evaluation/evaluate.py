@@ -93,6 +93,7 @@ def evaluate(
         about.results, about.full, about.taken = before.results[:-1], before.full, before.taken
     else:
         methods = [*_baselines(data, chosen, workers), *methods]
+    if not about.taken:  # nothing is stored, or it is of 0.1.0
         for number in shown(len(data.cases)):
             record, pair = data.cases[number]
             about.full[record.key], about.taken[record.key] = pair[1], data.cases.acquisition(number)

@@ -2,9 +2,9 @@
 
 RUN/eval/SPLIT-lesion.json    LESION of every method by patient, of which checkpoint, on which slices
 
-The disc (ldct/metrics/observer.py says its size and contrast) is added to pieces of a slice around its flattest blocks of
-soft tissue, as it would be to a full dose: noise hardly changes with so little. The difference of what a method makes
-with it and without it is the signal, the noise power spectrum of its output in flat soft tissue the noise.
+The disc (ldct/metrics/observer.py says its size and contrast) is added to pieces of a slice around its flattest blocks
+of soft tissue; so faint a thing hardly changes the noise. The difference of what a method makes with it and without it
+is the signal, the noise power spectrum of its output in flat soft tissue the noise.
 """
 
 import json
@@ -38,7 +38,8 @@ Method = Callable[[np.ndarray], np.ndarray]
 
 def locations(pair: SlicePair) -> list[tuple[int, int]]:
     """First row and column of the pieces of a slice, a flat block in the middle of each; may be none."""
-    margin, chosen = (PIECE - noise_texture.BLOCK) // 2, []
+    margin = (PIECE - noise_texture.BLOCK) // 2
+    chosen: list[tuple[int, int]] = []
     for block in pair.once(noise_texture.blocks_of):
         row, column = (side.start - margin for side in block)
         inside = all(0 <= at <= size - PIECE for at, size in zip((row, column), pair.full.shape, strict=True))
@@ -113,7 +114,9 @@ def _one_by_one(result: Result) -> Method:
 
 def as_text(found: dict[str, dict[str, dict[str, float]]], labels: dict[str, str]) -> str:
     """For a terminal, the best d' first; ``labels`` by method."""
-    means = {name: {key: np.mean([v[key] for v in of.values()]) for key in LESION} for name, of in found.items() if of}
+    means = {
+        name: {key: np.nanmean([v[key] for v in of.values()]) for key in LESION} for name, of in found.items() if of
+    }
     if not means:
         return "no slice with flat soft tissue and a known size of its pixels, so no disc was drawn"
     rows = [

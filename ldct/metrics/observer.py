@@ -104,7 +104,7 @@ def detectability(power: np.ndarray, curve: np.ndarray, spacing: float) -> float
 
 
 def disc(side: int, spacing: float) -> np.ndarray:
-    """The disc in the middle of a square of ``side`` pixels: HU to be added, whole numbers, its rim by the area covered."""
+    """The disc in the middle of a square of ``side`` pixels: whole HU to be added, at its rim by the area covered."""
     fine = 9  # points along a pixel's side
     at = ((np.arange(side * fine) + 0.5) / fine - side / 2) * spacing
     inside = np.hypot(at[:, None], at[None]) <= DIAMETER_MM / 2
@@ -114,8 +114,8 @@ def disc(side: int, spacing: float) -> np.ndarray:
 def detectability_of(signal: np.ndarray, power: np.ndarray) -> float:
     """d' of a signal that is known exactly, in noise whose spectrum is known; the template is the signal.
 
-    d'^2 = (sum s^2)^2 / s^T K s, K the covariance of noise that repeats itself at the border. In white noise of SD sigma
-    it is sqrt(sum s^2) / sigma. nan where there is no signal or no noise.
+    d'^2 = (sum s^2)^2 / s^T K s, K the covariance of noise that repeats itself at the border. In white noise of SD
+    sigma it is sqrt(sum s^2) / sigma. nan where there is no signal or no noise.
 
     Parameters
     ----------

@@ -1,0 +1,105 @@
+"""A disc drawn into a phantom of flat soft tissue in white noise, behind methods whose answer is known."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from made import make_run
+from scipy import ndimage
+
+from ldct.evaluation import lesion
+from ldct.evaluation.baselines import BLUR, LOW, MEANS, again, blur
+from ldct.evaluation.datasets import Acquisition
+from ldct.evaluation.results import FULL, Evaluation, Result
+from ldct.metrics import observer
+from ldct.metrics.intervals import Measured
+from ldct.metrics.slice_pair import SlicePair
+
+SIZE, SPACING = 192, 0.7
+
+
+def noisy(sd, seed):
+    return np.rint(50 + np.random.default_rng(seed).normal(0, sd, (SIZE, SIZE))).astype(np.int16)
+
+
+FULL_DOSE, LOW_DOSE = noisy(10, 0), noisy(20, 1)
+PAIR = SlicePair(FULL_DOSE, FULL_DOSE, SPACING)
+MATCHED = math.sqrt(np.square(observer.disc(32, SPACING)).sum()) / 20
+"""d' of the disc in the low dose's white noise."""
+
+
+def behind(method, output):
+    return lesion.of_slice(method, LOW_DOSE, output, PAIR)
+
+
+def test_pieces_lie_inside_and_their_blocks_do_not_overlap():
+    places = lesion.locations(PAIR)
+    assert len(places) == lesion.LOCATIONS
+    assert all(0 <= at <= SIZE - lesion.PIECE for place in places for at in place)
+    gaps = [max(abs(r - s), abs(c - d)) for i, (r, c) in enumerate(places) for s, d in places[:i]]
+    assert min(gaps) >= 32
+
+
+def test_in_the_low_dose_itself_it_is_the_matched_filters():
+    found = behind(lambda pieces: pieces, LOW_DOSE)
+    assert found[lesion.KEPT] == 1
+    assert found[lesion.DETECTABILITY] == pytest.approx(MATCHED, rel=0.1)
+
+
+def test_fading_all_contrast_loses_contrast_but_nothing_to_see():
+    """Signal and noise are halved alike."""
+    found = behind(lambda pieces: np.rint(50 + (pieces - 50.0) / 2), 50 + (LOW_DOSE - 50) / 2)
+    assert found[lesion.KEPT] == pytest.approx(0.5, abs=0.03)
+    assert found[lesion.DETECTABILITY] == pytest.approx(MATCHED, rel=0.1)
+
+
+def test_a_method_that_removes_faint_things_is_not_flattered():
+    """It keeps edges and takes half the noise and nine tenths of the disc, which ``observer/disc`` cannot see."""
+    mean = LOW_DOSE.mean()
+    found = behind(lambda pieces: 0.1 * pieces, mean + (LOW_DOSE - mean) / 2)
+    assert found[lesion.KEPT] == pytest.approx(0.1)
+    assert found[lesion.DETECTABILITY] == pytest.approx(0.2 * MATCHED, rel=0.1)
+
+
+def test_without_flat_tissue_or_the_size_of_a_pixel_it_is_nan():
+    steep = np.tile(np.arange(SIZE) * 10, (SIZE, 1)).astype(np.int16)
+    for pair in (SlicePair(FULL_DOSE, FULL_DOSE), SlicePair(steep, steep, SPACING)):
+        found = lesion.of_slice(lambda pieces: pieces, LOW_DOSE, LOW_DOSE, pair)
+        assert all(math.isnan(found[key]) for key in lesion.LESION)
+
+
+def test_every_method_is_measured_and_written_with_its_run(tiny_shards, tmp_path):
+    run = make_run(tmp_path / "0-none", tiny_shards, scale=0.02)
+    (run / "eval").mkdir(exist_ok=True)
+    low = [Measured("p", "a", {})]
+    smooth = blur(LOW_DOSE, 1)
+    results = [
+        Result(name, detail, low, 1.0, "CPU", mark, {"a": image})
+        for name, detail, mark, image in (
+            (LOW, "the input as it is", "", LOW_DOSE),
+            (BLUR, "SD 1 pixels, the best abd400 PSNR on val", "", smooth),
+            (MEANS, "h 20 HU, the best abd400 PSNR on val", "", LOW_DOSE),
+            (run.name, "", "f" * 64, LOW_DOSE),
+        )
+    ]
+    evaluation = Evaluation(
+        "test", "d" * 64, "", ["abd400"], results, {"a": FULL_DOSE}, {"a": Acquisition(SPACING, 0.25)}
+    )
+    found = lesion.measure([run], evaluation, torch.device("cpu"))
+    kept = {name: of["p"][lesion.KEPT] for name, of in found.items()}
+    disc = observer.disc(lesion.PIECE, SPACING)
+    blurred = (ndimage.gaussian_filter(disc, 1) * disc).sum() / np.square(disc).sum()
+    assert kept[FULL] == kept[LOW] == 1 and kept[BLUR] == pytest.approx(blurred, abs=0.02)
+    assert kept.keys() == {FULL, LOW, BLUR, MEANS, run.name}
+    assert found[FULL]["p"][lesion.DETECTABILITY] == pytest.approx(2 * MATCHED, rel=0.1)
+    written = json.loads((run / "eval" / "test-lesion.json").read_text())
+    assert (written["methods"], written["checkpoint_sha256"]) == (found, "f" * 64)
+    told = [line.split("  ")[0] for line in lesion.as_text(found, {FULL: "as at full dose"}).splitlines()]
+    assert told.index("as at full dose") < told.index(LOW)  # the best first
+
+
+def test_a_baseline_is_set_again_as_it_was():
+    assert np.array_equal(again(BLUR, "SD 0.72 pixels, the best")(LOW_DOSE), blur(LOW_DOSE, 0.72))
+    assert again(LOW, "the input as it is")(LOW_DOSE) is LOW_DOSE
