@@ -28,6 +28,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--name", help="folder below jobs/ (default: the command's name, e.g. build)")
     parser.add_argument("--again", action="store_true", help="also what is finished, for new data")
+    parser.add_argument(
+        "--restart-lost", action="store_true", help="end jobs that run without a heartbeat, and do their parts again"
+    )
     parser.add_argument("--dry-run", action="store_true", help="check and show, submit nothing")
     parser.add_argument("--jobs", type=Path, default=Path("jobs"), help="folder of all commands, default: jobs")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="e.g. shards/build.py IN OUT")
@@ -53,7 +56,7 @@ def main() -> int:
     wait_s = 0 if cluster.executor == "local" else 120
     with locked(folder / ".lock", f"another launcher works on {folder}", wait_s):
         commands.begin(folder, checked)
-        return chain.submit_command(cluster, folder, checked, after, args.again)
+        return chain.submit_command(cluster, folder, checked, after, args.again, args.restart_lost)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from shards.common.lock import locked
 from slurm import chain, early_terminate, plan_table, snapshot, squeue, sweep_file
 from slurm.cluster import load
 from slurm.local import Local
-from slurm.submit import submit
+from slurm.submit import note_lost_answers, submit
 from slurm.sweep import end_hung, note_states, plan, write_configs
 
 
@@ -60,6 +60,7 @@ def main() -> int:
     # a launcher of local runs holds the sweep until they end, one of SLURM jobs for seconds
     wait_s = 0 if cluster.executor == "local" else 120
     with locked(folder / ".lock", f"another launcher works on {folder}", wait_s):
+        note_lost_answers(folder)
         note_states(planned, folder)
         if args.restart_lost:
             end_hung(planned, folder)
@@ -86,7 +87,7 @@ def main() -> int:
         else:
             print("nothing to submit")
         if then:
-            print(chain.follow(cluster, folder, then, anew=bool(chosen)))
+            print(chain.follow(cluster, folder, then, bool(chosen), args.restart_lost))
     return 0
 
 

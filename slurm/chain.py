@@ -10,8 +10,8 @@ from slurm import commands, snapshot, squeue, submission
 from slurm.cluster import Cluster, local_parallelism, sbatch_text
 from slurm.commands import Command, Part
 from slurm.local import Local
-from slurm.submit import submit
-from slurm.sweep import HUNG
+from slurm.submit import note_lost_answers, submit
+from slurm.sweep import HUNG, end_hung
 
 STEPS = ("evaluate", "compare", "findings")
 """What may follow a sweep: commands of launch/, by name."""
@@ -26,7 +26,9 @@ LIVE = ("pending", "running", HUNG)
 """States of a part that has a job."""
 
 
-def submit_command(cluster: Cluster, folder: Path, command: Command, after: str, again: bool) -> int:
+def submit_command(
+    cluster: Cluster, folder: Path, command: Command, after: str, again: bool, restart_lost: bool = False
+) -> int:
     """Do what is not finished of ``command``, and say what that is; return the exit status of the launcher.
 
     The whole of a command, which gathers what its parts made, begins when all of them have ended well.
@@ -37,9 +39,16 @@ def submit_command(cluster: Cluster, folder: Path, command: Command, after: str,
         What the parts wait for, in sbatch's words; "" = nothing.
     again : bool
         Also do what is finished.
+    restart_lost : bool
+        End the jobs of parts that hang, and do these again.
     """
+    note_lost_answers(folder)
     parts = commands.parts_of(folder, command)
     commands.note_states(parts)
+    if restart_lost and any(part.state == HUNG for part in parts):
+        if cluster.executor == "slurm":
+            replace(parts[-1])  # else it would go when one that it waits for is cancelled
+        end_hung(parts, folder)
     if again:
         forget([part for part in parts if part.state == "finished"])
     chosen = [part for part in parts if part.open]
@@ -119,7 +128,9 @@ def steps(names: str, sweep: Path, shards: set[str]) -> dict[str, tuple[Command,
     return {name: (dataclasses.replace(command, cwd=str(sweep)), gpu) for name, (command, gpu) in checked.items()}
 
 
-def follow(cluster: Cluster, sweep: Path, chain: dict[str, tuple[Command, bool]], anew: bool) -> str:
+def follow(
+    cluster: Cluster, sweep: Path, chain: dict[str, tuple[Command, bool]], anew: bool, restart_lost: bool = False
+) -> str:
     """Submit the steps behind the sweep's jobs, each behind the one before it; return what was done, in words.
 
     A step begins when what it waits for has ended, well or not: it takes what is there, and says what is not.
@@ -128,12 +139,24 @@ def follow(cluster: Cluster, sweep: Path, chain: dict[str, tuple[Command, bool]]
     ----------
     anew : bool
         Runs were submitted just now: what was done, or waits, without them is done again.
+    restart_lost : bool
+        End the jobs of steps that hang, and do these again.
     """
+    note_lost_answers(sweep)
     last = submission.latest(sweep)
     jobs_of_runs = {job for record, job in last.values() if record.executor == "slurm" and job}
     wait_for = sorted(jobs_of_runs & squeue.live(jobs_of_runs).keys())
-    placed = {name: place(sweep / FOLDER / name, command)[0] for name, (command, _) in chain.items()}
-    begins = next((i for i, part in enumerate(placed.values()) if anew or part.open), len(placed))
+    placed, outdated = {}, set()
+    for name, (command, _) in chain.items():
+        folder = sweep / FOLDER / name
+        note_lost_answers(folder)
+        moved = commands.read(folder) not in (None, command)
+        (part,) = place(folder, command)
+        placed[name] = part
+        # the job of one that waits or runs has the command of before
+        if part.open or (moved and part.state in LIVE) or (restart_lost and part.state == HUNG):
+            outdated.add(name)
+    begins = next((i for i, name in enumerate(placed) if anew or name in outdated), len(placed))
     todo = list(placed)[begins:]  # what follows a step that is done again is done again
     for name in reversed(todo):  # else the end of one would let the next one begin
         replace(placed[name])

@@ -8,6 +8,7 @@ jobs/NAME/logs, code      as for a sweep
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -36,7 +37,7 @@ ELSEWHERE = {
 }
 """Commands that are no jobs, and what to do."""
 
-OWN = ("--cluster", "--parts", "--after", "--name", "--again", "--dry-run", "--jobs")
+OWN = ("--cluster", "--parts", "--after", "--name", "--again", "--restart-lost", "--dry-run", "--jobs")
 """Options of launch/submit.py, which it takes before the command only."""
 
 
@@ -102,17 +103,29 @@ def check(argv: list[str], parts: int) -> tuple[Command, bool]:
         raise InputError(f"{script} is no job: {ELSEWHERE[script]}")
     if parts < 1:
         raise InputError(f"--parts: expected at least 1, found {parts}")
-    shown = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True)
-    if shown.returncode:
-        raise InputError(f"{script} --help ends with an error: {' '.join(shown.stderr.split())[-200:]}")
-    if not shown.stdout.startswith("usage:"):
-        raise InputError(f"{script} is no command; there are: {', '.join(known())}")
-    options = set(re.findall(r"--[\w-]+", shown.stdout))
+    options = options_of(script)
     check_options(script, argv[1:], options)
     if parts > 1 and "--part" not in options:
         raise InputError(f"{script} has no --part: it cannot be split; leave out --parts")
     # the --help of bench.py does not show the options of what it measures
     return Command([script, *argv[1:]], parts=parts), "--device" in options or script == "launch/bench.py"
+
+
+@functools.cache
+def options_of(script: str) -> frozenset[str]:
+    """The options that ``script`` --help shows.
+
+    Raises
+    ------
+    InputError
+        If it fails, or the script is no command.
+    """
+    shown = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True)
+    if shown.returncode:
+        raise InputError(f"{script} --help ends with an error: {' '.join(shown.stderr.split())[-200:]}")
+    if not shown.stdout.startswith("usage:"):
+        raise InputError(f"{script} is no command; there are: {', '.join(known())}")
+    return frozenset(re.findall(r"--[\w-]+", shown.stdout))
 
 
 def known() -> list[str]:
@@ -122,7 +135,7 @@ def known() -> list[str]:
     return [script for script in scripts if script not in ELSEWHERE]
 
 
-def check_options(script: str, arguments: list[str], options: set[str]) -> None:
+def check_options(script: str, arguments: list[str], options: frozenset[str]) -> None:
     """Raise an InputError if an option among ``arguments`` is none of the ``options`` that ``script`` --help shows, or
     is --part; argparse also takes an option's beginning, and --option=value."""
     before = arguments[: arguments.index("--")] if "--" in arguments else arguments
@@ -204,4 +217,4 @@ def note_states(parts: list[Part]) -> None:
     last = submission.latest(parts[0].folder.parent)
     jobs = squeue.live([job for record, job in last.values() if record.executor == "slurm"])
     for part in parts:
-        part.state = state_of(part.folder, last.get(part.name), jobs)
+        part.state = state_of(part.name, runs.read_status(part.folder), last.get(part.name), jobs)

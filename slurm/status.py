@@ -121,10 +121,11 @@ def report(folder: Path, sent: tuple[Submission, str] | None, jobs: dict[str, sq
     """What the folder of one run says, and the queue."""
     status = runs.read_status(folder)
     record, job = sent or (None, status.job)
+    job = job or (submission.find_jobs(record, jobs).get(folder.name, "") if record else "")
     entry = jobs.get(job)
     steps = steps_of(folder)
     unasked = silent and record and record.executor == "slurm"
-    state = status.state if unasked else state_of(folder, sent, jobs, steps)
+    state = status.state if unasked else state_of(folder.name, status, sent, jobs, steps)
     if state == "running" and not entry and status.lost:
         state = "lost"
     restarts = entry.restarts if entry else max(0, status.attempt - 1)
@@ -266,14 +267,14 @@ def first_to_end(text: str, log: Path) -> str:
 
 def cancel(roots: list[Path], listed: list[Report]) -> str:
     """End the runs that wait or run; each saves at its next step. What was done, in words."""
-    live = {run.folder for run in listed if run.state in LIVE}
+    live = {run.folder: run.job for run in listed if run.state in LIVE}
     jobs: list[str] = []
     local: list[tuple[Submission, str]] = []
     cancelled: dict[tuple[Path, str], list[str]] = {}
     for folder in find(roots):
         sent = submission.latest(folder.parent).get(folder.name) if str(folder) in live else None
-        if sent and sent[0].executor == "slurm" and sent[1]:
-            jobs.append(sent[1])
+        if sent and sent[0].executor == "slurm" and (job := live[str(folder)]):
+            jobs.append(job)
             cancelled.setdefault((folder.parent, sent[0].id), []).append(folder.name)
         elif sent and submission.local_alive(*sent):
             local.append(sent)

@@ -20,7 +20,7 @@ WITHOUT_A_WORD = {
 OF_A_COMMAND = {
     **WITHOUT_A_WORD,
     "lost": "no heartbeat, and no word of why" + WAS_KILLED,
-    HUNG: "no heartbeat, but its job runs; end it with --cancel, then give the same command to the launcher again",
+    HUNG: "no heartbeat, but its job runs; replace it: what submitted it, with --restart-lost; or end it with --cancel",
 }
 
 

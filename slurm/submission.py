@@ -6,12 +6,14 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from shards.common.atomic import write_text
 from slurm.cluster import Kind
+from slurm.squeue import Job
 
 NAME = "submission.json"
 LOGS = "logs"
@@ -97,6 +99,14 @@ def read_all(sweep: Path) -> list[Submission]:
 def latest(sweep: Path) -> dict[str, tuple[Submission, str]]:
     """Run -> its last submission and job there ("" where sbatch's answer never came)."""
     return {run: (record, record.jobs.get(run, "")) for record in read_all(sweep) for run in record.runs}
+
+
+def find_jobs(record: Submission, live: Mapping[str, Job]) -> dict[str, str]:
+    """Run -> job of a submission, of which sbatch's answer never came, by its comment in the queue; empty where no job
+    of it waits or runs."""
+    found = next((job.partition("_")[0] for job, entry in live.items() if entry.comment == record.id), "")
+    numbers = [f"_{number}" for number in range(len(record.runs))] if len(record.runs) > 1 else [""]
+    return {run: found + number for run, number in zip(record.runs, numbers, strict=True)} if found else {}
 
 
 def slurm_jobs(sweep: Path) -> dict[str, list[str]]:

@@ -70,10 +70,12 @@ def submit_array(cluster: Cluster, sweep: Path, code: Path, chosen: Sequence[Wor
         submission.save(record, folder)
     except FailedJobError as error:
         said = " ".join(str(error).split())
-        if any(job.comment == record.id for job in squeue.live().values()):
-            raise InputError(f"sbatch failed, but SLURM has the job; run this again to see: {said}") from None
-        shutil.rmtree(folder)
-        raise InputError(f"SLURM refused, nothing was submitted: {said}") from None
+        record.jobs = submission.find_jobs(record, squeue.live())
+        if not record.jobs:
+            shutil.rmtree(folder)
+            raise InputError(f"SLURM refused, nothing was submitted: {said}") from None
+        submission.save(record, folder)
+        print(f"note: sbatch failed, but SLURM has the job: {said}", flush=True)
     except InputError:
         shutil.rmtree(folder)
         raise
@@ -81,4 +83,17 @@ def submit_array(cluster: Cluster, sweep: Path, code: Path, chosen: Sequence[Wor
         squeue.cancel([job for job, entry in squeue.live().items() if entry.comment == record.id])
         shutil.rmtree(folder)
         raise
-    return jobs[0].job_id.split("_")[0]
+    return record.jobs[chosen[0].name].split("_")[0]
+
+
+def note_lost_answers(sweep: Path) -> None:
+    """Put jobs into the records of submissions whose answer of sbatch never came, and say so: from then on they are
+    waited for, cancelled and counted like any other."""
+    lost = [record for record in submission.read_all(sweep) if record.executor == "slurm" and not record.jobs]
+    live = squeue.live() if lost else {}
+    for record in lost:
+        record.jobs = submission.find_jobs(record, live)
+        if record.jobs:
+            submission.save(record, sweep / submission.LOGS / record.id)
+            job = record.jobs[record.runs[0]].split("_")[0]
+            print(f"note: job {job} is of {record.id}, of which sbatch's answer never came", flush=True)

@@ -7,11 +7,11 @@ import json
 import os
 import socket
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -25,6 +25,9 @@ from slurm import squeue, submission
 from slurm.cluster import Cluster
 from slurm.job import Train
 from slurm.sweep_file import Search, combinations
+
+if TYPE_CHECKING:
+    from slurm.commands import Part
 
 HUNG = "lost, its job runs"
 """The state of a run whose job is there and has written no heartbeat for LOST_AFTER_S."""
@@ -229,23 +232,26 @@ def note_states(planned: list[Run], folder: Path) -> None:
     last = submission.latest(folder)
     jobs = squeue.live([job for record, job in last.values() if record.executor == "slurm"])
     for run in planned:
-        run.state = state_of(run.folder, last.get(run.name), jobs, run.config.train.steps)
         status = runs.read_status(run.folder)
+        run.state = state_of(run.name, status, last.get(run.name), jobs, run.config.train.steps)
         if run.state == "finished" and not status.stopped_early and 0 < status.steps < run.config.train.steps:
             run.state = "stopped"  # and goes on, for train.steps has grown
 
 
 def state_of(
-    folder: Path, sent: tuple[submission.Submission, str] | None, jobs: dict[str, squeue.Job], steps: int = 0
+    name: str,
+    status: runs.Status,
+    sent: tuple[submission.Submission, str] | None,
+    jobs: dict[str, squeue.Job],
+    steps: int = 0,
 ) -> str:
-    """What is known of a run.
+    """What is known of the run called ``name``, which has this status.
 
     A finished one with more ``steps`` to do than it had is pending or running where a job is there for them.
 
     pending and running mean that something works on it or will; "new" that nothing ever did. submitit's own
     ``done()`` and ``state`` are not asked: they count a lost node as the end of a job that SLURM runs again.
     """
-    status = runs.read_status(folder)
     more = 0 < status.steps < steps and not status.stopped_early
     if status.state == "finished" and not more:
         return "finished"
@@ -254,12 +260,12 @@ def state_of(
         if record.executor == "local" and record.host == socket.gethostname():
             if submission.local_alive(record, job):
                 return alive(status, submission.began(job)) if status.state == "running" else "pending"
-            return ended(folder.name, status, record)
+            return ended(name, status, record)
         if record.executor == "slurm":
-            entry = jobs.get(job) if job else next((j for j in jobs.values() if j.comment == record.id), None)
+            entry = jobs.get(job or submission.find_jobs(record, jobs).get(name, ""))
             if entry:
                 return "pending" if entry.waiting else alive(status, entry.began)
-            return ended(folder.name, status, record)
+            return ended(name, status, record)
     if status.state == "running":  # started by hand, or from another machine: its heartbeat is all there is
         return "lost" if status.lost else "running"
     return status.state.replace("pending", "new")
@@ -278,8 +284,8 @@ def ended(name: str, status: runs.Status, record: submission.Submission) -> str:
     return "lost" if status.state == "running" else status.state
 
 
-def end_hung(planned: list[Run], folder: Path) -> None:
-    """End the jobs of runs that hang, so that the runs can be submitted again.
+def end_hung(planned: Sequence["Run | Part"], folder: Path) -> None:
+    """End the jobs of runs, or parts of a command, that hang, so that they can be submitted again.
 
     Nobody waits for their end: what such a job still writes counts for nothing once the next one has begun.
     """

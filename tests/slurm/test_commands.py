@@ -295,6 +295,36 @@ def test_the_whole_waits_for_a_part_that_hangs(tmp_path, monkeypatch):
     assert asked == ["afterok:7_1"]
 
 
+def test_a_part_that_hangs_is_replaced_with_the_whole_that_waits_for_it(tmp_path, monkeypatch, capsys):
+    """Stands in for SLURM's commands: a real part is called hung after three minutes."""
+    folder = tmp_path / "jobs"
+    command = commands.Command(["shards/build.py"], parts=2)
+    parts = commands.parts_of(folder, command)
+    record, logs = submission.new(folder, "slurm", [part.name for part in parts], folder)
+    record.jobs = {"1-of-2": "7_0", "2-of-2": "7_1", "whole": "8"}
+    submission.save(record, logs)
+    queue = {"7_1": squeue.Job("RUNNING", 0, "", "", 1.0), "8": squeue.Job("PENDING", 0, "Dependency", "", 0.0)}
+    monkeypatch.setattr(squeue, "live", lambda jobs=None: queue)
+    for name, state in (("1-of-2", "finished"), ("2-of-2", "running")):
+        (folder / name).mkdir()
+        write_status(folder / name, Status(state=state, heartbeat=1.0))
+    text = (folder / "2-of-2" / "status.json").read_text()
+    (folder / "2-of-2" / "status.json").write_text(re.sub('"heartbeat": [0-9.]+', '"heartbeat": 1.0', text))
+    done = []
+    monkeypatch.setattr(squeue, "cancel", lambda jobs: done.append(("cancel", *jobs)))
+    monkeypatch.setattr(chain.snapshot, "take", lambda folder: folder)
+
+    def submit(cluster, folder, code, chosen, after):
+        done.append((*(part.name for part in chosen), after))
+        return ["9"]
+
+    monkeypatch.setattr(chain, "submit", submit)
+    assert chain.submit_command(Cluster(), folder, command, "", again=False) == 0
+    assert "2-of-2 lost, its job runs, whole pending\nnothing to submit" in capsys.readouterr().out and done == []
+    assert chain.submit_command(Cluster(), folder, command, "", again=False, restart_lost=True) == 0
+    assert done == [("cancel", "8"), ("cancel", "7_1"), ("2-of-2", ""), ("whole", "afterok:9")]
+
+
 def test_a_dry_run_refuses_what_the_real_call_refuses(tmp_path):
     commands.begin(tmp_path / "compare", commands.Command(["launch/compare.py", "a"]))
     (tmp_path / "compare" / "whole").mkdir()

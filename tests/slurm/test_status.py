@@ -281,7 +281,7 @@ def test_what_is_said_of_a_silent_command_is_no_advice_for_a_training(make, clus
     (part,) = status.reports([tmp_path / "jobs"])[0]
     for state, says in (
         ("lost", "1 x no heartbeat, and no word of why: killed from outside, perhaps out of memory\n"),
-        (status.HUNG, "1 x no heartbeat, but its job runs; end it with --cancel, then give the same command to"),
+        (status.HUNG, "1 x no heartbeat, but its job runs; replace it: what submitted it, with --restart-lost; or end"),
     ):
         part.state = state
         assert status_table.failures([part])[0].startswith(says)

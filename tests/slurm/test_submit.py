@@ -1,6 +1,12 @@
 """What SLURM makes of submissions; nothing here trains."""
 
-from slurm_bed import until, wait_gone
+import dataclasses
+import os
+import re
+import shutil
+from pathlib import Path
+
+from slurm_bed import job_of, until, wait_gone
 
 from launch import sweep
 from slurm import squeue, status, submission
@@ -28,6 +34,53 @@ def test_an_array_above_the_sites_limit_is_split_and_cancelled_in_one_request(cl
     assert {run["state"] for run in bed.status("split").values()} == {"cancelled"}
     again = bed.launch("split", HELD, EIGHT, "--dry-run").stdout
     assert "8 runs, 0 finished, 0 running or waiting, 8 to submit" in again
+
+
+def test_a_job_of_which_sbatchs_answer_never_came_is_found(cluster, bed, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("sys.argv", ["sweep.py", *map(str, bed.files("unheard", HELD, {"train.seed": [0, 1, 2]}))])
+    (tmp_path / "bin").mkdir()
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.write_text(f'#!/bin/sh\n{shutil.which("sbatch")} "$@" >/dev/null\necho "timed out" >&2\nexit 1\n')
+    sbatch.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+        assert sweep.main() == 0
+    said = capsys.readouterr().out
+    assert "note: sbatch failed, but SLURM has the job: " in said and "submitted 3 runs as job " in said
+    folder = bed.runs / "unheard"
+    (record,) = submission.read_all(folder)
+    jobs = dict(record.jobs)
+    assert sorted(jobs.values()) == sorted(squeue.live(jobs.values())) and len(set(jobs.values())) == 3
+
+    submission.save(dataclasses.replace(record, jobs={}), folder / "logs" / record.id)  # the launcher was killed
+    listed, _ = status.reports([folder])
+    assert {Path(run.folder).name: run.job for run in listed} == jobs
+    assert sweep.main() == 0
+    array = jobs[record.runs[0]].split("_")[0]
+    assert f"note: job {array} is of {record.id}, of which sbatch's answer never came" in capsys.readouterr().out
+    assert submission.read_all(folder)[0].jobs == jobs
+
+    submission.save(dataclasses.replace(record, jobs={}), folder / "logs" / record.id)
+    assert "cancelled 3 SLURM jobs" in status.cancel([folder], status.reports([folder])[0])
+    until("they are gone", lambda: not squeue.live(jobs.values()))
+
+
+def test_a_step_that_waits_follows_the_shards(cluster, bed, monkeypatch, capsys, tmp_path):
+    argv = [*map(str, bed.files("moved", HELD, {"train.seed": 0})), "--then", "evaluate,compare"]
+    monkeypatch.setattr("sys.argv", ["sweep.py", *argv])
+    assert sweep.main() == 0
+    first = {name: job_of(bed.runs / "moved" / "jobs" / name / "whole") for name in ("evaluate", "compare")}
+    assert sweep.main() == 0
+    assert capsys.readouterr().out.endswith("nothing to submit\nevaluate, compare: nothing to submit\n")
+    shutil.copytree(bed.shards, tmp_path / "copy")
+    bed.shards = tmp_path / "copy"
+    bed.files("moved", HELD, {"train.seed": 0})
+    assert sweep.main() == 0
+    said = capsys.readouterr().out
+    assert re.search(r"nothing to submit\nbehind them: evaluate as job \d+, compare as job \d+\n$", said)
+    until("the old ones are gone", lambda: not squeue.live(first.values()))
+    squeue.cancel([job_of(bed.runs / "moved" / "jobs" / name / "whole") for name in first])
+    squeue.cancel([job for _, job in submission.latest(bed.runs / "moved").values()])
 
 
 def test_a_dry_run_asks_sbatch(cluster, bed):
