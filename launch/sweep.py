@@ -60,7 +60,7 @@ def main() -> int:
     # a launcher of local runs holds the sweep until they end, one of SLURM jobs for seconds
     wait_s = 0 if cluster.executor == "local" else 120
     with locked(folder / ".lock", f"another launcher works on {folder}", wait_s):
-        note_lost_answers(folder)
+        note_lost_answers(cluster, folder, planned)
         note_states(planned, folder)
         if args.restart_lost:
             end_hung(planned, folder)

@@ -42,8 +42,8 @@ def submit_command(
     restart_lost : bool
         End the jobs of parts that hang, and do these again.
     """
-    note_lost_answers(folder)
     parts = commands.parts_of(folder, command)
+    note_lost_answers(cluster, folder, parts)
     commands.note_states(parts)
     if restart_lost and any(part.state == HUNG for part in parts):
         if cluster.executor == "slurm":
@@ -142,14 +142,13 @@ def follow(
     restart_lost : bool
         End the jobs of steps that hang, and do these again.
     """
-    note_lost_answers(sweep)
     last = submission.latest(sweep)
     jobs_of_runs = {job for record, job in last.values() if record.executor == "slurm" and job}
     wait_for = sorted(jobs_of_runs & squeue.live(jobs_of_runs).keys())
     placed, outdated = {}, set()
     for name, (command, _) in chain.items():
         folder = sweep / FOLDER / name
-        note_lost_answers(folder)
+        note_lost_answers(cluster, folder, commands.parts_of(folder, command))
         moved = commands.read(folder) not in (None, command)
         (part,) = place(folder, command)
         placed[name] = part

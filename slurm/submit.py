@@ -2,10 +2,10 @@
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from submitit.core.utils import FailedJobError
+from submitit.core.utils import DelayedSubmission, FailedJobError, JobPaths
 
 from shards.common.command import InputError
 from slurm import squeue, submission
@@ -75,6 +75,7 @@ def submit_array(cluster: Cluster, sweep: Path, code: Path, chosen: Sequence[Wor
             shutil.rmtree(folder)
             raise InputError(f"SLURM refused, nothing was submitted: {said}") from None
         submission.save(record, folder)
+        give_pickles(cluster, folder, record.jobs, chosen)
         print(f"note: sbatch failed, but SLURM has the job: {said}", flush=True)
     except InputError:
         shutil.rmtree(folder)
@@ -86,14 +87,29 @@ def submit_array(cluster: Cluster, sweep: Path, code: Path, chosen: Sequence[Wor
     return record.jobs[chosen[0].name].split("_")[0]
 
 
-def note_lost_answers(sweep: Path) -> None:
+def give_pickles(cluster: Cluster, folder: Path, jobs: Mapping[str, str], works: Sequence[Work]) -> None:
+    """Write what ``jobs`` are to do, where it is not there: submitit writes it behind the answer of sbatch only. A job
+    that has begun waits a minute for it, and then fails."""
+    known = {work.name: work for work in works}
+    for name, job in jobs.items():
+        path = JobPaths(folder, job).submitted_pickle
+        if name in known and not path.exists():
+            pickled = DelayedSubmission(known[name].job())
+            pickled.set_timeout(cluster.time_min, cluster.max_requeues)
+            pickled.dump(path.with_suffix(".tmp"))
+            path.with_suffix(".tmp").rename(path)
+
+
+def note_lost_answers(cluster: Cluster, sweep: Path, works: Sequence[Work]) -> None:
     """Put jobs into the records of submissions whose answer of sbatch never came, and say so: from then on they are
-    waited for, cancelled and counted like any other."""
+    waited for, cancelled and counted like any other, and have what they are to do."""
     lost = [record for record in submission.read_all(sweep) if record.executor == "slurm" and not record.jobs]
     live = squeue.live() if lost else {}
     for record in lost:
         record.jobs = submission.find_jobs(record, live)
         if record.jobs:
-            submission.save(record, sweep / submission.LOGS / record.id)
+            folder = sweep / submission.LOGS / record.id
+            submission.save(record, folder)
+            give_pickles(cluster, folder, record.jobs, works)
             job = record.jobs[record.runs[0]].split("_")[0]
             print(f"note: job {job} is of {record.id}, of which sbatch's answer never came", flush=True)

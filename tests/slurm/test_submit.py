@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from slurm_bed import job_of, until, wait_gone
+from submitit.core.utils import DelayedSubmission, JobPaths
 
 from launch import sweep
 from slurm import squeue, status, submission
@@ -52,13 +53,21 @@ def test_a_job_of_which_sbatchs_answer_never_came_is_found(cluster, bed, monkeyp
     jobs = dict(record.jobs)
     assert sorted(jobs.values()) == sorted(squeue.live(jobs.values())) and len(set(jobs.values())) == 3
 
+    def given():
+        """What the jobs will do; submitit writes it behind the answer."""
+        pickles = {name: JobPaths(folder / "logs" / record.id, job).submitted_pickle for name, job in jobs.items()}
+        return {name: Path(DelayedSubmission.load(path).function.folder).name for name, path in pickles.items()}
+
+    assert given() == {name: name for name in jobs}
+    for path in (folder / "logs" / record.id).glob("*_submitted.pkl"):
+        path.unlink()
     submission.save(dataclasses.replace(record, jobs={}), folder / "logs" / record.id)  # the launcher was killed
     listed, _ = status.reports([folder])
     assert {Path(run.folder).name: run.job for run in listed} == jobs
     assert sweep.main() == 0
     array = jobs[record.runs[0]].split("_")[0]
     assert f"note: job {array} is of {record.id}, of which sbatch's answer never came" in capsys.readouterr().out
-    assert submission.read_all(folder)[0].jobs == jobs
+    assert submission.read_all(folder)[0].jobs == jobs and given() == {name: name for name in jobs}
 
     submission.save(dataclasses.replace(record, jobs={}), folder / "logs" / record.id)
     assert "cancelled 3 SLURM jobs" in status.cancel([folder], status.reports([folder])[0])
