@@ -31,7 +31,7 @@ FOLLOWS = 0.3
 CONFIRMED, REFUTED, ALIKE, UNDECIDED = "confirmed", "refuted", "no difference", "undecided"
 
 NETWORKS, ATTENTION, DEPTH = "Is RED-CNN better than U-Net?", "Does attention help?", "At which depth does it work?"
-RECIPE = "And the recipe of RED-CNN?"
+RECIPE = "Is RED-CNN as published better than its variants?"
 
 
 def two_sided(p: Callable[[float], float], threshold: float) -> float:
