@@ -130,19 +130,21 @@ class Interval:
     of_patients: float = math.nan
     """The part that more patients would lower; nan where their spread is not known."""
 
-    def patients_for(self, effect: float, alpha: float = ALPHA) -> float:
-        """Patients with whom a mean of ``effect`` would be told from zero four times in five, with as many seeds.
+    def patients_for(self, effect: float, alpha: float = ALPHA, seeds: int | None = None) -> float:
+        """Patients with whom a mean of ``effect`` would be told from zero four times in five, with ``seeds`` (as many).
 
         Two-sided at ``alpha``, by the t distribution with the degrees of freedom that there would be; infinite where a
         thousand would not do, as the seeds alone spread too much; nan where the spread of patients is not known.
         """
         if math.isnan(self.of_patients):
             return math.nan
+        seeds = seeds or self.seeds
         patients = np.arange(LEAST_PATIENTS, 1001)
         of_patients = self.of_patients * self.patients / patients
-        freedom = _freedom(self.of_seeds, self.seeds, of_patients, patients)
+        of_seeds = self.of_seeds * self.seeds / seeds
+        freedom = _freedom(of_seeds, seeds, of_patients, patients)
         needed = stats.t.ppf(1 - alpha / 2, freedom) + stats.t.ppf(0.8, freedom)
-        enough = needed * np.sqrt(self.of_seeds + of_patients) <= effect
+        enough = needed * np.sqrt(of_seeds + of_patients) <= effect
         return int(patients[np.argmax(enough)]) if enough.any() else math.inf
 
     @property

@@ -45,6 +45,8 @@ from shards.manifest import SPLITS, Manifest
 
 LIMITS = 5
 """Most limits on the page, the gravest first."""
+MANY_PATIENTS = 100
+"""Where a claim needs more, more seeds are the better way."""
 
 
 @dataclass
@@ -270,7 +272,7 @@ def claims_table(findings: Findings) -> list[str]:
     return [
         *table(["claim", "the study had", "here", "p", "verdict"], rows, texts=2),
         f"{tested}. A difference that surely lies within {MATTERS_DB:g} dB is none (two one-sided tests). So many "
-        f"patients would do: to tell {MATTERS_DB:g} dB from zero four times in five, so corrected, with as many seeds.",
+        f"patients and seeds would do: to tell {MATTERS_DB:g} dB from zero four times in five, so corrected.",
         "",
         *put_right(findings),
     ]
@@ -304,15 +306,16 @@ def put_right(findings: Findings) -> list[str]:
 
 
 def need(claim: Claim, claims: int) -> str:
-    """For an undecided one of so many claims, how many patients would decide a difference that matters."""
-    quantities = [quantity for quantity in claim.quantities if quantity.matters is not None]
-    if claim.verdict != UNDECIDED or not quantities:
+    """For an undecided one of so many claims, how many patients and seeds would decide a difference that matters."""
+    every = [quantity.interval for quantity in claim.quantities if quantity.unit]
+    if claim.verdict != UNDECIDED or not every or any(math.isnan(interval.of_patients) for interval in every):
         return ""
     alpha = intervals.ALPHA / max(1, claims)
-    patients = max(quantity.interval.patients_for(quantity.matters or 0, alpha) for quantity in quantities)
-    if math.isnan(patients):
-        return ""
-    return "; the seeds alone spread too much" if math.isinf(patients) else f"; about {patients:.0f} patients would do"
+    for seeds in (max(interval.seeds for interval in every), 10, 20, 40, 80):
+        patients = max(interval.patients_for(MATTERS_DB, alpha, seeds) for interval in every)
+        if patients <= MANY_PATIENTS:
+            return f"; about {patients} patients and {seeds} seeds would do"
+    return "; the seeds spread too much"
 
 
 def value(quantity: Quantity) -> str:

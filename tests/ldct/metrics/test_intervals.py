@@ -158,6 +158,8 @@ def test_where_the_seeds_alone_spread_too_much_no_number_of_patients_would_do():
     interval = Interval(0.0, 1.0, 3.0, seeds=3, patients=4, of_seeds=1.0, of_patients=1e-9)
     assert interval.patients_for(5.34) == math.inf
     assert interval.patients_for(5.38) == 3
+    assert interval.patients_for(3.0, seeds=4) == math.inf  # (3.182 + 0.978) times the root of 3 / 4: 3.60
+    assert interval.patients_for(3.0, seeds=5) == 3  # (2.776 + 0.941) times the root of 3 / 5: 2.88
 
 
 @pytest.mark.parametrize("bad", [np.ones((2, 3)), np.ones((3, 2)), np.diag([1, 2, math.inf])])
