@@ -23,7 +23,7 @@ import numpy as np
 
 from shards import drawn, noise_model, variation
 from shards.common import part
-from shards.common.atomic import atomic, write_text
+from shards.common.atomic import atomic, write_once
 from shards.common.command import InputError, Progress, command
 from shards.common.pool import Workers
 from shards.deidentify import Deidentifier
@@ -289,10 +289,12 @@ def begin(out: Path, note: dict[str, Any], tasks: list[Task]) -> None:
         for folder in {file.parent for task in tasks for file in (task.full, task.low)}:
             for stale in folder.glob("*.tmp"):
                 stale.unlink(missing_ok=True)
-        if not path.exists():  # left as it is: a build takes a changed file for changed input
-            write_text(path, json.dumps(note, indent=1) + "\n")
+        # left as it is where it is there: a build takes a changed file for changed input
+        new = not path.exists() and write_once(path, json.dumps(note, indent=1) + "\n")
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror}") from None
+    if not new:  # another process may have begun meanwhile
+        check_note(out, read_note(out), note)
 
 
 def write_all(out: Path, tasks: list[Task], workers: Workers) -> None:

@@ -11,6 +11,7 @@ from conftest import run_command
 from phantom import images, multi_frame, water, write_series, write_slice
 
 from shards import full_series, noise_model, simulate, variation
+from shards.common.command import InputError
 from shards.dicom import read_slices
 from shards.noise_level import noise_sd, soft_tissue
 from shards.pairing import find_pairs
@@ -269,6 +270,15 @@ def test_folders_without_a_slice_are_no_series(full, tmp_path, monkeypatch, caps
     assert status == 0, err
     assert "passed over 1 file: a localizer" in out and "passed over 1 file: not DICOM" in out
     assert {name.split("/")[0] for name in contents(tmp_path / "out")} == {"L067"}
+
+
+def test_of_two_that_begin_at_once_with_other_settings_one_goes_on(tmp_path):
+    """Both have looked before either wrote its note."""
+    simulate.begin(tmp_path / "out", {"seed": 0}, [])
+    simulate.begin(tmp_path / "out", {"seed": 0}, [])
+    with pytest.raises(InputError, match=r"made from other data or settings \(seed; see "):
+        simulate.begin(tmp_path / "out", {"seed": 1}, [])
+    assert simulate.read_note(tmp_path / "out") == {"seed": 0}
 
 
 def test_another_body_is_not_mixed_in(full, tmp_path, monkeypatch, capsys):
