@@ -58,7 +58,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure the baselines and the runs in ``folders``, and write each run's eval/.
 
-    A run whose eval/ holds the same checkpoint under the same conditions is not measured again.
+    A run whose eval/ holds the same checkpoint under the same conditions is not measured again, nor are the baselines
+    where a run beside these holds them.
 
     Parameters
     ----------
@@ -88,8 +89,8 @@ def evaluate(
         if run not in measured:
             results.check_writable(run)  # before the minutes that it takes
     methods = [_of_run(run, device) for run in folders if run not in measured]
-    if known:
-        before = next(iter(known.values()))
+    before = next(iter(known.values()), None) or _of_neighbours(folders, about)
+    if before:
         about.results, about.full, about.taken = before.results[:-1], before.full, before.taken
     else:
         methods = [*_baselines(data, chosen, workers), *methods]
@@ -110,6 +111,16 @@ def evaluate(
         curves.save(run, of_run)
         results.save(run, of_run)
     return dataclasses.replace(about, results=about.results + [results_of_runs[run.name] for run in folders])
+
+
+def _of_neighbours(folders: list[Path], about: Evaluation) -> Evaluation | None:
+    """What another run of the same sweep holds of these slices under these conditions: its baselines are the same."""
+    for run in runs.find_runs(list(dict.fromkeys(folder.resolve().parent for folder in folders))):
+        if results.is_of(run, about.split, about.data):  # reading all of it takes a while
+            old = results.load(run, about.split)
+            if old and old.conditions() == about.conditions():
+                return old
+    return None
 
 
 def _tell_replaced(stored: list[Evaluation], new: Evaluation) -> None:

@@ -101,9 +101,21 @@ def measure(
         of_run = {name: found[name] for name in (FULL, *baselines.NAMES, run.name)}
         about = {"data": evaluation.data, "checkpoint_sha256": evaluation.get(run.name).mark}
         disc = {"diameter_mm": observer.DIAMETER_MM, "contrast_hu": observer.CONTRAST_HU}
-        content = {**about, **disc, "slices": list(pairs), "methods": of_run}
+        content = {**about, **disc, "slices": list(pairs), "by_method": of_run}
         write_text(run / "eval" / f"{evaluation.split}-lesion.json", json.dumps(content, indent=1) + "\n")
     return found
+
+
+def load(run: Path, evaluation: Evaluation | None) -> dict[str, dict[str, dict[str, float]]]:
+    """What ``measure`` wrote of the checkpoint and the slices of ``evaluation``, the run's; empty if it did not."""
+    if evaluation is None:
+        return {}
+    try:
+        stored = json.loads((run / "eval" / f"{evaluation.split}-lesion.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    expected = (evaluation.data, evaluation.results[-1].mark)
+    return stored["by_method"] if (stored["data"], stored["checkpoint_sha256"]) == expected else {}
 
 
 def _one_by_one(result: Result) -> Method:

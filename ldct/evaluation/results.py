@@ -187,6 +187,14 @@ def _plain(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def is_of(run: Path, split: str, data: str) -> bool:
+    """Whether ``run`` has an evaluation called ``split`` of the slices that ``data`` names."""
+    try:
+        return json.loads((run / "eval" / f"{split}.json").read_text())["data"] == data
+    except (OSError, ValueError, KeyError):
+        return False
+
+
 def load(run: Path, split: str) -> Evaluation | None:
     """What ``save`` wrote to ``run``; None if there is nothing, or nothing that this version can read."""
     folder = run / "eval"

@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image
 
 from ldct import config as configuration
+from ldct.evaluation import lesion
 from ldct.evaluation.baselines import LOW
-from ldct.evaluation.results import REGION, Evaluation
-from ldct.metrics import names, protocols, registry
+from ldct.evaluation.results import FULL, REGION, Evaluation
+from ldct.metrics import intervals, names, observer, protocols, registry
 from ldct.metrics.judged import WHICH
 from ldct.reports import charts, comparison, page_charts, significance, tables, viewer
 from ldct.reports.comparison import Run
@@ -80,6 +81,8 @@ def render(page: Page, title: str) -> str:
         ranking=ranking(page),
         table=every_protocol(page),
         physics=physics(page),
+        lesion=inserted(page),
+        lesion_disc=(observer.DIAMETER_MM, observer.CONTRAST_HU),
         left_out=tables.left_out(evaluation, evaluation.metrics) if evaluation else [],
         definitions=definitions(page),
         tests=significance.matrix(evaluation, rows) if evaluation else None,
@@ -181,6 +184,23 @@ def physics(page: Page) -> tuple[list[registry.Metric], list[dict[str, Any]]]:
         means = [estimate.mean for estimate in estimates]
         lines.append({"row": row, "cells": list(zip(texts, means, flagged, strict=True))})
     return metrics, lines
+
+
+def inserted(page: Page) -> list[tuple[str, list[tuple[str, float]]]]:
+    """Of every method that has it, what became of the inserted disc: text and sort value of d' and contrast kept."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for run in page.runs:
+        for name, of_patients in lesion.load(run.folder, run.evaluation).items():
+            found[run.name if name == run.folder.resolve().name else name] = of_patients
+    labels = {FULL: FULL} | {row.name: row.label for row in page.rows}
+    lines = []
+    for name, label in labels.items():
+        if of_patients := found.get(name, {}):
+            estimates = [intervals.over_patients(of_patients)[key] for key in lesion.LESION]
+            halves = ["" if e.ci95_half_width is None else f" ± {e.ci95_half_width:.2f}" for e in estimates]
+            cells = [(f"{e.mean:.2f}{half}", e.mean) for e, half in zip(estimates, halves, strict=True)]
+            lines.append((label, cells))
+    return sorted(lines, key=lambda line: np.nan_to_num(-line[1][0][1], nan=np.inf))
 
 
 def definitions(page: Page) -> dict[str, str]:

@@ -137,7 +137,7 @@ def test_the_json_and_the_csv_hold_the_means(measured):
     assert float(rows["0-aaaa"]["abd400/psnr"]) == found.get("0-aaaa").means["abd400/psnr"].mean
 
 
-def test_only_what_is_new_is_measured_again(measured, tiny_shards, monkeypatch):
+def test_only_what_is_new_is_measured_again(measured, tiny_shards, monkeypatch, tmp_path):
     runs, data, found = measured
     asked = []
     run_method = evaluate.run_method
@@ -157,7 +157,12 @@ def test_only_what_is_new_is_measured_again(measured, tiny_shards, monkeypatch):
     slices = new / "eval" / "test-slices.csv"  # as if the last metric were a new one
     slices.write_text("".join(line.rpartition(",")[0] + "\n" for line in slices.read_text().splitlines()))
     evaluate.evaluate([new], data, CHOSEN, CPU)
-    assert asked[2:] == [*baselines.NAMES, "2-cccc"]
+    assert asked[2:] == ["2-cccc"]  # the runs beside it have the baselines
+    away = new.rename(tmp_path / new.name)
+    slices = away / "eval" / "test-slices.csv"
+    slices.write_text("".join(line.rpartition(",")[0] + "\n" for line in slices.read_text().splitlines()))
+    evaluate.evaluate([away], data, CHOSEN, CPU)
+    assert asked[3:] == [*baselines.NAMES, "2-cccc"]
 
 
 def test_what_is_replaced_is_told_before_it_is_and_what_is_not_is_not(tiny_shards, two_pairs, tmp_path, capsys):

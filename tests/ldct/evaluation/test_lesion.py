@@ -1,5 +1,6 @@
 """A disc drawn into a phantom of flat soft tissue in white noise, behind methods whose answer is known."""
 
+import dataclasses
 import json
 import math
 
@@ -16,6 +17,7 @@ from ldct.evaluation.results import FULL, Evaluation, Result
 from ldct.metrics import observer
 from ldct.metrics.intervals import Measured
 from ldct.metrics.slice_pair import SlicePair
+from ldct.runs import reader, wandb_rows
 
 SIZE, SPACING = 192, 0.7
 
@@ -95,7 +97,10 @@ def test_every_method_is_measured_and_written_with_its_run(tiny_shards, tmp_path
     assert kept.keys() == {FULL, LOW, BLUR, MEANS, run.name}
     assert found[FULL]["p"][lesion.DETECTABILITY] == pytest.approx(2 * MATCHED, rel=0.1)
     written = json.loads((run / "eval" / "test-lesion.json").read_text())
-    assert (written["methods"], written["checkpoint_sha256"]) == (found, "f" * 64)
+    assert (written["by_method"], written["checkpoint_sha256"]) == (found, "f" * 64)
+    assert lesion.load(run, evaluation) == found
+    assert lesion.load(run, dataclasses.replace(evaluation, data="e" * 64)) == {} == lesion.load(tmp_path, evaluation)
+    assert reader.evaluated(run) == {} == wandb_rows.evaluated(run)  # readers of evaluations pass it over
     told = [line.split("  ")[0] for line in lesion.as_text(found, {FULL: "as at full dose"}).splitlines()]
     assert told.index("as at full dose") < told.index(LOW)  # the best first
 
