@@ -1,19 +1,16 @@
 """Two gloo ranks, each a real process."""
 
-import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
+import tempfile
 
 import pytest
-from conftest import ROOT, run_command, tiny_flags
+from conftest import run_command, tiny_flags
+from rank_process import Rank
 from same_run import assert_same, lines
 
 from ldct.runs import checkpoint
 from ldct.runs.folder import read_status
 
-HERE = Path(__file__).parent
 NEVER = ("0", "-1", "TERM")
 
 
@@ -24,22 +21,19 @@ def free_port():
 
 
 def start(flags, world_size=2, act=NEVER, port=None, only=None):
-    """Start the ranks of a run, or ``only`` one, one of which acts as interrupted_rank.py says."""
+    """Start the ranks of a run, or ``only`` one, one of which acts as rank_process.Rank says."""
     port, ranks = port or free_port(), []
     for rank in range(world_size) if only is None else [only]:
-        env = {**os.environ, "PYTHONPATH": f"{ROOT}", "OMP_NUM_THREADS": "1"}
-        env |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
+        env = {"OMP_NUM_THREADS": "1", "RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        command = [sys.executable, str(HERE / "interrupted_rank.py"), *act, *flags]
-        ranks.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        ranks.append(Rank(env, act, flags, tempfile.mktemp()))
     return ranks
 
 
 def run(flags, world_size=2, act=NEVER):
     """Exit statuses and messages of the ranks of a run."""
-    ranks = start(flags, world_size, act)
-    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
-    return [rank.returncode for rank in ranks], errors
+    statuses, errors = zip(*(rank.ended() for rank in start(flags, world_size, act)), strict=True)
+    return list(statuses), errors
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +66,9 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(tiny_shards, tmp_path, 
 def test_a_rank_that_ends_is_named_by_the_other(tiny_shards, tmp_path, undisturbed, act):
     lost, survivor = int(act[0]), 1 - int(act[0])
     ranks = start(tiny_flags(tiny_shards, tmp_path, train__save_every_s=0.001), act=act)
-    errors = {lost: ranks[lost].communicate(timeout=120)[1]}
-    errors[survivor] = ranks[survivor].communicate(timeout=60)[1]  # a minute after the other at most
-    statuses = [rank.returncode for rank in ranks]
+    ranks[lost].join(120)
+    ranks[survivor].ended(60)  # a minute after the other at most
+    statuses, errors = zip(*(rank.ended() for rank in ranks), strict=True)
     assert statuses[lost] == (-9 if act[2] == "SIGKILL" else 1) and statuses[survivor] == 1
     assert f"RankLost: rank {lost}" in errors[survivor].splitlines()[-1]
     if survivor == 0:
@@ -97,12 +91,10 @@ def test_every_survivor_names_the_one_that_ended_and_not_the_first_to_give_up(ti
 def test_a_rank_that_hangs_is_waited_for_only_so_long(tiny_shards, tmp_path):
     ranks = start(tiny_flags(tiny_shards, tmp_path, train__timeout_s=5), act=("1", "4", "hang"))
     try:
-        error = ranks[0].communicate(timeout=60)[1]
-        assert ranks[0].returncode == 1 and "imed out" in error.splitlines()[-1]
+        status, error = ranks[0].ended(60)
+        assert status == 1 and "imed out" in error.splitlines()[-1]
     finally:
-        for rank in ranks:
-            rank.kill()
-            rank.communicate()
+        ranks[1].kill()
 
 
 def test_a_rank_that_starts_late_is_waited_for(tiny_shards, tmp_path, undisturbed):
@@ -128,13 +120,13 @@ def test_a_rank_of_another_run_at_the_same_port_is_sent_away(tiny_shards, tmp_pa
     flags, port = tiny_flags(tiny_shards, tmp_path / "run"), free_port()
     ranks = start(flags, port=port, only=0)
     (stray,) = start(tiny_flags(tiny_shards, tmp_path / "other"), port=port, only=1)
-    error = stray.communicate(timeout=100)[1]
-    assert stray.returncode == 2
+    status, error = stray.ended()
+    assert status == 2
     assert error.startswith(f"error: port {port} of 127.0.0.1 belongs to another start or run, {tmp_path / 'run'}")
     assert len(error.splitlines()) == 1
     ranks += start(flags, port=port, only=1)
-    errors = [rank.communicate(timeout=100)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    ends = [rank.ended() for rank in ranks]
+    assert [status for status, _ in ends] == [0, 0], ends
     assert_same(tmp_path / "run", undisturbed)
 
 
@@ -142,7 +134,7 @@ def test_a_step_that_hangs_ends_its_rank_and_says_where(tiny_shards, tmp_path):
     (status,), (error,) = run(tiny_flags(tiny_shards, tmp_path, train__hang_s=5), world_size=1, act=("0", "4", "hang"))
     assert status == 1
     assert "Timeout (0:00:05)!" in error
-    assert "interrupted_rank.py" in error and "in hang" in error
+    assert "rank_process.py" in error and "in hang" in error
     assert read_status(tmp_path).state == "running"  # nothing more could be written
 
 
