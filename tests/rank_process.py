@@ -12,9 +12,7 @@ SLOW_S = 7
 TRAIN = Path(__file__).resolve().parents[1] / "launch" / "train.py"
 FORKS = multiprocessing.get_context("forkserver")
 """Starts processes from a server that has no threads and computes nothing: a rank is there at once, not in seconds."""
-FORKS.set_forkserver_preload(
-    ["ldct.training.trainer", "torch._dynamo", "ldct.attention.pictures"]
-)  # dynamo: by optimizers
+FORKS.set_forkserver_preload(["ldct.training.trainer", "torch._dynamo"])  # which optimizers import at their first step
 
 
 class Rank(FORKS.Process):

@@ -132,7 +132,7 @@ class Training:
                 self.average.update(self.step)
             self.loss_sum += loss
             self.summed += 1
-        for parameter in self.parameters:  # optimizer.zero_grad does as much in ten times the time
+        for parameter in self.parameters:  # optimizer.zero_grad does the same in three times the time
             parameter.grad = None
         self.step += 1
         return StepResult(loss, norm, attention)
