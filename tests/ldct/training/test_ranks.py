@@ -1,5 +1,6 @@
 """Two gloo ranks, each a real process."""
 
+import itertools
 import socket
 import tempfile
 
@@ -12,6 +13,8 @@ from ldct.runs import checkpoint
 from ldct.runs.folder import read_status
 
 NEVER = ("0", "-1", "TERM")
+LOGS = tempfile.TemporaryDirectory(prefix="ranks-")
+NUMBERS = itertools.count()
 
 
 def free_port():
@@ -26,7 +29,7 @@ def start(flags, world_size=2, act=NEVER, port=None, only=None):
     for rank in range(world_size) if only is None else [only]:
         env = {"OMP_NUM_THREADS": "1", "RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        ranks.append(Rank(env, act, flags, tempfile.mktemp()))
+        ranks.append(Rank(env, act, flags, f"{LOGS.name}/{next(NUMBERS)}"))
     return ranks
 
 
