@@ -16,7 +16,7 @@ from ldct.metrics import registry
 from ldct.metrics.intervals import Measured
 from ldct.reports import charts, comparison, page_charts, tables
 from ldct.reports.labels import differing
-from ldct.reports.page import alarms, build, physics, ranking, render
+from ldct.reports.page import alarms, build, inserted, physics, ranking, render
 from ldct.runs import folder as runs
 from shards.common.command import InputError
 
@@ -76,6 +76,23 @@ def test_what_no_protocol_changes_has_a_table_with_its_flags(page):
             outside = bool(registry.outside({metric.key: mean}))
             assert flagged == (outside and line["row"].name != "low dose")
     assert len(lines) == len(page.rows)
+
+
+def test_the_inserted_disc_stands_by_method_the_best_first(page):
+    assert inserted(page) == [] and "lesion-table" not in render(page, "")
+    run = page.runs[0]
+    found = {"full dose": 2.0, "low dose": 1.0, run.folder.name: 1.5}
+    by_method = {name: {"p": {"detectability": d, "contrast_kept": 0.5}} for name, d in found.items()}
+    about = {"data": run.evaluation.data, "checkpoint_sha256": run.evaluation.results[-1].mark}
+    path = run.folder / "eval" / "test-lesion.json"
+    path.write_text(json.dumps({**about, "by_method": by_method}))
+    try:
+        lines = inserted(page)
+        assert "lesion-table" in render(page, "")
+    finally:
+        path.unlink()
+    assert [(label, cells[0]) for label, cells in lines] == [
+        ("full dose", ("2.00", 2.0)), ("RED-CNN", ("1.50", 1.5)), ("low dose", ("1.00", 1.0))]  # fmt: skip
 
 
 def test_only_what_differs_is_listed(page):
