@@ -1,0 +1,62 @@
+"""The networks that ship: their bytes, one golden slice, and that they do what they are for."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from phantom import body, images
+
+from ldct.inference import pretrained
+from ldct.inference.denoiser import Denoiser
+
+SHA256 = {
+    "redcnn-general": "504680a6972bdddea1f9daf1a73d5864ed3886d34e2fdab137898d38b536d725",
+    "redcnn-small": "",
+}
+PIXELS = [(96, 96), (60, 60), (100, 130), (96, 20), (144, 96), (30, 96), (120, 60)]
+"""Rows and columns of the denoised phantom."""
+GOLDEN = {
+    "redcnn-general": [59, 51, 43, 48, 703, -92, 90],
+    "redcnn-small": [],
+}
+"""HU there."""
+
+
+@pytest.fixture(scope="module")
+def slices():
+    return body("L067", 0, 192), images("L067", "quarter", 1, size=192)[0]
+
+
+@pytest.fixture(scope="module", params=SHA256)
+def network(request):
+    return Denoiser(pretrained.find(request.param), torch.device("cpu"))
+
+
+def test_these_are_all():
+    assert {path.stem for path in pretrained.FOLDER.glob("*.safetensors")} == SHA256.keys()
+    assert sum(path.stat().st_size for path in pretrained.FOLDER.iterdir()) < 4e6
+
+
+def test_its_bytes(network):
+    weights = pretrained.find(network.name)
+    sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert sha256 == pretrained.read_card(weights).sha256 == SHA256[network.name]
+
+
+def test_a_golden_slice(network, slices):
+    denoised = network(slices[1])
+    for (row, column), hu in zip(PIXELS, GOLDEN[network.name], strict=True):
+        assert denoised[row, column] == pytest.approx(hu, abs=2)  # HU; other processors round otherwise
+
+
+def test_it_takes_the_noise_and_leaves_the_rest(network, slices):
+    """A body that it never saw, and noise of a texture that it never saw: most of it goes, no tissue moves."""
+    clean, low = slices
+    denoised = network(low)
+    for hu in (-100, 50):
+        inside = clean == hu
+        assert abs(denoised[inside].mean() - low[inside].mean()) < 2
+    flat = clean == 50
+    assert denoised[flat].std() < 0.7 * low[flat].std()
+    assert np.abs(denoised - clean).mean() < 0.75 * np.abs(low - clean).mean()
