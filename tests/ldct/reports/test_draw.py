@@ -12,7 +12,7 @@ from ldct.reports import charts, draw, table_chart
 from shards.common.command import InputError
 
 KEPT = ROOT / "docs" / "figures" / "speed.json"
-RANGES = ROOT / "docs" / "figures" / "ranges.json"
+TABLES = [ROOT / "docs" / "figures" / f"{name}.json" for name in ("ranges", "training")]
 TABLE = {"label": "R", "unit": "gain ($)", "columns": ["a", "b"], "rows": [["`x`", 1, 2.345], ["y", None, -3]]}
 
 
@@ -70,11 +70,15 @@ def test_a_folder_that_is_not_there_is_one_line(tmp_path):
     assert done.returncode == 2 and "there is no folder" in done.stderr and not (tmp_path / "out.svg").exists()
 
 
-def test_the_recipes_show_what_was_kept():
-    page = (ROOT / "docs" / "recipe.md").read_text()
-    assert table_chart.in_page(json.loads(RANGES.read_text()), page) == page
-    drawn = RANGES.with_suffix(".svg").read_text()
-    assert all(row[0].replace("`", "") in drawn for row in json.loads(RANGES.read_text())["rows"])
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_the_recipes_show_what_was_kept(path):
+    page, kept, drawn = (
+        (ROOT / "docs" / "recipe.md").read_text(),
+        json.loads(path.read_text()),
+        path.with_suffix(".svg"),
+    )
+    assert table_chart.in_page(kept, page) == page
+    assert all(row[0].replace("`", "") in drawn.read_text() for row in kept["rows"])
 
 
 def test_a_table_is_drawn_and_put_into_its_page(tmp_path):
