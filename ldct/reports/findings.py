@@ -172,26 +172,24 @@ def table(head: list[str], rows: list[list[str]], texts: int = 1) -> list[str]:
 
 
 def answer(findings: Findings) -> str:
-    """The paragraph that a reader takes away: what the claims say to each question, and the best network."""
+    """What a reader takes away: what the claims say to each question, a line each, and the best network."""
     best, evaluation = findings.arms[0], findings.evaluation
     rank = registry.find(findings.metric)
     slices, patients = len(evaluation.results[0].slices), len(evaluation.patients)
-    parts = [f"On {slices} slices of {patients} patient{'s' if patients > 1 else ''}:"]
+    lines = [f"On {slices} slices of {patients} patient{'s' if patients > 1 else ''}:", ""]
     for question in dict.fromkeys(claim.question for claim in findings.claims):
-        parts.append(f"**{question}** {reply([claim for claim in findings.claims if claim.question == question])}")
-        if question == DEPTH and (idle := idle_from(findings.arms)):
-            parts.append(idle)
+        replied = reply([claim for claim in findings.claims if claim.question == question])
+        idle = idle_from(findings.arms) if question == DEPTH else ""
+        lines.append(f"- **{question}** {replied} {idle}".rstrip())
     undecided = [claim for claim in findings.claims if claim.verdict == UNDECIDED]
     missing = sum(not claim.quantities for claim in undecided)
-    parts.append(
-        f"**Decided** are {len(findings.claims) - len(undecided)} of {len(findings.claims)} claims"
-        + (f"; {missing} lack{'s' * (missing == 1)} runs." if missing else ".")
-    )
-    parts.append(
+    lacking = f"; {missing} lack{'s' * (missing == 1)} runs" if missing else ""
+    lines.append(
+        f"- **Decided** are {len(findings.claims) - len(undecided)} of {len(findings.claims)} claims{lacking}. "
         f"The best of {len(findings.arms)} arms is {best.label}: "
         f"{signed(findings.gain(best), rank.digits)} {rank.unit} over the low dose."
     )
-    return " ".join(parts)
+    return "\n".join(lines)
 
 
 def reply(claims: list[Claim]) -> str:
@@ -200,7 +198,7 @@ def reply(claims: list[Claim]) -> str:
     for verdict in (CONFIRMED, REFUTED, ALIKE, UNDECIDED):
         every = [claim for claim in claims if claim.verdict == verdict]
         told = [claim for claim in every if verdict != UNDECIDED or any(q.unit for q in claim.quantities)]
-        texts = [claim.text + "".join(f" ({value(q)})" for q in claim.quantities if q.unit) for claim in told]
+        texts = [f'"{claim.text}"' + "".join(f" ({value(q)})" for q in claim.quantities if q.unit) for claim in told]
         if more := len(every) - len(told):
             texts.append(f"{more} {'more' if told else 'claim'}{'s' * (more > 1 and not told)}")
         if texts:

@@ -74,17 +74,15 @@ def page(sweep):
 def test_the_page_opens_with_the_answer(page):
     lines = page["findings.md"].splitlines()
     assert lines[:2] == ["# Findings", ""]
-    answer = lines[2]
-    asked = re.split(r" ?\*\*(.*?)\*\* ", answer)
-    assert asked[0] == "On 8 slices of 4 patients:"
-    replies = dict(zip(asked[1::2], asked[2::2], strict=True))
+    assert lines[2:4] == ["On 8 slices of 4 patients:", ""]
+    replies = dict(re.fullmatch(r"- \*\*(.*?)\*\* (.*)", line).groups() for line in lines[4:9])
     assert list(replies) == [NETWORKS, RECIPE, ATTENTION, DEPTH, "Decided"]
     db = r"0\.\d{3} ± 0\.\d{3} dB"
-    assert re.fullmatch(rf"Confirmed: RED-CNN is better than U-Net \(\+{db}\)\.", replies[NETWORKS])
+    assert re.fullmatch(rf'Confirmed: "RED-CNN is better than U-Net" \(\+{db}\)\.', replies[NETWORKS])
     assert replies[RECIPE] == "Undecided: 3 claims."
-    idle = rf"Confirmed: RED-CNN gains nothing from channel attention \(-{db}\)\. Undecided: 3 claims\."
+    idle = rf'Confirmed: "RED-CNN gains nothing from channel attention" \(-{db}\)\. Undecided: 3 claims\.'
     assert re.fullmatch(idle, replies[ATTENTION])
-    assert "selects channels at shallow depth; the choice of RED-CNN's channel gates matters most" in replies[DEPTH]
+    assert 'selects channels at shallow depth"; "the choice of RED-CNN\'s channel gates matters most' in replies[DEPTH]
     assert re.match(
         r"are 4 of 18 claims; \d+ lack runs\. The best of 4 arms is RED-CNN[^:]*: \+1\.5\d ± 0\.0\d", replies["Decided"]
     )
