@@ -1,7 +1,7 @@
 # make demo   the whole chain on a sample of real CT, in minutes, on two CPU cores
 # make pretrained   the network that ships, redcnn-general, trained again; a quarter of an hour on two CPU cores. A try:
 #                   SET='--train.steps=60'
-# make findings   docs/findings.md: four sweeps, evaluated, with SHARDS=, PAIRS=, SWEEPS=, SET=; goes on where it stopped
+# make findings   docs/findings.md: four sweeps, evaluated, with SHARDS=, PAIRS=, BESIDE=, SWEEPS=, SET=; goes on where it stopped
 # make test   every check and test; what .ci/run calls
 # make mutants   faults planted in the deciding modules, and which of them no test notices; hours
 PYTHON ?= python3
@@ -34,6 +34,8 @@ SWEEPS ?= rates attention redcnn_variants longer
 LONGER ?= 40000
 # settings of the sweeps redcnn_* alone, e.g. --set optim.lr=1e-3 where its own rate would need days
 VARIANTS ?=
+# shards whose test slices stand beside the pairs, in one column
+BESIDE ?=
 # the rates only choose
 COMPARED = $(patsubst %,runs/%,$(filter-out rates,$(SWEEPS)))
 findings: env
@@ -43,9 +45,9 @@ findings: env
 			--set data.shards=$(SHARDS) $(SET) $$more || exit; done
 	for sweep in $(COMPARED); do \
 		$(BIN)/python launch/evaluate.py $$sweep --ablate $(if $(PAIRS),--pairs $(PAIRS),--shards $(SHARDS)) || exit; \
-		$(if $(PAIRS),$(BIN)/python launch/evaluate.py $$sweep --shards $(SHARDS) || exit;) done
+		$(if $(BESIDE),$(BIN)/python launch/evaluate.py $$sweep --shards $(BESIDE) --name simulated || exit;) done
 	$(BIN)/python launch/findings.py $(COMPARED) --shards $(SHARDS) --split $(if $(PAIRS),pairs,test) \
-		-o docs/findings.md
+		$(if $(BESIDE),--beside simulated) -o docs/findings.md
 
 pretrained: env
 	$(BIN)/python shards/sample.py data/sample

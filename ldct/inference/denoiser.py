@@ -89,10 +89,8 @@ class Denoiser:
 
     def __call__(self, low: np.ndarray) -> np.ndarray:
         """Denoise slices: int16 HU, shape (H, W) or (B, H, W), in and out; an InputError where memory is short."""
-        advice = (
-            f"a slice of {low.shape[-2]} x {low.shape[-1]} does not fit into the memory of {self.device}: use another "
-            "device (--device cpu takes the machine's own memory), or end what else runs there"
-        )
+        other = "end what else runs here" if self.device.type == "cpu" else "take --device cpu, or end what runs there"
+        advice = f"a slice of {low.shape[-2]} x {low.shape[-1]} does not fit into the memory of {self.device}: {other}"
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
         with advising(advice), torch.no_grad(), autocast:
             images = torch.from_numpy(low).to(self.device).reshape(-1, 1, *low.shape[-2:])

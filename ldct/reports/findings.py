@@ -134,11 +134,14 @@ def gather(roots: list[Path], shards: Path, split: str = "test", beside: str = "
 
 
 def second_set(every: list[Run], evaluation: Evaluation, name: str, digest: str) -> Evaluation | None:
-    """What those of ``every`` gave that were evaluated on ``name``, ranked as ``evaluation`` is; None if none was."""
+    """What those of ``every`` gave that were evaluated on ``name``, ranked as ``evaluation`` is, under the conditions
+    that most of them share; None if none was."""
     protocol, loaded = evaluation.protocols[0], [(run, results.load(run.folder, name)) for run in every]
     known = [(run, e) for run, e in loaded if e and e.protocols[0] == protocol]
     of_shards = [(run, e) for run, e in known if name not in SPLITS or e.data == digest]
-    return comparison.joined([replace(run, evaluation=e) for run, e in of_shards])
+    conditions = [e.conditions() for _, e in of_shards]
+    alike = [(run, e) for run, e in of_shards if e.conditions() == max(conditions, key=conditions.count)]
+    return comparison.joined([replace(run, evaluation=e) for run, e in alike])
 
 
 def render(findings: Findings, stem: str) -> dict[str, str]:
@@ -240,7 +243,7 @@ def main_table(findings: Findings) -> list[str]:
             [arm.label + flag, str(len(arm.runs)), signed(findings.gain(arm), rank.digits), *cells, f"{seconds:.2f}"]
         )
     titles = [registry.find(name).title for name in [*others, *guards]]
-    head = ["", "seeds", f"gain over the low dose ({rank.unit}, {first})", *titles, "seconds per slice"]
+    head = ["", "seeds", f"gain over the low dose ({rank.unit}, {first})", *titles, "seconds per slice, fastest seed"]
     notes = [f"± is half the 95 % interval over seeds and patients. {tables.about(findings.evaluation)}."]
     if findings.second:
         head.insert(3, f"gain on {findings.second.split}")
@@ -284,10 +287,14 @@ def put_right(findings: Findings) -> list[str]:
     lines = []
     if batch_norm and attention:
         least, most = (value(by(attention, key=lambda q: q.interval.mean)) for by in (min, max))
+        surely = abs(batch_norm.interval.mean) - (batch_norm.interval.ci95_half_width or math.inf)
+        more = surely > max(abs(quantity.interval.mean) for quantity in attention)
         lines.append(
             "- **Batch norm**: the study's arms with and without attention differed in it too. Here RED-CNN as "
             f"published minus the same with batch norm is {value(batch_norm)}; a network with one kind of attention "
-            f"minus the same without, {least} to {most}. What the study saw between them says nothing of attention."
+            f"minus the same without, {least} to {most}."
+            + " So what the study saw between them says nothing of attention."
+            * more
         )
     for claim in [claim for claim in measured if claim.question == NETWORKS]:
         main = {(arm.config.model.name, arm.config.model.attention): arm for arm in arms_of.main_arms(findings.arms)}
@@ -347,10 +354,10 @@ def limits(findings: Findings) -> list[str]:
         f"Training patches seen by a run: {', '.join(f'{count:,}' for count in patches)}; the default recipe's "
         f"{full.steps * full.global_batch:,}."
     )
-    untried = [claim.text for claim in findings.claims if claim.question == RECIPE and not claim.quantities]
-    if any("perceptual loss" in text for text in untried) and len(untried) == 1:
+    if any(claim.question == RECIPE and not claim.quantities for claim in findings.claims):
         lines.append(
-            "The perceptual loss was not run: it needs VGG16's weights (configs/sweeps/redcnn_perceptual.yaml)."
+            "Variants of RED-CNN without runs are undecided; the perceptual loss needs VGG16's weights "
+            "(configs/sweeps/redcnn_perceptual.yaml)."
         )
     flagged = sum(bool(run.flags) for run in findings.runs)
     if flagged:

@@ -10,7 +10,7 @@ import torch
 
 from ldct.config import Config
 from ldct.data.loader import Loader
-from ldct.data.patches import open_store
+from ldct.data.patches import DeviceStore, open_store
 from ldct.data.staging import staged
 from ldct.device import advising, full_precision, give_back, keep_freed
 from ldct.metrics import names
@@ -78,12 +78,13 @@ def step_advice(config: Config, world_size: int) -> str:
     )
 
 
-def validation_advice(config: Config) -> str:
-    """What to do where a validation does not fit, which takes one slice at a time: fewer of them would not help."""
-    if config.data.store == "mmap":
-        more = f"use a device with more, or train another run with fewer model.channels (now {config.model.channels})"
-    else:
+def validation_advice(config: Config, patches_there: bool) -> str:
+    """What to do where a validation does not fit beside the patches, if these are on the device too. It takes one slice
+    at a time: fewer of them would not help."""
+    if patches_there:
         more = f"try --data.store=mmap (now {config.data.store}), with which the run goes on as it was"
+    else:
+        more = f"use a device with more, or train another run with fewer model.channels (now {config.model.channels})"
     return f"a whole slice of the validation does not fit into a rank's memory beside the training: {more}"
 
 
@@ -138,6 +139,8 @@ class Trainer:
         self.halving = Halving(recorder.folder)
         self.ends_early = False
         """Whether the run ends behind its siblings, as early_terminate of its sweep says."""
+        self.patches_there = False
+        """Whether the patches are in the device's memory."""
         self.validated = -1
         """Step of the last validation."""
         self.saved = -1
@@ -152,6 +155,7 @@ class Trainer:
         """Fetch, step, log, save, validate, until the last step or a signal; then save. Returns the signal."""
         training, ranks, last = self.training, self.ranks, self.config.train.steps
         store = open_store(training.patches, self.config.data.store, ranks.device)
+        self.patches_there = isinstance(store, DeviceStore)
         ranks.wait()
         first = training.step + 1
         batches = Loader(store, training.sampler, ranks.rank, ranks.world_size, training.step, last)
@@ -234,7 +238,7 @@ class Trainer:
         """Validate, and keep the weights if they are the best so far; a signal breaks it off, to be made again."""
         self.training.check_finite()
         step, model = self.training.step, self.training.to_use
-        with self.recorder.timing("validating_s"), advising(validation_advice(self.config)):
+        with self.recorder.timing("validating_s"), advising(validation_advice(self.config, self.patches_there)):
             metrics = self.validation.run(model.eval(), self._attend)
         if metrics is None:
             return
@@ -247,7 +251,7 @@ class Trainer:
                 patch = self.training.patches.patch
                 self.recorder.save(checkpoint.BEST, {"model": model.state_dict(), "metrics": metrics, "patch": patch})
             if step >= self.config.train.steps:
-                with advising(validation_advice(self.config)):
+                with advising(validation_advice(self.config, self.patches_there)):
                     self._picture(model)
             self.recorder.status.best = self.best
             self.recorder.status.flags = self.validation.flags(metrics)

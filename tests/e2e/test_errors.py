@@ -130,7 +130,7 @@ def test_lines_of_a_training(said, refused, tiny_shards, tmp_path):
             refused(other, tmp_path / "trained", train__steps=2, val__every=100),
             refused(tiny_shards, tmp_path / "d", optim__lr=1e38, optim__warmup=0, optim__clip_norm=0),
             step_advice(parse(flags), 1),
-            validation_advice(parse(flags)),
+            validation_advice(parse(flags), patches_there=True),
             said("launch.denoise", "--run", run, "--device", "cuda:7x", tmp_path, tmp_path / "out"),
         ]
     )

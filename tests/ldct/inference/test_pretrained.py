@@ -161,5 +161,7 @@ def test_a_slice_that_does_not_fit_is_one_line_with_advice(run, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(denoiser, "denoise", full)
-    with pytest.raises(InputError, match=r"^a slice of 96 x 96 does not fit into the memory of cpu: use another"):
+    with pytest.raises(
+        InputError, match=r"^a slice of 96 x 96 does not fit into the memory of cpu: end what else runs here"
+    ):
         Denoiser(run, CPU)(images("L001", "quarter", 1, size=96))

@@ -94,8 +94,10 @@ def test_the_page_says_what_the_studys_faults_put_right_change(page):
     assert "- **Batch norm**" not in text  # no arm with it
 
 
-def test_batch_norm_stands_beside_attention(tiny_shards, tmp_path):
-    arms = [({}, 1.5), ({"model__norm": "batch"}, 1.2), ({"model__attention": "channel"}, 1.51)]
+@pytest.mark.parametrize(("channel", "more"), [(1.51, True), (1.0, False)])
+def test_batch_norm_stands_beside_attention(tiny_shards, tmp_path, channel, more):
+    """It explains what the study saw only where it does more than attention."""
+    arms = [({}, 1.5), ({"model__norm": "batch"}, 1.2), ({"model__attention": "channel"}, channel)]
     for fields, gain in arms:
         for seed in range(3):
             run = make(seed, gain, model__name="redcnn", **fields)
@@ -103,7 +105,9 @@ def test_batch_norm_stands_beside_attention(tiny_shards, tmp_path):
     text = findings.render(findings.gather([tmp_path], tiny_shards), "findings")["findings.md"]
     (line,) = [line for line in text.splitlines() if line.startswith("- **Batch norm**")]
     assert re.search(r"minus the same with batch norm is \+0\.(29|30)\d ± 0\.\d{3} dB", line)
-    assert re.search(r"minus the same without, \+0\.0[01]\d ± 0\.\d{3} dB to \+0\.0[01]\d", line)
+    change = r"\+0\.0[01]\d" if more else r"-0\.(49|50)\d"
+    assert re.search(rf"minus the same without, {change} ± 0\.\d{{3}} dB to {change}", line)
+    assert ("says nothing of attention" in line) == more
     assert "**Split**" not in text  # no U-Net
 
 
