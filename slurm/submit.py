@@ -10,6 +10,7 @@ from submitit.core.utils import DelayedSubmission, FailedJobError, JobPaths
 from shards.common.command import InputError
 from slurm import squeue, submission
 from slurm.cluster import NO_SLURM, Cluster, slurm_executor
+from slurm.job import Train
 from slurm.submission import Work
 
 
@@ -74,8 +75,8 @@ def submit_array(cluster: Cluster, sweep: Path, code: Path, chosen: Sequence[Wor
         if not record.jobs:
             shutil.rmtree(folder)
             raise InputError(f"SLURM refused, nothing was submitted: {said}") from None
-        submission.save(record, folder)
         give_pickles(cluster, folder, record.jobs, chosen)
+        submission.save(record, folder)
         print(f"note: sbatch failed, but SLURM has the job: {said}", flush=True)
     except InputError:
         shutil.rmtree(folder)
@@ -90,11 +91,13 @@ def submit_array(cluster: Cluster, sweep: Path, code: Path, chosen: Sequence[Wor
 def give_pickles(cluster: Cluster, folder: Path, jobs: Mapping[str, str], works: Sequence[Work]) -> None:
     """Write what ``jobs`` are to do, where it is not there: submitit writes it behind the answer of sbatch only. A job
     that has begun waits a minute for it, and then fails."""
-    known = {work.name: work for work in works}
+    known = {work.name: work.job() for work in works}
+    sweep = folder.parents[1]
     for name, job in jobs.items():
         path = JobPaths(folder, job).submitted_pickle
-        if name in known and not path.exists():
-            pickled = DelayedSubmission(known[name].job())
+        if not path.exists():
+            # only a run can be unknown: the sweep file has it no more
+            pickled = DelayedSubmission(known.get(name) or Train(str(sweep / name)))
             pickled.set_timeout(cluster.time_min, cluster.max_requeues)
             pickled.dump(path.with_suffix(".tmp"))
             path.with_suffix(".tmp").rename(path)
@@ -102,14 +105,16 @@ def give_pickles(cluster: Cluster, folder: Path, jobs: Mapping[str, str], works:
 
 def note_lost_answers(cluster: Cluster, sweep: Path, works: Sequence[Work]) -> None:
     """Put jobs into the records of submissions whose answer of sbatch never came, and say so: from then on they are
-    waited for, cancelled and counted like any other, and have what they are to do."""
-    lost = [record for record in submission.read_all(sweep) if record.executor == "slurm" and not record.jobs]
+    waited for, cancelled and counted like any other, and have what they are to do. A record whose runs were all given
+    anew is not asked for: SLURM may not be here any more."""
+    last = {record.id: record for record, _ in submission.latest(sweep).values()}
+    lost = [record for record in last.values() if record.executor == "slurm" and not record.jobs]
     live = squeue.live() if lost else {}
     for record in lost:
         record.jobs = submission.find_jobs(record, live)
         if record.jobs:
             folder = sweep / submission.LOGS / record.id
+            give_pickles(cluster, folder, record.jobs, works)  # first: a record with jobs is not looked at again
             submission.save(record, folder)
-            give_pickles(cluster, folder, record.jobs, works)
             job = record.jobs[record.runs[0]].split("_")[0]
             print(f"note: job {job} is of {record.id}, of which sbatch's answer never came", flush=True)

@@ -6,11 +6,14 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
 from slurm_bed import job_of, until, wait_gone
 from submitit.core.utils import DelayedSubmission, JobPaths
 
 from launch import sweep
 from slurm import squeue, status, submission
+from slurm.cluster import Cluster
+from slurm.submit import note_lost_answers
 
 HELD = {"executor": "slurm", "partition": "low", "time_min": 30, "sbatch": {"hold": True}, "array_parallelism": 6}
 EIGHT = {"train.seed": list(range(8))}
@@ -72,6 +75,34 @@ def test_a_job_of_which_sbatchs_answer_never_came_is_found(cluster, bed, monkeyp
     submission.save(dataclasses.replace(record, jobs={}), folder / "logs" / record.id)
     assert "cancelled 3 SLURM jobs" in status.cancel([folder], status.reports([folder])[0])
     until("they are gone", lambda: not squeue.live(jobs.values()))
+
+
+def test_a_lost_answer_of_before_the_runs_were_given_anew_asks_for_no_slurm(monkeypatch, tmp_path):
+    submission.new(tmp_path, "slurm", ["000-a"], tmp_path)
+    record, logs = submission.new(tmp_path, "local", ["000-a"], tmp_path)
+    record.jobs["000-a"] = "77"
+    submission.save(record, logs)
+    monkeypatch.setenv("PATH", "")
+    note_lost_answers(Cluster("local"), tmp_path, [])
+
+
+def test_a_run_that_left_the_sweep_gets_what_it_is_to_do_and_before_the_record(monkeypatch, tmp_path):
+    """Stands in for squeue: a launcher is killed at a moment that no test can choose."""
+    record, logs = submission.new(tmp_path, "slurm", ["000-a", "001-b"], tmp_path)
+    entry = squeue.Job("PENDING", 0, "", record.id, 0.0)
+    monkeypatch.setattr(squeue, "live", lambda jobs=None: {"7_0": entry, "7_1": entry})
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DelayedSubmission, "dump", killed)
+        with pytest.raises(KeyboardInterrupt):
+            note_lost_answers(Cluster(), tmp_path, [])
+    note_lost_answers(Cluster(), tmp_path, [])
+    assert submission.read_all(tmp_path)[0].jobs == {"000-a": "7_0", "001-b": "7_1"}
+    pickles = [DelayedSubmission.load(JobPaths(logs, job).submitted_pickle) for job in ("7_0", "7_1")]
+    assert [pickled.function.folder for pickled in pickles] == [str(tmp_path / name) for name in record.runs]
 
 
 def test_a_step_that_waits_follows_the_shards(cluster, bed, monkeypatch, capsys, tmp_path):
