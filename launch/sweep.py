@@ -78,7 +78,7 @@ def main() -> int:
             note_states(planned, folder)
             finished = sum(run.state == "finished" for run in planned)
             print(f"{finished} of {len(planned)} runs finished in {folder}", flush=True)
-            followed = chain.follow_here(cluster, folder, then, bool(adopted or chosen))
+            followed = chain.follow_here(cluster, folder, then, bool(adopted or chosen), args.restart_lost)
             return 0 if finished == len(planned) and followed else 1
         if chosen:
             jobs = submit(cluster, folder, code, chosen)

@@ -170,7 +170,9 @@ def follow(
     return f"behind them: {', '.join(done)}" if done else f"{', '.join(chain)}: nothing to submit"
 
 
-def follow_here(cluster: Cluster, sweep: Path, chain: dict[str, tuple[Command, bool]], anew: bool) -> bool:
+def follow_here(
+    cluster: Cluster, sweep: Path, chain: dict[str, tuple[Command, bool]], anew: bool, restart_lost: bool = False
+) -> bool:
     """Run the steps on this machine, one after the other; return whether all of them finished."""
     states = []
     for name, (command, gpu) in chain.items():
@@ -178,6 +180,11 @@ def follow_here(cluster: Cluster, sweep: Path, chain: dict[str, tuple[Command, b
         (part,) = place(folder, command)
         if anew and part.state == "finished":
             forget([part])
+        if part.state == HUNG:
+            if restart_lost:
+                end_hung([part], folder)
+            else:
+                print(f"{name}: {part.state}; add --restart-lost", flush=True)
         states.append(run_here(cluster.for_command(gpu), folder, [part], snapshot.take(sweep)))
     return not any(states)
 
@@ -191,7 +198,10 @@ def place(folder: Path, command: Command) -> list[Part]:
 
 
 def replace(part: Part) -> None:
-    """End what a part does or waits for, to be submitted anew: it goes on from what it has done."""
+    """End what a part does or waits for, to be submitted anew: it goes on from what it has done. An InputError where
+    it hangs in a process of this machine."""
+    if part.state == HUNG:
+        end_hung([part], part.folder.parent)
     if part.state in LIVE and (job := job_of(part)):
         squeue.cancel([job])
     if part.folder.exists():

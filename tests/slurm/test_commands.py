@@ -4,6 +4,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 
 import psutil
 import pytest
@@ -13,6 +15,7 @@ from phantom import make_dataset, write_series
 from slurm_bed import job_of, ranks_of, step_of, until, wait_gone
 
 from launch import sweep
+from ldct.runs import folder as runs
 from ldct.runs.folder import Status, read_status, write_status
 from shards.common.command import InputError
 from slurm import chain, commands, part_job, squeue, status, status_table, submission
@@ -323,6 +326,33 @@ def test_a_part_that_hangs_is_replaced_with_the_whole_that_waits_for_it(tmp_path
     assert "2-of-2 lost, its job runs, whole pending\nnothing to submit" in capsys.readouterr().out and done == []
     assert chain.submit_command(Cluster(), folder, command, "", again=False, restart_lost=True) == 0
     assert done == [("cancel", "8"), ("cancel", "7_1"), ("2-of-2", ""), ("whole", "afterok:9")]
+
+
+def test_a_step_that_hangs_on_this_machine_is_named_and_not_done_beside_it(tmp_path, monkeypatch, capsys):
+    chained = {"compare": (commands.Command(["launch/compare.py", "a"]), False)}
+    folder = tmp_path / "jobs" / "compare"
+    record, logs = submission.new(folder, "local", ["whole"], folder)
+    sleep = "import time; time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", sleep, record.id], stdout=subprocess.PIPE) as process:
+        try:
+            record.jobs["whole"] = str(process.pid)
+            submission.save(record, logs)
+            (folder / "whole").mkdir()
+            write_status(folder / "whole", Status(state="running"))
+            monkeypatch.setattr(runs, "LOST_AFTER_S", -1.0)  # it hangs at once
+            monkeypatch.setattr(chain.snapshot, "take", lambda folder: folder)
+            submitted = []
+            monkeypatch.setattr(chain, "submit", lambda *given: submitted.append(given) or ["9"])
+            for do in (chain.follow, chain.follow_here):
+                with pytest.raises(InputError, match=f"whole hangs in process {process.pid} .*; end it with kill -9"):
+                    do(Cluster("local"), tmp_path, chained, False, True)
+            with pytest.raises(InputError, match="whole hangs in process"):
+                chain.follow(Cluster(), tmp_path, chained, anew=True)
+            assert not chain.follow_here(Cluster("local"), tmp_path, chained, anew=False)
+        finally:
+            process.kill()
+    assert capsys.readouterr().out.startswith("compare: lost, its job runs; add --restart-lost\n0 of 1 finished")
+    assert read_status(folder / "whole").state == "running" and submitted == []
 
 
 def test_a_dry_run_refuses_what_the_real_call_refuses(tmp_path):
