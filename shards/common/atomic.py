@@ -5,16 +5,12 @@ import errno
 import os
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 """What a file system without hard links answers: FAT, exFAT, some behind FUSE."""
-
-CLAIM_S = 10.0
-"""Seconds to wait for another process between its claim and its rename."""
 
 
 def sync_folder(folder: Path) -> None:
@@ -64,8 +60,7 @@ def write_text(path: Path, text: str) -> None:
 def write_once(path: Path, text: str, mode: int = 0o666) -> bool:
     """Write ``text`` (UTF-8) to ``path`` unless it is there, atomically; whether this call wrote it.
 
-    Of several processes that write at once, on hosts that share the disk, one does. A hard link decides which; where
-    the file system has none, an exclusive file beside ``path`` does.
+    Of several processes that write at once, on hosts that share the disk, one does: a hard link decides which.
 
     Parameters
     ----------
@@ -75,7 +70,7 @@ def write_once(path: Path, text: str, mode: int = 0o666) -> bool:
     Raises
     ------
     OSError
-        For a full disk, a folder that cannot be written, or a claim that a killed process left behind.
+        For a full disk or a folder that cannot be written.
     """
     temporary = temporary_name(path)
     try:
@@ -86,38 +81,17 @@ def write_once(path: Path, text: str, mode: int = 0o666) -> bool:
             os.fsync(file.fileno())
         try:
             os.link(temporary, path)
-        except FileExistsError:
-            return False
         except OSError as error:
             if error.errno not in NO_LINKS:
                 raise
-            if not _rename_once(temporary, path):
-                return False
+            # a disk of one machine: who reads, or is killed, between these two lines leaves or finds an empty file,
+            # which every reader refuses
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+            os.replace(temporary, path)
+    except FileExistsError:
+        return False
     finally:
         with contextlib.suppress(OSError):  # where it could not be made
             temporary.unlink()
     sync_folder(path.parent)
     return True
-
-
-def _rename_once(temporary: Path, path: Path) -> bool:
-    """Rename ``temporary`` to ``path`` unless that is there; only who has made the claim beside it may."""
-    claim = path.with_name(f"{path.name}.claim")
-    end = time.monotonic() + CLAIM_S
-    while not path.exists():
-        try:
-            os.close(os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            if time.monotonic() > end:
-                why = f"another process claimed it and did not write it; if none works on it, delete {claim}"
-                raise OSError(errno.EBUSY, why) from None
-            time.sleep(0.05)
-            continue
-        try:
-            if path.exists():
-                return False
-            os.replace(temporary, path)
-            return True
-        finally:
-            claim.unlink()
-    return False

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from shards.common import atomic
 from shards.common.atomic import write_once
 
 
@@ -35,13 +34,19 @@ def test_what_is_there_stays_and_a_new_file_has_the_mode(links, tmp_path):
     assert (tmp_path / "key").read_text() == "first" and (tmp_path / "key").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_claim_that_was_left_behind_is_named(monkeypatch, tmp_path):
+def test_what_was_written_without_links_is_whole_or_empty(monkeypatch, tmp_path):
+    """And nothing beside it, which the next process would wait for, where this one is killed."""
+
+    def killed(*paths):
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(os, "link", no_links)
-    monkeypatch.setattr(atomic, "CLAIM_S", 0.1)
-    (tmp_path / "key.claim").touch()
-    with pytest.raises(OSError, match=rf"if none works on it, delete {tmp_path}/key.claim"):
-        write_once(tmp_path / "key", "text")
-    assert os.listdir(tmp_path) == ["key.claim"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_once(tmp_path / "key", "text")
+    assert os.listdir(tmp_path) == ["key"] and (tmp_path / "key").read_bytes() == b""
+    assert not write_once(tmp_path / "key", "text")
 
 
 def test_any_other_refusal_is_told(monkeypatch, tmp_path):
