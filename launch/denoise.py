@@ -64,7 +64,7 @@ def main() -> None:
         series, measured = check(series, pretrained.read_card(path), options.force)
         lines += measured
     print("".join(f"{line}\n" for line in lines), end="", flush=True)
-    deidentifier = open_key(options.deidentify, options.out, series)
+    deidentifier = open_key(options.deidentify, options.out, options.source)
     series = [dataclasses.replace(each, numbered=deidentifier is not None) for each in series]
     model = network if options.strength == 1 else Blended(network, options.strength)
     try:

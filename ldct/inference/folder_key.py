@@ -1,10 +1,8 @@
 """One key to a folder of deidentified images: a note in it tells which, and gives nothing of the key away."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
-from ldct.inference.series import Series
 from shards.common.atomic import write_once
 from shards.common.command import InputError
 from shards.deidentify import Deidentifier
@@ -48,15 +46,18 @@ class FolderKey(Deidentifier):
             )
 
 
-def open_key(path: Path | None, out: Path, series: Iterable[Series]) -> FolderKey | None:
-    """What takes the patient out of the headers of ``series``, written below ``out``; None without a ``path``.
+def open_key(path: Path | None, out: Path, source: Path) -> FolderKey | None:
+    """What takes the patient out of the headers of images written below ``out``; None without a ``path``.
+
+    The note speaks for all of ``out``, so all of it is looked at, but for the images below ``source``.
 
     Raises
     ------
     InputError
         If images are there that were written without a key, or with one where there is none now, or with another.
     """
-    before = next((each.folder for each in series if any(each.folder.glob("*.dcm"))), None)  # before the note, as above
+    images = (each for each in out.rglob("*.dcm") if not each.resolve().is_relative_to(source.resolve()))
+    before = next(images, None) if path else None  # before the note, as above
     noted = read_note(out)
     if path is None:
         if noted is not None:
@@ -64,7 +65,7 @@ def open_key(path: Path | None, out: Path, series: Iterable[Series]) -> FolderKe
         return None
     if before is not None and noted is None:
         raise InputError(
-            f"{before} holds images and {out / NAME} is not there: they were made without --deidentify, or by a "
+            f"{before.parent} holds images and {out / NAME} is not there: they were made without --deidentify, or by a "
             "version that noted no key; delete them, or choose another folder"
         )
     return FolderKey(path, out)

@@ -16,7 +16,6 @@ from made import make_run
 from phantom import images, write_slice
 
 from ldct.inference.folder_key import FolderKey, open_key, read_note
-from ldct.inference.series import find_series
 from shards.common.command import InputError
 from shards.deidentify import Deidentifier
 from shards.dicom import read_slices
@@ -160,14 +159,21 @@ def test_denoised_series(source, tmp_path, tiny_shards):
     paths[-1].unlink()
     other = run_command(*call[:-1], tmp_path / "other", check=False)
     assert other.returncode == 2 and "out was made with another key; give that to --deidentify" in other.stderr
-    series, _ = find_series(source, tmp_path / "out")
     with pytest.raises(InputError, match="out is deidentified; give its key to --deidentify"):
-        open_key(None, tmp_path / "out", series)
+        open_key(None, tmp_path / "out", source)
     (tmp_path / "out" / "deidentified.json").unlink()
     with pytest.raises(InputError, match="were made without --deidentify, or by a version that noted no key"):
-        open_key(tmp_path / "key", tmp_path / "out", series)
+        open_key(tmp_path / "key", tmp_path / "out", source)
     assert not paths[-1].exists() and not (tmp_path / "other").exists()
     assert {path: path.stat().st_mtime_ns for path in paths[:-1]} == {path: before[path] for path in paths[:-1]}
+
+
+def test_a_folder_with_images_without_a_key_is_refused_wherever_they_lie_in_it(source, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(source / "a", out / "A" / "deep")  # as denoise.py writes them without --deidentify
+    with pytest.raises(InputError, match=r"out/A/deep holds images and .* is not there: they were made without"):
+        open_key(tmp_path / "key", out, source / "b")
+    assert open_key(tmp_path / "key", out, out / "A")  # but what is to be denoised may lie there
 
 
 def test_one_key_of_two_parts_that_begin_at_once(tmp_path):
