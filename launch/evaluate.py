@@ -60,7 +60,7 @@ def main() -> None:
     """Measure and print."""
     options = arguments()
     from ldct.device import keep_freed, pick_device
-    from ldct.evaluation import attention, datasets, evaluate, lesion
+    from ldct.evaluation import attention, datasets, evaluate, lesion, results
     from ldct.inference import pretrained
     from ldct.metrics import protocols
     from ldct.reports import significance, tables
@@ -87,9 +87,14 @@ def main() -> None:
         data = datasets.open_pairs(options.pairs, options.series)
     if options.name:
         data = dataclasses.replace(data, split=options.name)
+    seen = {}
     try:
+        for run in runs if options.lesion else []:
+            results.check_writable(run)  # also where it is measured already
         with Workers(max(1, options.workers)) as workers:
             evaluation = evaluate.evaluate(runs, data, chosen, device, workers)
+        if options.lesion:
+            seen = lesion.measure(runs, evaluation, device)
     except OSError as error:
         raise InputError(f"cannot write the results: {error}; give a folder of runs that is yours") from None
     rows = tables.rows(evaluation, {run.name: read_config(run) for run in runs})
@@ -103,7 +108,6 @@ def main() -> None:
         flush=True,
     )
     if options.lesion:
-        seen = lesion.measure(runs, evaluation, device)
         print("", lesion.as_text(seen, {row.name: row.label for row in rows}), sep="\n", flush=True)
     if options.ablate:
         found = {run: attention.by_stage(run, data, chosen[0], evaluation.get(run.name).mark, device) for run in runs}

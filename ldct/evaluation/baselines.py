@@ -33,12 +33,12 @@ TUNING_SLICES = 3
 
 def blur(low: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian blur of SD ``sigma`` pixels."""
-    return to_hu(ndimage.gaussian_filter(low.astype(np.float32), sigma))
+    return to_hu(_blur(low, sigma))
 
 
 def non_local_means(low: np.ndarray, strength: float) -> np.ndarray:
     """Non-local means (Buades 2005), scikit-image's fast form with 5x5 patches within 6 pixels; ``strength`` in HU."""
-    return to_hu(denoise_nl_means(low.astype(np.float32), 5, 6, h=strength, fast_mode=True, preserve_range=True))
+    return to_hu(_non_local_means(low, strength))
 
 
 def choose(
@@ -110,15 +110,23 @@ def create(name: str, cases: Cases, protocol: Protocol, where: str, workers: Wor
 
 
 def again(name: str, detail: str) -> Method:
-    """The baseline called ``name``, as set in the line that ``create`` gave on how."""
+    """The baseline called ``name``, as set in the line that ``create`` gave on how; what it gives is not rounded."""
     if name == LOW:
         return unchanged
-    return partial(_apply, blur if name == BLUR else non_local_means, float(detail.split()[1]))
+    return partial(_apply, _blur if name == BLUR else _non_local_means, float(detail.split()[1]))
 
 
 def unchanged(low: np.ndarray) -> np.ndarray:
     """The low dose itself."""
     return low
+
+
+def _blur(low: np.ndarray, sigma: float) -> np.ndarray:
+    return ndimage.gaussian_filter(low.astype(np.float32), sigma)
+
+
+def _non_local_means(low: np.ndarray, strength: float) -> np.ndarray:
+    return denoise_nl_means(low.astype(np.float32), 5, 6, h=strength, fast_mode=True, preserve_range=True)
 
 
 def _apply(function: Callable[[np.ndarray, float], np.ndarray], value: float, low: np.ndarray) -> np.ndarray:

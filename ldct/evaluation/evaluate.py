@@ -115,7 +115,8 @@ def evaluate(
 
 def _of_neighbours(folders: list[Path], about: Evaluation) -> Evaluation | None:
     """What another run of the same sweep holds of these slices under these conditions: its baselines are the same."""
-    for run in runs.find_runs(list(dict.fromkeys(folder.resolve().parent for folder in folders))):
+    parents = dict.fromkeys(folder.resolve().parent for folder in folders)  # what lies deeper is not looked for
+    for run in sorted(path.parent for parent in parents for path in parent.glob("*/config.yaml")):
         if results.is_of(run, about.split, about.data):  # reading all of it takes a while
             old = results.load(run, about.split)
             if old and old.conditions() == about.conditions():

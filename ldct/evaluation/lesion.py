@@ -33,7 +33,7 @@ LESION = (DETECTABILITY, KEPT)
 """d' of the disc, and what is left of its contrast (1 = all)."""
 
 Method = Callable[[np.ndarray], np.ndarray]
-"""From pieces to denoised ones, int16 HU, (n, H, W)."""
+"""From int16 HU to denoised ones, float HU, (n, H, W): rounded, a faint disc would gain contrast or lose it."""
 
 
 def locations(pair: SlicePair) -> list[tuple[int, int]]:
@@ -54,7 +54,7 @@ def of_slice(method: Method, low: np.ndarray, output: np.ndarray, pair: SlicePai
     Parameters
     ----------
     method : callable
-        What made ``output`` of ``low``, both int16 HU, (H, W).
+        What made ``output`` of ``low``, both HU, (H, W), ``low`` int16.
     pair : SlicePair
         The full dose beside itself.
     """
@@ -77,9 +77,11 @@ def measure(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """LESION by method and patient: full dose, baselines, and the runs in ``folders``; of the slices kept as pictures.
 
-    Each run's file is written. Slices without flat soft tissue, or of an unknown size of a pixel, are left out.
+    Each run's file is written. Slices without flat soft tissue that a piece fits around, or of an unknown size of a
+    pixel, are left out.
     """
-    pairs, low = curves.flat(curves.pairs_of(evaluation)), evaluation.get(baselines.LOW).pictures
+    every, low = curves.pairs_of(evaluation), evaluation.get(baselines.LOW).pictures
+    pairs = {key: pair for key, pair in every.items() if pair.spacing and locations(pair)}
     patients = {measured.key: measured.patient for measured in evaluation.results[0].slices}
     full = Result(FULL, "", [], 0.0, "", pictures=evaluation.full)
     runs = {run.name: run for run in folders}
@@ -87,7 +89,7 @@ def measure(
     with Progress("inserted disc", (len(evaluation.results) + 1) * len(pairs), "slices") as progress:
         for result in (full, *evaluation.results):
             if result.name in runs:
-                method: Method = Denoiser(runs[result.name], device)
+                method: Method = Denoiser(runs[result.name], device).unrounded
             else:
                 method = _one_by_one(result)
             measured = []

@@ -39,10 +39,14 @@ class NotFinite(InputError):
 
 def finite_hu(output: Tensor, about: str) -> np.ndarray:
     """A network's output in HU, float (H, W) or (B, H, W), as int16; NotFinite if it is no image."""
+    return to_hu(_finite(output, about))
+
+
+def _finite(output: Tensor, about: str) -> np.ndarray:
     bad = ~torch.isfinite(output).flatten(-2).all(-1).reshape(-1)
     if bad.any():
         raise NotFinite(about, bad.nonzero().flatten().tolist())
-    return to_hu(output.cpu().numpy())
+    return output.cpu().numpy()
 
 
 class Denoiser:
@@ -89,13 +93,17 @@ class Denoiser:
 
     def __call__(self, low: np.ndarray) -> np.ndarray:
         """Denoise slices: int16 HU, shape (H, W) or (B, H, W), in and out; an InputError where memory is short."""
+        return to_hu(self.unrounded(low))
+
+    def unrounded(self, low: np.ndarray) -> np.ndarray:
+        """As called, in float32 HU."""
         other = "end what else runs here" if self.device.type == "cpu" else "take --device cpu, or end what runs there"
         advice = f"a slice of {low.shape[-2]} x {low.shape[-1]} does not fit into the memory of {self.device}: {other}"
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
         with advising(advice), torch.no_grad(), autocast:
             images = torch.from_numpy(low).to(self.device).reshape(-1, 1, *low.shape[-2:])
             output = through(partial(denoise, self.model, patch=self.patch), images, self.config.data.normalization)
-        return finite_hu(output.reshape(low.shape), self.about)
+        return _finite(output.reshape(low.shape), self.about)
 
 
 class Blended:

@@ -41,12 +41,17 @@ def windowed(image: np.ndarray, blocks: list[tuple[slice, slice]]) -> np.ndarray
 
     The window keeps a block's edges from leaking into the high band.
     """
+    hann = np.outer(np.hanning(BLOCK), np.hanning(BLOCK))
+    return without_plane(np.stack([image[block] for block in blocks])) * hann
+
+
+def without_plane(squares: np.ndarray) -> np.ndarray:
+    """Each of ``squares``, (n, BLOCK, BLOCK), less the plane that fits it best: nothing below 1 / BLOCK is left."""
     y, x = np.mgrid[:BLOCK, :BLOCK]
     plane = np.stack([np.ones(BLOCK**2), x.ravel(), y.ravel()], 1)
-    hann = np.outer(np.hanning(BLOCK), np.hanning(BLOCK))
-    values = np.stack([image[block].astype(np.float64).ravel() for block in blocks], 1)
+    values = squares.reshape(-1, BLOCK**2).T.astype(np.float64)
     values -= plane @ np.linalg.lstsq(plane, values, rcond=None)[0]
-    return values.T.reshape(-1, BLOCK, BLOCK) * hann
+    return values.T.reshape(-1, BLOCK, BLOCK)
 
 
 def rings(plane: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import special
 
 from ldct.metrics.edges import transfer, transfer_to
-from ldct.metrics.noise_texture import BLOCK, FREQUENCY, blocks_of, output_spectrum, rings, windowed
+from ldct.metrics.noise_texture import BLOCK, FREQUENCY, blocks_of, output_spectrum, rings, windowed, without_plane
 from ldct.metrics.slice_pair import SlicePair
 
 DIAMETER_MM = 5.0
@@ -115,7 +115,8 @@ def detectability_of(signal: np.ndarray, power: np.ndarray) -> float:
     """d' of a signal that is known exactly, in noise whose spectrum is known; the template is the signal.
 
     d'^2 = (sum s^2)^2 / s^T K s, K the covariance of noise that repeats itself at the border. In white noise of SD
-    sigma it is sqrt(sum s^2) / sigma. nan where there is no signal or no noise.
+    sigma it is sqrt(sum s^2) / sigma. The spectrum is of blocks less a plane each, so s is ``signal`` less its plane:
+    what lies below the spectrum would be seen without noise. nan where there is no signal or no noise.
 
     Parameters
     ----------
@@ -125,7 +126,7 @@ def detectability_of(signal: np.ndarray, power: np.ndarray) -> float:
         As ``noise_texture.spectrum``, (BLOCK // 2 + 1,).
     """
     noise = power / np.square(np.hanning(BLOCK)).sum() ** 2
-    noise[0] = noise[1]  # a plane was subtracted from each block
+    signal = without_plane(signal[None])[0]
     index = np.fft.fftfreq(BLOCK)
     of_noise = np.interp(np.hypot(index[:, None], index[None]), FREQUENCY, noise)
     energy = np.square(signal).sum()

@@ -219,9 +219,10 @@ class Mirror:
         """Send noise power spectra as a row for each frequency, once for each content of the file ``path``."""
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
         axis, lines = spectra(path, self.folder.resolve().name)
-        for name in lines[0]:
+        self.wandb.define_metric(axis, step_metric="step", summary="none", hidden=True)
+        for name in lines[0].keys() - {axis}:
             self.wandb.define_metric(name, step_metric=axis, summary="none")
-            self.defined.add(name)
+        self.defined.update(lines[0])
         for number, values in enumerate(lines):
             key = f"{path.stem} {digest} {number}"
             if key not in self.sent:

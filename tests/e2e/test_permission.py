@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_command
 from made import make_run
 from phantom import make_dataset
 
@@ -47,6 +47,15 @@ def test_evaluate(plainly, run, tiny_shards):
     line = refused(plainly, run, "launch/evaluate.py", run, "--shards", tiny_shards)
     assert line.startswith("error: cannot write the results: [Errno 13] Permission denied: ")
     assert str(run / "eval") in line and line.endswith("give a folder of runs that is yours")
+
+
+def test_evaluate_a_lesion_behind_a_measured_run(plainly, tiny_shards, tmp_path):
+    """The results of a colleague, which can be read: nothing is computed for nothing."""
+    run = make_run(tmp_path / "0-measured", tiny_shards)
+    argv = ("launch/evaluate.py", run, "--shards", tiny_shards, "--protocol", "abd400")
+    run_command(*argv)
+    line = refused(plainly, run, *argv, "--lesion")
+    assert line.startswith("error: cannot write the results: [Errno 13] Permission denied: ")
 
 
 def test_compare(plainly, run, tmp_path):

@@ -165,6 +165,16 @@ def test_only_what_is_new_is_measured_again(measured, tiny_shards, monkeypatch, 
     assert asked[3:] == [*baselines.NAMES, "2-cccc"]
 
 
+def test_baselines_are_not_looked_for_below_the_folders_beside_a_run(measured, tmp_path):
+    """Above a run that stands alone may lie all that a group has."""
+    runs, _, found = measured
+    about = dataclasses.replace(found, results=[])
+    alone = tmp_path / "alone"
+    shutil.copytree(runs[0], tmp_path / "sweep" / runs[0].name)
+    assert evaluate._of_neighbours([alone], about) is None
+    assert evaluate._of_neighbours([tmp_path / "sweep" / "new"], about).results[-1].name == runs[0].name
+
+
 def test_what_is_replaced_is_told_before_it_is_and_what_is_not_is_not(tiny_shards, two_pairs, tmp_path, capsys):
     """Other slices, then other protocols, under one name; another name keeps both."""
     run = make_run(tmp_path / "0-run", tiny_shards)

@@ -77,6 +77,8 @@ def test_a_known_signal_in_white_noise_has_the_matched_filters_detectability(sd)
     grain = noise(sd, 7)
     blocks = [(slice(r, r + 32), slice(c, c + 32)) for r in range(0, 480, 32) for c in range(0, 480, 32)]
     found = detectability_of(signal, spectrum(grain, blocks))
+    tilted = signal + np.mgrid[:32, :32][0] - 100  # a plane, which the spectrum has not
+    assert detectability_of(tilted, spectrum(grain, blocks)) == pytest.approx(found)
     assert found == pytest.approx(math.sqrt(np.square(signal).sum()) / sd, rel=0.03)
     assert detectability_of(signal / 2, spectrum(grain, blocks)) == pytest.approx(found / 2)
     assert math.isnan(detectability_of(0 * signal, spectrum(grain, blocks)))

@@ -157,6 +157,7 @@ def test_noise_power_is_a_line_over_its_own_frequencies(shown, server):
     assert not any(key.startswith("spectra/") for key in run.summary)
     told = metrics_of(run)
     assert {told[f"spectra/test/{name}"] for name in methods} == {("spectra/test/per_mm", False)}
+    assert told["spectra/test/per_mm"] == ("step", True)  # no panel of its own
 
 
 def test_a_page_opens_on_loss_psnr_and_pictures(shown, server):
@@ -164,7 +165,7 @@ def test_a_page_opens_on_loss_psnr_and_pictures(shown, server):
     run = server.runs["003-0123abcd"]
     told = metrics_of(run)
     hidden = {name for name, (_, is_hidden) in told.items() if is_hidden}
-    assert hidden == {"attention/1/channel_sd", "attention/1/channel_histogram"}
+    assert hidden == {"attention/1/channel_sd", "attention/1/channel_histogram", "spectra/test/per_mm"}
     assert {told[name] for name in ("attention/1/channel_sd", "train/loss", "val/abd400/psnr")} == {
         ("step", True), ("step", False)}  # fmt: skip
 
