@@ -108,7 +108,7 @@ def budgets(findings: Findings) -> list[str]:
         return []
     rank = registry.find(findings.metric)
     rows = [
-        (seconds, [arm.label, str(len(arm.runs)), f"{arm.config.train.steps:,}", f"{seconds:.0f}",
+        (seconds, [arm.label, str(len(arm.runs)), f"{arm.config.train.steps:,}", f"{seconds:.0f}" if seconds else "-",
                    signed(findings.gain(arm), rank.digits)])
         for arm in [*main, *longer]
         for seconds in [min(run.training_seconds for run in arm.runs.values())]

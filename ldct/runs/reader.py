@@ -45,7 +45,8 @@ class Run:
         """Time of the steps, without validation, from the rates that were logged; 0 without one."""
         seconds, before = 0.0, 0
         for step, rate in zip(*self.curve("patches_per_s"), strict=True):
-            if step > before:  # a validation repeats the rate of the line before it; the first has none
+            # a validation repeats the rate of the line before it; the first, and one that came too soon, have none
+            if step > before and rate:
                 seconds += (step - before) * self.config.train.global_batch / rate
                 before = step
         return seconds

@@ -61,3 +61,12 @@ def test_what_was_evaluated_by_split_and_method(tmp_path):
     (tmp_path / "eval" / "pairs.json").write_text(json.dumps(content))
     (tmp_path / "eval" / "test.json").write_text("{")  # cut off
     assert reader.evaluated(tmp_path) == {"pairs": {"low dose": {"abd400/psnr": 30.0}}}
+
+
+@pytest.mark.parametrize(("rates", "seconds"), [([0.0, 64.0, 64.0], 20.0), ([0.0, 0.0], 0.0), ([], 0.0)])
+def test_the_time_of_the_steps_is_that_of_the_rates(tmp_path, rates, seconds):
+    """Of 128 patches a step; a line that came too soon after the start has no rate yet."""
+    (tmp_path / "config.yaml").write_text(configuration.to_yaml(configuration.from_dict({})))
+    lines = [{"step": 5 * number, "patches_per_s": rate} for number, rate in enumerate(rates)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert reader.read(tmp_path).training_seconds == seconds
