@@ -27,6 +27,11 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f"{path.name}.{socket.gethostname()}.{threading.get_native_id()}.tmp")
 
 
+def _to_disk(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file beside ``path``; on success fsync it and rename it to ``path``.
@@ -42,8 +47,7 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
     try:
         with open(temporary, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            _to_disk(file)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -77,8 +81,7 @@ def write_once(path: Path, text: str, mode: int = 0o666) -> bool:
         temporary.unlink(missing_ok=True)  # of a process of this number that was killed
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
+            _to_disk(file)
         try:
             os.link(temporary, path)
         except OSError as error:
