@@ -7,8 +7,10 @@ python launch/bench.py train --help
 
 import argparse
 import importlib
+import json
 from pathlib import Path
 
+from shards.common.atomic import write_text
 from shards.common.command import InputError, command
 
 BENCHES = {
@@ -48,9 +50,7 @@ def main() -> int:
         raise InputError(f"--json {options.json}: there is no folder {options.json.parent}; make it first")
     result = module.run(options)
     if options.json:
-        from ldct.benchmarks.shard import write_json
-
-        write_json(result, options.json)
+        write_text(options.json, json.dumps(result, indent=1) + "\n")
     return int(bool(result.get("failed")))
 
 

@@ -4,7 +4,6 @@ import argparse
 import collections
 import contextlib
 import io
-import json
 import multiprocessing
 import platform
 import shutil
@@ -22,10 +21,10 @@ import pydicom
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from shards.common.atomic import write_text
 from shards.common.command import InputError
 from shards.manifest import load
 
+SCRIPT = Path(__file__).resolve().parents[2] / "shards" / "build.py"
 SIDE = 512
 PATIENTS = ("L001", "L002")
 
@@ -125,8 +124,7 @@ def build_with(workers: int, peak: list[float]) -> Callable[[Path, Path], None]:
     """The sharder as its user runs it: the command, checksums, fsync, start of the interpreter and all."""
 
     def run(source: Path, out: Path) -> None:
-        script = Path(__file__).with_name("build.py")
-        call = [sys.executable, str(script), str(source), str(out), "--val", "--test", "--workers", str(workers)]
+        call = [sys.executable, str(SCRIPT), str(source), str(out), "--val", "--test", "--workers", str(workers)]
         with open(out.with_suffix(".log"), "w+") as log:
             process = subprocess.Popen(call, stdout=log, stderr=log)
             while process.poll() is None:
@@ -232,8 +230,3 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     result = measure(options.pairs, options.repeats, options.scratch)
     print(table(result))
     return result
-
-
-def write_json(result: dict[str, Any], path: Path) -> None:
-    """Keep the result."""
-    write_text(path, json.dumps(result, indent=1) + "\n")
