@@ -47,7 +47,7 @@ def earlier_speeds(root: Path, gpu: bool) -> Speeds:
     statuses = sorted(root.glob("*/*/status.json"), key=lambda path: path.stat().st_mtime)[-100:]
     for path in statuses:
         status = runs.read_status(path.parent)
-        if status.patches_per_s > 0 and on_gpu(status.device) == gpu:
+        if status.patches_per_s > 0 and runs.on_gpu(status.device) == gpu:
             with contextlib.suppress(InputError):
                 speeds[speed_key(runs.read_config(path.parent))] = status.patches_per_s / status.world_size
     return speeds
@@ -82,7 +82,7 @@ def read_bench(path: Path, gpu: bool) -> Speeds:
         raise InputError(f"--bench {path}: expected JSON of launch/bench.py train --json: {error}") from None
     speeds: Speeds = {}
     for row in speeds_in(content, {}):
-        if on_gpu(str(row.get("device", "cpu"))) != gpu:
+        if runs.on_gpu(str(row.get("device", "cpu"))) != gpu:
             raise InputError(
                 f"--bench {path}: measured on {row.get('device', 'an unknown device')}, but the cluster's runs "
                 f"{'have GPUs' if gpu else 'train on CPUs'}; measure there"
@@ -109,8 +109,3 @@ def speeds_in(content: Any, around: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield row
         for value in content.values():
             yield from speeds_in(value, {k: v for k, v in row.items() if k != "patches_per_s"})
-
-
-def on_gpu(device: str) -> bool:
-    """Whether the name of a device is a GPU's."""
-    return bool(device) and not device.lower().startswith("cpu")

@@ -18,7 +18,6 @@ from ldct.runs import reader
 from shards.common.command import InputError
 from slurm import accounting, commands, squeue, submission
 from slurm.cluster import SETUP_FAILED
-from slurm.cost import on_gpu
 from slurm.submission import Submission
 from slurm.sweep import HUNG, state_of
 
@@ -147,7 +146,7 @@ def report(folder: Path, sent: tuple[Submission, str] | None, jobs: dict[str, sq
         running_s=status.train_s,
         saving_s=status.saving_s,
         validating_s=status.validating_s,
-        gpu_hours=status.train_s * status.world_size / 3600 if on_gpu(status.device) else None,
+        gpu_hours=status.gpu_hours,
         best=status.best,
         flags=status.flags + evaluation_flags(folder) + changes(folder, status, 0 if waits else steps),
         job=job,

@@ -6,10 +6,13 @@ import torch
 
 from ldct import config as configuration
 from ldct import models
+from ldct.device import device_name
 from ldct.metrics import names
 from ldct.runs import checkpoint
 from ldct.runs import folder as runs
 from shards import manifest
+
+CPU = torch.device("cpu")
 
 
 def make_run(folder, shards, seed=0, state="finished", scale=0.05, **model):
@@ -38,7 +41,9 @@ def make_run(folder, shards, seed=0, state="finished", scale=0.05, **model):
         "manifest_sha256": manifest.digest(shards),
     }
     checkpoint.save(folder / "checkpoints", checkpoint.BEST, content)
-    runs.write_status(folder, runs.Status(state=state, step=20, steps=20, attempt=1, train_s=3.0, device="cpu"))
+    runs.write_status(
+        folder, runs.Status(state=state, step=20, steps=20, attempt=1, train_s=3.0, device=device_name(CPU))
+    )
     runs.write_provenance(folder, manifest.digest(shards))
     with open(folder / "metrics.jsonl", "w") as file:
         for step in range(0, 21, 5):

@@ -240,13 +240,11 @@ def cost(run: Run) -> dict[str, Any]:
     """What the run took."""
     status = run.status
     pace = [value for value in run.curve("patches_per_s")[1] if value > 0]
-    gpu_hours = status.train_s * status.world_size / 3600
-    on_gpu = status.device not in ("", "cpu")
     return {
         "run": run,
         "parameters": f"{run.parameters:,}",
         "steps": f"{status.step} of {status.steps}",
-        "hours": f"{gpu_hours:.3g} GPU hours" if on_gpu else f"{status.train_s:.0f} s",
+        "hours": f"{status.train_s:.0f} s" if status.gpu_hours is None else f"{status.gpu_hours:.3g} GPU hours",
         "device": f"{status.world_size} x {status.device or 'unknown'}",
         "pace": f"{np.median(pace):.4g}" if pace else "-",
         "attempts": status.attempt,

@@ -105,6 +105,16 @@ class Status:
         """Whether the run says it is running but has not been heard of for LOST_AFTER_S."""
         return self.state == "running" and time.time() - self.heartbeat > LOST_AFTER_S
 
+    @property
+    def gpu_hours(self) -> float | None:
+        """GPUs of the training times the hours that it took; None on CPUs."""
+        return self.train_s * self.world_size / 3600 if on_gpu(self.device) else None
+
+
+def on_gpu(device: str) -> bool:
+    """Whether the name of a device, as ldct.device.device_name gives it, is a GPU's."""
+    return bool(device) and not device.lower().startswith("cpu")
+
 
 def read_status(folder: Path) -> Status:
     """Status of the run in ``folder``; of one that never started, the state pending.

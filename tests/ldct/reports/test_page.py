@@ -16,7 +16,7 @@ from ldct.metrics import registry
 from ldct.metrics.intervals import Measured
 from ldct.reports import charts, comparison, page_charts, tables
 from ldct.reports.labels import differing
-from ldct.reports.page import alarms, build, inserted, physics, ranking, render
+from ldct.reports.page import alarms, build, cost, inserted, physics, ranking, render
 from ldct.runs import folder as runs
 from shards.common.command import InputError
 
@@ -76,6 +76,13 @@ def test_what_no_protocol_changes_has_a_table_with_its_flags(page):
             outside = bool(registry.outside({metric.key: mean}))
             assert flagged == (outside and line["row"].name != "low dose")
     assert len(lines) == len(page.rows)
+
+
+def test_hours_of_gpus_are_told_of_runs_on_gpus_alone(page):
+    run = page.runs[0]
+    assert cost(run)["hours"] == "3 s"
+    status = dataclasses.replace(run.status, device="NVIDIA H100", world_size=2, train_s=900.0)
+    assert cost(dataclasses.replace(run, status=status))["hours"] == "0.5 GPU hours"
 
 
 def test_the_inserted_disc_stands_by_method_the_best_first(page):
