@@ -12,17 +12,15 @@ from ldct.config import renamed
 from ldct.config.fields import Config
 
 RESUMABLE = (
-    *(
-        "run_dir",
-        "data.shards",
-        "data.store",
-        "data.stage",
-        "train.steps",
-        "train.save_every_s",
-        "train.keep_every_steps",
-        "train.timeout_s",
-        "train.hang_s",
-    ),
+    "run_dir",
+    "data.shards",
+    "data.store",
+    "data.stage",
+    "train.steps",
+    "train.save_every_s",
+    "train.keep_every_steps",
+    "train.timeout_s",
+    "train.hang_s",
     "track",
 )
 """What may change between two parts of one run; anything else is another run. The shards are known by their manifest's
@@ -76,5 +74,5 @@ def decisive(config: Config) -> dict[str, Any]:
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Fields in which ``new`` is another run than ``old``: {name: (old, new)}; RESUMABLE ones do not count."""
-    a, b = ({f"{s}.{k}": v for s, part in decisive(c).items() for k, v in part.items()} for c in (old, new))
-    return {name: (a[name], b[name]) for name in a if a[name] != b[name]}
+    a, b = flat(old), flat(new)
+    return {name: (a[name], b[name]) for name in a if a[name] != b[name] and not resumable(name)}

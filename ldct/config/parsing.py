@@ -145,14 +145,13 @@ def check_names(values: dict[str, Any]) -> None:
     """Raise an InputError that lists the valid names if ``values`` holds an unknown section or field."""
     if old := renamed.old_names(values):
         raise InputError("; ".join(old))
-    sections = {f.name: f.default_factory for f in dataclasses.fields(Config)}
     for section, fields in values.items():
-        if section not in sections:
-            raise InputError(f"unknown section {section!r}; there are: {', '.join(sections)}")
         if section == "run_dir":
             continue
+        if section not in SECTIONS:
+            raise InputError(f"unknown section {section!r}; there are: {', '.join(SECTIONS)}, run_dir")
         require(isinstance(fields, dict), section, "a mapping of fields", fields)
-        valid = [f.name for f in dataclasses.fields(sections[section])]  # type: ignore[arg-type]
+        valid = [f.name for f in dataclasses.fields(SECTIONS[section])]
         for name in fields:
             if name not in valid:
                 raise InputError(f"unknown field {section}.{name}; {section} has: {', '.join(valid)}")

@@ -13,7 +13,7 @@ from ldct.config import Config
 from ldct.metrics import intervals
 from ldct.metrics.intervals import Interval, crossed
 from ldct.reports.comparison import Run
-from ldct.reports.labels import HIDDEN, labels
+from ldct.reports.labels import labels, tells
 
 NETWORK = ("model.name", "model.channels", "model.depth", "model.kernel", "model.residual")
 """What two networks may differ in: each has its own sizes."""
@@ -86,9 +86,8 @@ def group(runs: list[Run]) -> list[Arm]:
 
 def identity(config: Config, without: Iterable[str] = ()) -> dict[str, Any]:
     """The fields that make an arm: those that decide what is trained, but for the seed and those in ``without``."""
-    left_out = {*HIDDEN, "train.seed", *without}
-    flat = configuration.flat(config)
-    return {key: value for key, value in flat.items() if key not in left_out and not key.startswith("track.")}
+    left_out = {"train.seed", *without}
+    return {key: value for key, value in configuration.flat(config).items() if tells(key) and key not in left_out}
 
 
 def having(arms: list[Arm], **fields: Any) -> list[Arm]:

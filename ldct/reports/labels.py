@@ -7,14 +7,17 @@ from typing import Any
 from ldct import config as configuration
 from ldct.config import Config, ModelConfig
 
-HIDDEN = ("run_dir", "data.shards", "data.store", "train.timeout_s", "train.save_every_s")
-"""Fields that say where and how a run was done, not what it is."""
 ATTENTION = {"none": "", "channel": " + channel", "spatial": " + spatial", "both": " + channel + spatial"}
 SHIPPED = "pretrained"
 """Folder of the runs that ldct/inference/pretrained.py makes of networks that ship; they name no shards, and a sweep of
 this name does."""
 LABELLED = 5
 """Most fields in a run's label behind its network."""
+
+
+def tells(field: str) -> bool:
+    """Whether the field with this dotted name says what a run is, and not only where and how it was done."""
+    return field == "train.steps" or not configuration.resumable(field)
 
 
 def differing(configs: list[Config]) -> list[str]:
@@ -31,10 +34,7 @@ def differing(configs: list[Config]) -> list[str]:
     return [
         key
         for key in flats[0]
-        if key not in HIDDEN
-        and key not in published
-        and not key.startswith("track.")
-        and any(flat[key] != flats[0][key] for flat in flats)
+        if tells(key) and key not in published and any(flat[key] != flats[0][key] for flat in flats)
     ]
 
 

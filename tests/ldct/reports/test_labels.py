@@ -6,6 +6,7 @@ import pytest
 
 from ldct import config as configuration
 from ldct.inference import pretrained
+from ldct.reports import arms
 from ldct.reports.labels import differing, labels
 
 PLAIN = configuration.from_dict({})
@@ -53,6 +54,12 @@ def test_labels_name_what_differs_and_only_that():
     assert labels({"a": PLAIN, "b": slow}) == {"a": "RED-CNN, lr 0.001", "b": "RED-CNN, lr 0.0001"}
     stages = changed(model__attention="both", model__attention_stages=[1, 2])
     assert labels({"a": PLAIN, "b": stages})["b"] == "RED-CNN + channel + spatial, attention stages 1 2"
+
+
+def test_where_and_how_a_run_was_done_is_not_what_it_is():
+    elsewhere = changed(data__stage="/dev/shm", data__store="mmap", train__hang_s=0.0, track__wandb="disabled")
+    assert labels({"a": PLAIN, "b": elsewhere}) == {"a": "RED-CNN", "b": "RED-CNN"}
+    assert arms.identity(elsewhere) == arms.identity(PLAIN)
 
 
 def test_the_network_is_enough_where_it_tells_the_runs_apart():
