@@ -2,10 +2,11 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -13,13 +14,19 @@ NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 """What a file system without hard links answers: FAT, exFAT, some behind FUSE."""
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in ``folder`` durable: a rename is safe only once its directory is on disk."""
+@contextlib.contextmanager
+def _open_folder(folder: Path) -> Iterator[int]:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(fd)
+        yield fd
     finally:
         os.close(fd)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable: a rename is safe only once its directory is on disk."""
+    with _open_folder(folder) as fd:
+        os.fsync(fd)
 
 
 def temporary_name(path: Path) -> Path:
@@ -27,16 +34,18 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f"{path.name}.{socket.gethostname()}.{threading.get_native_id()}.tmp")
 
 
-def _to_disk(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
 @contextlib.contextmanager
-def atomic(path: Path) -> Iterator[IO[bytes]]:
+def atomic(path: Path, mode: int = 0o666, put: Callable[[Path, Path], None] = os.replace) -> Iterator[IO[bytes]]:
     """Open a temporary file beside ``path``; on success fsync it and rename it to ``path``.
 
     After an exception the temporary file is removed and ``path`` is as it was before.
+
+    Parameters
+    ----------
+    mode : int
+        Permissions of the file, before the umask.
+    put : callable
+        Gives the temporary file, its first argument, the name that is its second.
 
     Raises
     ------
@@ -45,12 +54,15 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
     """
     temporary = temporary_name(path)
     try:
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)  # of a process of this number that was killed
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             yield file
-            _to_disk(file)
-        os.replace(temporary, path)
+            file.flush()
+            os.fsync(file.fileno())
+        put(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where it could not be made
+            temporary.unlink()
         raise
     sync_folder(path.parent)
 
@@ -64,7 +76,8 @@ def write_text(path: Path, text: str) -> None:
 def write_once(path: Path, text: str, mode: int = 0o666) -> bool:
     """Write ``text`` (UTF-8) to ``path`` unless it is there, atomically; whether this call wrote it.
 
-    Of several processes that write at once, on hosts that share the disk, one does: a hard link decides which.
+    Of several processes that write at once, on hosts that share the disk, one does: a hard link decides which. On a
+    file system without hard links it is a lock, which those of one host hold against each other.
 
     Parameters
     ----------
@@ -76,25 +89,24 @@ def write_once(path: Path, text: str, mode: int = 0o666) -> bool:
     OSError
         For a full disk or a folder that cannot be written.
     """
-    temporary = temporary_name(path)
     try:
-        temporary.unlink(missing_ok=True)  # of a process of this number that was killed
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        with atomic(path, mode, _rename_if_new) as file:
             file.write(text.encode())
-            _to_disk(file)
-        try:
-            os.link(temporary, path)
-        except OSError as error:
-            if error.errno not in NO_LINKS:
-                raise
-            # a disk of one machine: who reads, or is killed, between these two lines leaves or finds an empty file,
-            # which every reader refuses
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
-            os.replace(temporary, path)
     except FileExistsError:
         return False
-    finally:
-        with contextlib.suppress(OSError):  # where it could not be made
-            temporary.unlink()
-    sync_folder(path.parent)
     return True
+
+
+def _rename_if_new(old: Path, new: Path) -> None:
+    """Rename, or raise a FileExistsError if ``new`` is there."""
+    try:
+        os.link(old, new)
+        old.unlink()
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        with _open_folder(new.parent) as fd:
+            fcntl.flock(fd, fcntl.LOCK_EX)  # the folder: no lock file is left, and a killed process holds nothing
+            if new.exists():
+                raise FileExistsError(new) from None
+            os.replace(old, new)

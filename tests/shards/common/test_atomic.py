@@ -2,6 +2,9 @@
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -34,19 +37,25 @@ def test_what_is_there_stays_and_a_new_file_has_the_mode(links, tmp_path):
     assert (tmp_path / "key").read_text() == "first" and (tmp_path / "key").stat().st_mode & 0o777 == 0o600
 
 
-def test_what_was_written_without_links_is_whole_or_empty(monkeypatch, tmp_path):
-    """And nothing beside it, which the next process would wait for, where this one is killed."""
+KILLED = """
+import errno, os, signal, sys
+from pathlib import Path
+from shards.common.atomic import write_once
 
-    def killed(*paths):
-        raise KeyboardInterrupt
+def no_links(*paths):
+    raise OSError(errno.EPERM, "Operation not permitted")
 
+os.link = no_links
+os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
+write_once(Path(sys.argv[1]), "text")
+"""
+
+
+def test_a_process_killed_at_the_last_moment_leaves_nothing_under_the_name(monkeypatch, tmp_path):
+    assert subprocess.run([sys.executable, "-c", KILLED, tmp_path / "key"]).returncode == -signal.SIGKILL
+    assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
     monkeypatch.setattr(os, "link", no_links)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", killed)
-        with pytest.raises(KeyboardInterrupt):
-            write_once(tmp_path / "key", "text")
-    assert os.listdir(tmp_path) == ["key"] and (tmp_path / "key").read_bytes() == b""
-    assert not write_once(tmp_path / "key", "text")
+    assert write_once(tmp_path / "key", "text") and (tmp_path / "key").read_text() == "text"
 
 
 def test_any_other_refusal_is_told(monkeypatch, tmp_path):
