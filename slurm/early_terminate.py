@@ -53,7 +53,7 @@ def rule_of(search: "Search", planned: "list[Run]") -> halving.Rule | None:
     Raises
     ------
     InputError
-        If no run has the metric, or none comes as far as the first bracket.
+        If no run has the metric, none comes as far as the first bracket, or val.every differs.
     """
     if search.early_terminate is None or search.metric is None:
         return None
@@ -67,6 +67,11 @@ def rule_of(search: "Search", planned: "list[Run]") -> halving.Rule | None:
         if registry.find(known[name]).higher_is_better not in (None, maximize):
             better = "minimize" if maximize else "maximize"
             raise InputError(f"metric.goal: the better {name} is the other one; write goal: {better}")
+    if len(every := {run.config.val.every for run in planned}) > 1:
+        raise InputError(
+            f"early_terminate: runs are compared at equal steps; expected one val.every, found "
+            f"{', '.join(map(str, sorted(every)))}; give all runs the same"
+        )
     made = max(-(-run.config.train.steps // run.config.val.every) for run in planned)
     brackets = halving.brackets(search.early_terminate, made)
     if not brackets:

@@ -2,7 +2,7 @@
 
 A rule stands beside the runs of a sweep (``early_terminate.json``, written by launch/sweep.py from the sweep file). It
 names brackets, counted in validations after the first step. A run that has made as many as a bracket says reads the
-metrics.jsonl of its siblings and compares its own value with theirs at that bracket, of those that have come as far: it
+metrics.jsonl of its siblings and compares its own value with theirs at the same step, of those that validated there: it
 waits for nobody, as the runs of an array start when the queue lets them. The first to come have nobody to be compared
 with, and go on.
 
@@ -96,16 +96,24 @@ class Halving:
         return json.loads(path.read_text())
 
     def _decide(self, rule: Rule, bracket: int) -> dict[str, Any]:
+        step, own = list(values(self.folder, rule).items())[bracket - 1]
         there = {name: values(self.folder.parent / name, rule) for name in rule.runs if name != self.folder.name}
-        others = {name: found[bracket - 1] for name, found in there.items() if len(found) >= bracket}
-        own = values(self.folder, rule)[bracket - 1]
+        others = {name: found[step] for name, found in there.items() if step in found}
         end = not goes_on(own, list(others.values()), rule.eta, rule.strict)
         seen = {name: rule.as_measured(value) for name, value in others.items()}
-        return {"bracket": bracket, "metric": rule.metric, "own": rule.as_measured(own), "others": seen, "end": end}
+        return {
+            "bracket": bracket,
+            "step": step,
+            "metric": rule.metric,
+            "own": rule.as_measured(own),
+            "others": seen,
+            "end": end,
+        }
 
 
-def values(folder: Path, rule: Rule) -> list[float]:
-    """The rule's metric at each validation but that before the first step of the run in ``folder``; larger is better,
-    what was not finite is worst."""
-    found = [line[rule.metric] for line in runs.read_metrics(folder) if line["step"] and rule.metric in line]
-    return [-math.inf if value is None else value if rule.maximize else -value for value in found]
+def values(folder: Path, rule: Rule) -> dict[int, float]:
+    """Step -> the rule's metric at each validation but that before the first step of the run in ``folder``, in their
+    order; larger is better, what was not finite is worst."""
+    found = {line["step"]: line[rule.metric] for line in runs.read_metrics(folder) if rule.metric in line}
+    signed = {step: value if rule.maximize or value is None else -value for step, value in found.items() if step}
+    return {step: -math.inf if value is None else value for step, value in signed.items()}

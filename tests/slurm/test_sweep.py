@@ -126,6 +126,9 @@ def test_the_rule_of_an_early_end(plan, base, tmp_path):
             rule(early, wrong)
     with pytest.raises(InputError, match="no bracket before the last of 2 validations; give a lower min_iter"):
         rule(early, metric, steps=4)
+    content = {"method": "grid", "parameters": {"val.every": {"values": [2, 4]}}, "early_terminate": early}
+    with pytest.raises(InputError, match=r"compared at equal steps; expected one val\.every, found 2, 4; give all"):
+        early_terminate.rule_of(sweep_file.check({**content, "metric": metric}, "s"), plan({"val.every": [2, 4]}))
 
 
 def test_equal_runs_are_one(plan):

@@ -67,7 +67,8 @@ def metrics(folder, values):
     made = runs.Metrics(folder)
     if not made.path.exists():
         made.append({"step": 0, PSNR: 0.0})
-    for number, value in enumerate(values, 1):
+    before = sum(PSNR in line for line in runs.read_metrics(folder))
+    for number, value in enumerate(values, before):
         made.append({"step": 7 * number, PSNR: value})
         made.append({"step": 7 * number + 1, "train/loss": 0.1})
 
@@ -79,12 +80,29 @@ def test_a_decision_is_made_of_what_is_there_and_never_again(sweep):
     metrics(own, [2.0])
     assert not Halving(own).ends()  # the second of three, eta 2
     content = json.loads((own / "halving" / "00001.json").read_text())
-    assert content == {"bracket": 1, "metric": PSNR, "own": 2.0, "others": {"a": 1.0, "b": 3.0}, "end": False}
+    assert content == {
+        "bracket": 1,
+        "step": 7,
+        "metric": PSNR,
+        "own": 2.0,
+        "others": {"a": 1.0, "b": 3.0},
+        "end": False,
+    }
     metrics(own.parent / "late", [8.0])
     assert not Halving(own).ends()
     metrics(own, [2.5])  # its second validation: only b has come as far
     assert not Halving(own).ends()
     assert not [path for path in own.rglob("*.tmp")]
+
+
+def test_siblings_are_compared_at_equal_steps(sweep):
+    """One whose train.steps was 5 made its last validation there, and its first with fewer steps than the others."""
+    own = sweep({"short": [], "a": [1.0]})
+    runs.Metrics(own.parent / "short").append({"step": 5, PSNR: 9.0})
+    runs.Metrics(own.parent / "short").append({"step": 6, PSNR: 9.0})
+    metrics(own, [2.0])
+    assert not Halving(own).ends()
+    assert json.loads((own / "halving" / "00001.json").read_text())["others"] == {"a": 1.0}
 
 
 def test_what_is_not_finite_is_worst_and_small_may_be_better(sweep):
