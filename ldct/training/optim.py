@@ -20,18 +20,6 @@ def create(parameters: list[nn.Parameter], config: OptimConfig) -> torch.optim.O
     return torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
 
 
-def clip(gradients: list[Tensor], limit: float) -> Tensor:
-    """The norm of all ``gradients`` together, a scalar; where it is above ``limit`` (0 = none) they are scaled down.
-
-    The numbers of torch.nn.utils.clip_grad_norm_. That one sorts tensors by device and type first, which takes a third
-    of its time for small ones; here all are alike.
-    """
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    if limit:
-        torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1))
-    return norm
-
-
 class LearningRate:
     """Learning rate by step: linear warm-up, then constant, half a cosine to zero, or halved where validation stalls.
 

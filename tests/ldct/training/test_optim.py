@@ -2,10 +2,14 @@ import math
 
 import pytest
 import torch
+from conftest import tiny_flags
 from torch import nn
 
-from ldct.config import OptimConfig
-from ldct.training.optim import NEVER, Average, FiniteGuard, LearningRate, clip, create
+from ldct.config import OptimConfig, parse
+from ldct.data.patches import MappedStore
+from ldct.training.optim import NEVER, Average, FiniteGuard, LearningRate, create
+from ldct.training.ranks import Ranks
+from ldct.training.step import Training
 
 
 def test_cosine_rises_over_the_warm_up_and_falls_to_zero():
@@ -93,15 +97,15 @@ def test_optimizers_by_name(name, kind):
     assert optimizer.param_groups[0]["fused"] is True
 
 
-@pytest.mark.parametrize("limit", [0, 0.5, 100])
-def test_gradients_are_clipped_as_torch_clips_them(limit):
-    parameters = [nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(2))]
-    for parameter in parameters[:2]:
-        parameter.grad = torch.randn_like(parameter)
-    gradients = [parameter.grad.clone() for parameter in parameters[:2]]
-    norm = clip(gradients, limit)
-    assert norm == torch.nn.utils.clip_grad_norm_(parameters, limit or math.inf)
-    assert all(gradient.equal(parameter.grad) for gradient, parameter in zip(gradients, parameters[:2], strict=True))
+@pytest.mark.parametrize("limit", [0, 1e-3, 1e3])
+def test_the_optimizer_gets_clipped_gradients_and_the_step_tells_their_norm_before(tiny_shards, limit):
+    run = Training(parse(tiny_flags(tiny_shards, "nowhere", optim__clip_norm=limit)), Ranks(60))
+    got = []
+    run.optimizer.register_step_pre_hook(lambda *_: got.extend(p.grad.norm() for p in run.parameters))
+    norm = run.train_step(MappedStore(run.patches, torch.device("cpu")).fetch(run.sampler[0])).grad_norm.item()
+    assert 1e-3 < norm < 1e3
+    assert torch.stack(got).norm().item() == pytest.approx(limit if limit == 1e-3 else norm, rel=1e-3)
+    assert all(parameter.grad is None for parameter in run.parameters)
 
 
 def test_the_guard_keeps_the_first_step_that_was_not_finite():
