@@ -18,8 +18,8 @@ FORKS.set_forkserver_preload(["ldct.training.trainer", "torch._dynamo"])  # whic
 class Rank(FORKS.Process):
     """launch/train.py with ``flags`` as a rank of a run; what it says goes to the new file ``log``.
 
-    The rank numbered ``act[0]`` does ``act[2]`` behind step ``act[1]``: hang, fail, or a signal to itself. Two acts
-    know no step: late starts that rank SLOW_S late; slow makes it take SLOW_S for what it does alone, once each.
+    The rank numbered ``act[0]`` does ``act[2]`` behind step ``act[1]``: hang, wait, fail, or a signal to itself. Two
+    acts know no step: late starts that rank SLOW_S late; slow makes it take SLOW_S for what it does alone, once each.
     """
 
     def __init__(self, environment, act, flags, log):
@@ -62,7 +62,7 @@ def act_behind(step, act):
     def wrapped(self, *args, **kwargs):
         result = train_step(self, *args, **kwargs)
         if self.step == step:
-            if act in ("hang", "fail"):
+            if act in ("hang", "wait", "fail"):
                 globals()[act]()
             else:
                 os.kill(os.getpid(), signal.Signals[act])
@@ -73,6 +73,14 @@ def act_behind(step, act):
 
 def hang():
     time.sleep(1000)
+
+
+def wait():
+    """As hang, but it is known after a moment that the device waits for nothing that will come."""
+    from ldct.training import pulse
+
+    pulse.GRACE_S = 2
+    hang()
 
 
 def fail():

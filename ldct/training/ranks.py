@@ -13,15 +13,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ldct.training import placement
-from ldct.training.pulse import Pulse
+from ldct.training.pulse import DONE, Pulse, RankLost
 from shards.common.command import InputError
 
 PATIENCE = timedelta(minutes=30)
 """What ranks wait for each other where one may be slow for good reasons: imports, patches copied to a GPU, a save."""
-
-
-class RankLost(RuntimeError):
-    """Other ranks ended; the message names them."""
 
 
 class Ranks:
@@ -75,6 +71,7 @@ class Ranks:
         )
         self.group = dist.new_group(backend="gloo", timeout=self.timeout)
         self.patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self.pulse.listen(dist.new_group(backend="gloo", timeout=PATIENCE))
 
     @property
     def first(self) -> bool:
@@ -169,8 +166,22 @@ class Ranks:
     @contextlib.contextmanager
     def patiently(self) -> Iterator[None]:
         """Around what rank 0 does alone, however slow its disk: the others wait at the end, with PATIENCE."""
-        yield
+        with self.in_loop(False):
+            yield
         self.wait()
+
+    @contextlib.contextmanager
+    def in_loop(self, whether: bool = True) -> Iterator[None]:
+        """Around what has to hear soon of another rank's end: where it waits for its device and does not, the process
+        is ended, with the name of the lost rank."""
+        if self.world_size == 1:
+            yield
+            return
+        before, self.pulse.in_loop = self.pulse.in_loop, whether
+        try:
+            yield
+        finally:
+            self.pulse.in_loop = before
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -185,7 +196,7 @@ class Ranks:
             yield
             with contextlib.suppress(RuntimeError) if self.first else contextlib.nullcontext():
                 self.wait()
-        self.pulse.close()
+        self.pulse.close(DONE)
         dist.destroy_process_group()
 
     @contextlib.contextmanager

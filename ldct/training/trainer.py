@@ -160,7 +160,7 @@ class Trainer:
         first = training.step + 1
         batches = Loader(store, training.sampler, ranks.rank, ranks.world_size, training.step, last)
         self.agreed = ranks.begin_maximum(self._asked)
-        with batches, self.watchdog:
+        with batches, self.watchdog, ranks.in_loop():
             self._look_at_siblings()
             if not self.ends_early and self._validation_due():
                 self._validate()

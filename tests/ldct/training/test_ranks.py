@@ -91,6 +91,18 @@ def test_every_survivor_names_the_one_that_ended_and_not_the_first_to_give_up(ti
     assert all(line.startswith(f"rank 2 ({socket.gethostname()}, pid ") for line in said), said
 
 
+def test_a_rank_that_cannot_hear_of_the_lost_one_is_ended_with_its_name(tiny_shards, tmp_path):
+    """As one whose device waits for gradients of the lost rank, in a call that nothing interrupts."""
+    flags, port = tiny_flags(tiny_shards, tmp_path), free_port()
+    (waiting,) = start(flags, 2, ("0", "4", "wait"), port, only=0)
+    (lost,) = start(flags, 2, ("1", "4", "SIGKILL"), port, only=1)
+    assert lost.ended()[0] == -9
+    status, error = waiting.ended(60)
+    assert status == 1
+    assert f"RankLost: rank 1 ({socket.gethostname()}, pid {lost.pid}) ended" in error.splitlines()[-1]
+    assert "in wait" in error  # the stacks
+
+
 def test_a_rank_that_hangs_is_waited_for_only_so_long(tiny_shards, tmp_path):
     ranks = start(tiny_flags(tiny_shards, tmp_path, train__timeout_s=5), act=("1", "4", "hang"))
     try:
