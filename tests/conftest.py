@@ -1,4 +1,4 @@
-"""What tests of several rooms share: tiny shards built by the real sharder, and the flags of a tiny training run."""
+"""What tests share: tiny shards by the real sharder, the flags of a tiny training run, and what may be skipped."""
 
 import os
 import shutil
@@ -15,8 +15,36 @@ from ldct.training.signals import CAUGHT
 
 ROOT = Path(__file__).resolve().parents[1]
 
+REQUIRE_ALL = "LDCT_REQUIRE_ALL"
+"""Set by .ci/run: a test that cannot run here has failed."""
+MAY_SKIP = {
+    "no CUDA device": "CI has no GPU",
+    "torch can use the GPUs here": "tests what happens where it cannot",
+    "no second Python": "CI has one",
+}
+"""How the reasons begin for which a test may be skipped all the same, and why."""
+
 # one thread a process: the tests' networks are too small to share, and two ranks must not fight for the cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def required(report):
+    """``report``, a failure if it is of a skip where none may be."""
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get(REQUIRE_ALL):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        if not reason.startswith(tuple(MAY_SKIP)):
+            report.outcome, report.longrepr = "failed", f"skipped, which {REQUIRE_ALL} forbids: {reason}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    return required((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report():
+    return required((yield))
 
 
 @pytest.fixture(autouse=True)

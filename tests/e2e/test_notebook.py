@@ -40,7 +40,7 @@ def test_it_runs_on_any_shards(shards, tmp_path, monkeypatch):
     NotebookClient(
         notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
-    assert "test   1 patients, 1 slices" in printed(notebook)
+    assert "test   patients: 1, slices: 1\n" in printed(notebook)
     assert "L143_0000: 320 x 320 pixels of 0.700 mm" in printed(notebook)
     assert "abd400/psnr" in printed(notebook)
     sizes = [Image.open(io.BytesIO(picture)).size for picture in pictures(notebook)]
