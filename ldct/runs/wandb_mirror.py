@@ -9,6 +9,7 @@ run's next part, or by hand::
     python -m ldct.runs.wandb_mirror RUN...
 """
 
+import argparse
 import contextlib
 import hashlib
 import json
@@ -352,16 +353,18 @@ def behind(folder: Path) -> bool:
 
 def main() -> None:
     """Mirror one run beside its training (--follow RUN), or bring W&B up to date with the runs in folders."""
-    match sys.argv[1:]:
-        case ["--follow", folder]:
-            follow(Path(folder))
-        case [*roots] if roots and not any(root.startswith("-") for root in roots):
-            for run in runs.find_runs([Path(root) for root in roots]):
-                send(run)
-        case _:
-            raise InputError(
-                "usage: python -m ldct.runs.wandb_mirror RUN..., run folders or folders of runs to send to W&B"
-            )
+    parser = argparse.ArgumentParser(
+        prog="python -m ldct.runs.wandb_mirror", description="Send to W&B what it does not have yet of trained runs."
+    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, or folders of runs")
+    parser.add_argument("--follow", action="store_true", help="one run, from its start to its end, beside its training")
+    args = parser.parse_args()
+    if args.follow:
+        (folder,) = args.runs
+        follow(folder)
+    else:
+        for run in runs.find_runs(args.runs):
+            send(run)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,3 @@ def test_the_chain_runs_and_a_second_time_finds_all_done(tmp_path):
     changed = [path for path, when in files(tmp_path).items() if before.get(path) != when]
     assert changed == []
     assert again[-1].splitlines()[1:-1] == outputs[-1].splitlines()[1:-1]
-    missed = run_command("launch/compare.py", tmp_path / "runs", "--require-gain", "99", "--output",
-                         tmp_path / "report.html", check=False)  # fmt: skip
-    assert missed.returncode == 1 and "not reached" in missed.stderr
