@@ -64,6 +64,8 @@ def main() -> int:
         note_states(planned, folder)
         if args.restart_lost:
             end_hung(planned, folder)
+        if cluster.executor == "slurm":
+            chain.refuse_beside_processes(folder, then, planned)
         say(plan_table.of_plan(planned, cluster, args.runs, args.bench), "nothing was submitted")
         chosen = [run for run in planned if run.open]
         if warning := snapshot.other_code([run.folder for run in chosen]):

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from ldct.runs import folder as runs
@@ -11,7 +12,7 @@ from slurm.cluster import Cluster, local_parallelism, sbatch_text
 from slurm.commands import Command, Part
 from slurm.local import Local
 from slurm.submit import note_lost_answers, submit
-from slurm.sweep import HUNG, end_hung
+from slurm.sweep import HUNG, Run, end_hung
 
 STEPS = ("evaluate", "compare", "findings")
 """What may follow a sweep: commands of launch/, by name."""
@@ -23,7 +24,7 @@ SHOWN = 20
 """Parts that are named one by one; of more, how many there are."""
 
 LIVE = ("pending", "running", HUNG)
-"""States of a part that has a job."""
+"""States of a part that has a job, or a process."""
 
 
 def submit_command(
@@ -52,6 +53,8 @@ def submit_command(
     if again:
         forget([part for part in parts if part.state == "finished"])
     chosen = [part for part in parts if part.open]
+    if chosen and cluster.executor == "slurm":
+        refuse_processes(parts)
     print(f"{command}: {states_of(parts)}", flush=True)
     if cluster.executor == "local":
         return run_here(cluster, folder, parts, snapshot.take(folder))
@@ -95,6 +98,29 @@ def job_of(part: Part) -> str:
     """The last job of SLURM that does ``part``; "" where there is none, or sbatch's answer never came."""
     sent = submission.latest(part.folder.parent).get(part.name)
     return sent[1] if sent and sent[0].executor == "slurm" else ""
+
+
+def refuse_processes(works: Sequence[Run | Part]) -> None:
+    """Raise an InputError if a process that is no job of SLURM works on one of ``works``: no job can wait for it, and
+    what follows it would begin at once."""
+    for work in works:
+        record, _ = submission.latest(work.folder.parent).get(work.name, (None, ""))
+        if work.state in LIVE and (record is None or record.executor == "local"):
+            if work.state == HUNG:
+                end_hung([work], work.folder.parent)  # says how
+            host = record.host if record else runs.read_status(work.folder).host
+            raise InputError(
+                f"{work.folder} runs in a process of {host}, and no job of SLURM can wait for that; run again when it "
+                f"has ended, or end it with launch/status.py {work.folder.parent} --cancel there"
+            )
+
+
+def refuse_beside_processes(sweep: Path, chain: dict[str, tuple[Command, bool]], planned: Sequence[Run]) -> None:
+    """Raise an InputError if steps would not wait for what they follow; see refuse_processes."""
+    steps = [part for name, (command, _) in chain.items() for part in commands.parts_of(sweep / FOLDER / name, command)]
+    for step in steps:
+        commands.note_states([step])
+    refuse_processes([*planned, *steps] if chain else [])
 
 
 def forget(parts: list[Part]) -> None:

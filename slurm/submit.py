@@ -105,16 +105,19 @@ def give_pickles(cluster: Cluster, folder: Path, jobs: Mapping[str, str], works:
 
 def note_lost_answers(cluster: Cluster, sweep: Path, works: Sequence[Work]) -> None:
     """Put jobs into the records of submissions whose answer of sbatch never came, and say so: from then on they are
-    waited for, cancelled and counted like any other, and have what they are to do. A record whose runs were all given
-    anew is not asked for: SLURM may not be here any more."""
-    last = {record.id: record for record, _ in submission.latest(sweep).values()}
-    lost = [record for record in last.values() if record.executor == "slurm" and not record.jobs]
+    waited for, cancelled and counted like any other, and have what they are to do; those of runs that were given anew
+    since are cancelled. A record whose runs were all given anew is not asked for: SLURM may not be here any more."""
+    last = submission.latest(sweep)
+    records = {record.id: record for record, _ in last.values()}.values()
+    lost = [record for record in records if record.executor == "slurm" and not record.jobs]
     live = squeue.live() if lost else {}
     for record in lost:
         record.jobs = submission.find_jobs(record, live)
         if record.jobs:
             folder = sweep / submission.LOGS / record.id
-            give_pickles(cluster, folder, record.jobs, works)  # first: a record with jobs is not looked at again
+            current = {run: job for run, job in record.jobs.items() if last[run][0].id == record.id}
+            give_pickles(cluster, folder, current, works)  # first: a record with jobs is not looked at again
             submission.save(record, folder)
+            squeue.cancel([job for run, job in record.jobs.items() if run not in current and job in live])
             job = record.jobs[record.runs[0]].split("_")[0]
             print(f"note: job {job} is of {record.id}, of which sbatch's answer never came", flush=True)

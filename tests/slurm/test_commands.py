@@ -1,5 +1,6 @@
 """Commands as jobs: on a real SLURM, with requeues, failures and cancellations in the middle."""
 
+import contextlib
 import json
 import os
 import re
@@ -328,31 +329,56 @@ def test_a_part_that_hangs_is_replaced_with_the_whole_that_waits_for_it(tmp_path
     assert done == [("cancel", "8"), ("cancel", "7_1"), ("2-of-2", ""), ("whole", "afterok:9")]
 
 
-def test_a_step_that_hangs_on_this_machine_is_named_and_not_done_beside_it(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def here(monkeypatch):
+    """Make a part that a process of this machine works on, whose launcher is gone; SLURM's jobs are 9, 9, ..."""
+    monkeypatch.setattr(chain.snapshot, "take", lambda folder: folder)
+    submitted = []
+    monkeypatch.setattr(chain, "submit", lambda *given: submitted.append(given) or ["9"])
+    with contextlib.ExitStack() as stack:
+
+        def make(folder):
+            record, logs = submission.new(folder.parent, "local", [folder.name], folder)
+            sleep = [sys.executable, "-c", "import time; time.sleep(60)", record.id]
+            process = stack.enter_context(subprocess.Popen(sleep))
+            stack.callback(process.kill)
+            record.jobs[folder.name] = str(process.pid)
+            submission.save(record, logs)
+            folder.mkdir()
+            write_status(folder, Status(state="running"))
+            return process.pid, submitted
+
+        yield make
+
+
+def test_a_step_that_hangs_on_this_machine_is_named_and_not_done_beside_it(tmp_path, monkeypatch, capsys, here):
     chained = {"compare": (commands.Command(["launch/compare.py", "a"]), False)}
     folder = tmp_path / "jobs" / "compare"
-    record, logs = submission.new(folder, "local", ["whole"], folder)
-    sleep = "import time; time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", sleep, record.id], stdout=subprocess.PIPE) as process:
-        try:
-            record.jobs["whole"] = str(process.pid)
-            submission.save(record, logs)
-            (folder / "whole").mkdir()
-            write_status(folder / "whole", Status(state="running"))
-            monkeypatch.setattr(runs, "LOST_AFTER_S", -1.0)  # it hangs at once
-            monkeypatch.setattr(chain.snapshot, "take", lambda folder: folder)
-            submitted = []
-            monkeypatch.setattr(chain, "submit", lambda *given: submitted.append(given) or ["9"])
-            for do in (chain.follow, chain.follow_here):
-                with pytest.raises(InputError, match=f"whole hangs in process {process.pid} .*; end it with kill -9"):
-                    do(Cluster("local"), tmp_path, chained, False, True)
-            with pytest.raises(InputError, match="whole hangs in process"):
-                chain.follow(Cluster(), tmp_path, chained, anew=True)
-            assert not chain.follow_here(Cluster("local"), tmp_path, chained, anew=False)
-        finally:
-            process.kill()
+    pid, submitted = here(folder / "whole")
+    monkeypatch.setattr(runs, "LOST_AFTER_S", -1.0)  # it hangs at once
+    for do in (chain.follow, chain.follow_here):
+        with pytest.raises(InputError, match=f"whole hangs in process {pid} .*; end it with kill -9"):
+            do(Cluster("local"), tmp_path, chained, False, True)
+    with pytest.raises(InputError, match="whole hangs in process"):
+        chain.follow(Cluster(), tmp_path, chained, anew=True)
+    assert not chain.follow_here(Cluster("local"), tmp_path, chained, anew=False)
     assert capsys.readouterr().out.startswith("compare: lost, its job runs; add --restart-lost\n0 of 1 finished")
     assert read_status(folder / "whole").state == "running" and submitted == []
+
+
+def test_what_runs_on_this_machine_is_not_done_beside_itself_in_slurm(tmp_path, here):
+    """A job of SLURM cannot wait for a process: what follows it would begin at once."""
+    folder = tmp_path / "jobs" / "evaluate"
+    _, submitted = here(folder / "whole")
+    then = {name: (commands.Command([f"launch/{name}.py", "a"]), False) for name in ("evaluate", "compare")}
+    chain.refuse_beside_processes(tmp_path, {}, [])
+    with pytest.raises(InputError, match=f"{folder}/whole runs in a process of .*, and no job of SLURM can wait"):
+        chain.refuse_beside_processes(tmp_path, then, [])
+    command = commands.Command(["shards/build.py", "a"], parts=2)
+    here(tmp_path / "build" / "1-of-2")
+    with pytest.raises(InputError, match=r"1-of-2 runs in a process of .* end it with launch/status.py .* --cancel"):
+        chain.submit_command(Cluster(), tmp_path / "build", command, "", again=False)
+    assert submitted == [] and read_status(folder / "whole").state == "running"
 
 
 def test_a_dry_run_refuses_what_the_real_call_refuses(tmp_path):

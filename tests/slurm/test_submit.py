@@ -105,6 +105,21 @@ def test_a_run_that_left_the_sweep_gets_what_it_is_to_do_and_before_the_record(m
     assert [pickled.function.folder for pickled in pickles] == [str(tmp_path / name) for name in record.runs]
 
 
+def test_of_a_lost_record_only_what_was_not_given_anew_is_done(monkeypatch, tmp_path):
+    """Stands in for squeue and scancel: the controller shows the job after the next launcher has asked for it."""
+    lost, logs = submission.new(tmp_path, "slurm", ["000-a", "001-b"], tmp_path)
+    anew, later = submission.new(tmp_path, "slurm", ["000-a"], tmp_path)
+    anew.jobs["000-a"] = "8"
+    submission.save(anew, later)
+    entry = squeue.Job("PENDING", 0, "", lost.id, 0.0)
+    monkeypatch.setattr(squeue, "live", lambda jobs=None: {"7_0": entry, "7_1": entry, "8": entry})
+    cancelled = []
+    monkeypatch.setattr(squeue, "cancel", lambda jobs: cancelled.extend(jobs))
+    note_lost_answers(Cluster(), tmp_path, [])
+    assert [path.name for path in logs.glob("*.pkl")] == ["7_1_submitted.pkl"] and cancelled == ["7_0"]
+    assert {run: job for run, (_, job) in submission.latest(tmp_path).items()} == {"000-a": "8", "001-b": "7_1"}
+
+
 def test_a_step_that_waits_follows_the_shards(cluster, bed, monkeypatch, capsys, tmp_path):
     argv = [*map(str, bed.files("moved", HELD, {"train.seed": 0})), "--then", "evaluate,compare"]
     monkeypatch.setattr("sys.argv", ["sweep.py", *argv])
