@@ -97,7 +97,7 @@ class PartStatus:
 
     def beat(self) -> None:
         """Write the heartbeat if it is due."""
-        if time.time() - self.fields.heartbeat >= runs.HEARTBEAT_S:
+        if self.fields.due:
             self.write("running")
 
 

@@ -25,7 +25,14 @@ ENDED = (
     "REVOKED",
 )
 
-WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "CONFIGURING")
+WAITING = (
+    *("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "CONFIGURING"),
+    *("SUSPENDED", "STOPPED"),  # its processes are there and do nothing: it writes no heartbeat
+)
+
+
+OF_A_PERSON = ("SQUEUE_", "SACCT_", "SCONTROL_", "SCANCEL_")
+"""Beginnings of variables by which a user changes what these commands do."""
 
 
 @dataclass
@@ -37,7 +44,7 @@ class Job:
     restarts: int
     """Times it was put back into the queue."""
     reason: str
-    """Why it waits."""
+    """Why it waits, in SLURM's word; "None" where there is none."""
     comment: str
     """The submission it belongs to (slurm/submission.py)."""
     began: float
@@ -45,8 +52,14 @@ class Job:
 
     @property
     def waiting(self) -> bool:
-        """Whether it is in the queue and does not run."""
+        """Whether SLURM has it and lets it do nothing."""
         return self.state in WAITING
+
+    @property
+    def why(self) -> str:
+        """Why it waits, in SLURM's word, e.g. Priority, QOSMaxJobsPerUserLimit or SUSPENDED; "" if nobody knows yet."""
+        said = self.state if self.reason == "None" else self.reason
+        return said if self.waiting and said != "PENDING" else ""
 
 
 def ask(*command: str, timeout: float = 60.0) -> str:
@@ -58,7 +71,9 @@ def ask(*command: str, timeout: float = 60.0) -> str:
         If it is not installed, fails or does not answer; one line.
     """
     try:
-        environment = {**os.environ, "SLURM_TIME_FORMAT": "standard"}  # a user may have another one
+        # a user may filter, sort and format what a person reads, or be asked before a job is cancelled
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(OF_A_PERSON)}
+        environment["SLURM_TIME_FORMAT"] = "standard"
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
     except FileNotFoundError:
         raise InputError(f"{command[0]} is not on PATH; run this on a login node of the cluster") from None

@@ -59,6 +59,8 @@ class Report:
     """What a person should look at."""
     job: str
     """SLURM's job, or the local process."""
+    reason: str
+    """Why it waits, in SLURM's word, e.g. Priority; "" if it does not, or nobody knows yet."""
     error: str
     """Last line of the traceback, or how SLURM says the job ended; "" if nothing went wrong."""
     log: str
@@ -150,6 +152,7 @@ def report(folder: Path, sent: tuple[Submission, str] | None, jobs: dict[str, sq
         best=status.best,
         flags=status.flags + evaluation_flags(folder) + changes(folder, status, 0 if waits else steps),
         job=job,
+        reason=entry.why if entry else "",
         error=status.error if state == "failed" else "",
         log=str(submission.log_of(folder.parent, record, job)) if record and job else "",
         values=values(folder),

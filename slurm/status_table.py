@@ -35,6 +35,9 @@ def show(listed: list[Report], silent: str) -> str:
     lines.append(sums(listed))
     for flag in dict.fromkeys(flag for run in listed for flag in run.flags):
         lines.append(f"warning: {flag}: {some([run.run for run in listed if flag in run.flags])}")
+    for reason in dict.fromkeys(run.reason for run in listed if run.reason):
+        waiting = [run.run for run in listed if run.reason == reason]
+        lines.append(f"{len(waiting)} wait, SLURM says {reason}: {some(waiting)}")
     lines += failures(listed)
     if silent:
         lines.append(f"without SLURM's word: {silent}")

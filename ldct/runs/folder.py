@@ -106,6 +106,11 @@ class Status:
         return self.state == "running" and time.time() - self.heartbeat > LOST_AFTER_S
 
     @property
+    def due(self) -> bool:
+        """Whether the run is to write its heartbeat; also where the clock was put back since."""
+        return not 0 <= time.time() - self.heartbeat < HEARTBEAT_S
+
+    @property
     def gpu_hours(self) -> float | None:
         """GPUs of the training times the hours that it took; None on CPUs."""
         return self.train_s * self.world_size / 3600 if on_gpu(self.device) else None

@@ -157,7 +157,7 @@ class Recorder:
 
     def heartbeat_due(self) -> bool:
         """Whether this rank writes the heartbeat, and the last one is HEARTBEAT_S old."""
-        return self.tracker is not None and time.time() - self.status.heartbeat >= runs.HEARTBEAT_S
+        return self.tracker is not None and self.status.due
 
     def heartbeat(self) -> None:
         """Write the heartbeat, and look after the tracking."""

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -252,6 +253,14 @@ def test_the_time_left_is_read_from_a_line_of_progress():
         ("build: 3/10 slices, 0/s, rate not known yet\n", ("3", "10", None)),
     ):
         assert part_job.PROGRESS.match(line).groups() == far
+
+
+def test_the_heartbeat_goes_on_when_the_clock_is_put_back(tmp_path):
+    status = part_job.PartStatus(tmp_path / "part")
+    before = status.fields.heartbeat
+    status.fields.heartbeat += 3600
+    status.beat()
+    assert before < read_status(tmp_path / "part").heartbeat <= time.time()
 
 
 def test_steps_are_the_same_from_any_directory_and_go_on_with_moved_shards(tmp_path, monkeypatch):

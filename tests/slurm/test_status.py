@@ -44,8 +44,8 @@ def cluster_says(monkeypatch):
     return says
 
 
-def job(state, restarts=0, began=0.0):
-    return squeue.Job(state, restarts, "None", "", began)
+def job(state, restarts=0, began=0.0, reason="None"):
+    return squeue.Job(state, restarts, reason, "", began)
 
 
 TRACEBACK = """submitit ERROR - Submitted job triggered an exception
@@ -101,6 +101,25 @@ def test_states(make, cluster_says, tmp_path):
         "11 runs: 1 new, 1 pending, 1 running, 1 requeued, 1 finished, 3 failed, 1 lost, 1 stopped, 1 cancelled"
         in shown
     )
+
+
+def test_why_runs_wait(make, cluster_says, tmp_path):
+    """One that SLURM has suspended writes no heartbeat, and is not lost."""
+    for number in range(3):
+        make(f"00{number}-held", job=f"1_{number}")
+    make("003-new", job="1_3")
+    make("004-suspended", job="1_4", state="running", step=40)
+    path = runs.attempts.path_of(tmp_path / "s" / "004-suspended", "status.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"heartbeat": 1.0}))
+    held = {f"1_{number}": job("PENDING", reason="QOSMaxJobsPerUserLimit") for number in range(3)}
+    cluster_says(held | {"1_3": job("PENDING"), "1_4": job("SUSPENDED")})
+    listed, silent = status.reports([tmp_path])
+    assert [run.state for run in listed] == ["pending"] * 5
+    told = [line for line in status_table.show(listed, silent).splitlines() if "SLURM says" in line]
+    assert told == [
+        "3 wait, SLURM says QOSMaxJobsPerUserLimit: s/000-held, s/001-held, s/002-held",
+        "1 wait, SLURM says SUSPENDED: s/004-suspended",
+    ]
 
 
 @pytest.mark.parametrize(("content", "why"), [("", "empty"), ('{"state": "fini', "torn"), ("[]", "torn")])

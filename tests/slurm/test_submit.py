@@ -105,6 +105,15 @@ def test_a_run_that_left_the_sweep_gets_what_it_is_to_do_and_before_the_record(m
     assert [pickled.function.folder for pickled in pickles] == [str(tmp_path / name) for name in record.runs]
 
 
+def test_the_last_submission_counts_also_where_an_earlier_ones_clock_was_ahead(tmp_path):
+    for job, ahead_s in (("7", 7200), ("8", 3600), ("9", 0)):
+        record, logs = submission.new(tmp_path, "slurm", ["000-a"], tmp_path)
+        record.jobs["000-a"] = job
+        record.time += ahead_s
+        submission.save(record, logs)
+        assert submission.latest(tmp_path)["000-a"][1] == job
+
+
 def test_of_a_lost_record_only_what_was_not_given_anew_is_done(monkeypatch, tmp_path):
     """Stands in for squeue and scancel: the controller shows the job after the next launcher has asked for it."""
     lost, logs = submission.new(tmp_path, "slurm", ["000-a", "001-b"], tmp_path)
