@@ -5,8 +5,8 @@ python launch/denoise.py --run runs/demo/0-1a2b3c4d IN OUT
 python launch/denoise.py --run runs/demo/0-1a2b3c4d --export model.pt2
 python launch/denoise.py --run model.pt2 IN OUT
 
-A network that ships measures each series first and refuses what is far from what it was trained on. For research, not
-for diagnosis.
+Refuses what is not in HU or was denoised before; a network that ships also measures each series, and refuses what is
+far from what it was trained on. For research, not for diagnosis.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("out", nargs="?", type=Path, metavar="OUT", help="folder to write to; run again, it goes on")
     parser.add_argument("--strength", type=float, default=1.0, help="0 = the input, 1 = fully denoised (%(default)s)")
     parser.add_argument("--deidentify", type=Path, metavar="KEY", help="no patient in headers; KEY: file of a secret")
-    parser.add_argument("--force", action="store_true", help="also what is far from what the network was trained on")
+    parser.add_argument("--force", action="store_true", help="also what is refused; the derived series says so")
     parser.add_argument("--export", type=Path, metavar="FILE", help="write the network as one file, .pt2 or .onnx")
     part.add_argument(parser, "of several processes: only these series")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
@@ -45,7 +45,7 @@ def main() -> None:
     from ldct.inference.dicom import denoise_series
     from ldct.inference.export import export, open_model
     from ldct.inference.folder_key import open_key
-    from ldct.inference.guard import check
+    from ldct.inference.guard import check, check_images
     from ldct.inference.series import find_series, oddities
 
     keep_freed()
@@ -60,6 +60,7 @@ def main() -> None:
     series, passed_over = find_series(options.source, options.out)
     series = options.part.of(series)
     lines = oddities(series, passed_over)
+    series = check_images(series, options.force)
     if options.model:
         series, measured = check(series, pretrained.read_card(path), options.force)
         lines += measured

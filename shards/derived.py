@@ -1,6 +1,8 @@
 """A DICOM series derived from another: its header, other pixels, its own identity."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,18 @@ from pydicom.valuerep import DSfloat
 from scipy import ndimage
 
 from shards.common.atomic import atomic
+from shards.common.command import InputError
 from shards.deidentify import Deidentifier
-from shards.dicom import Slice, read_file
+from shards.dicom import Damaged, Slice, Unusable, read_file
+from shards.files import printable
 from shards.pixels import PADDING
+
+NO_LONGER_TRUE = (
+    *("PixelPaddingValue", "PixelPaddingRangeLimit", "SmallestImagePixelValue", "LargestImagePixelValue"),
+    *("SmallestPixelValueInSeries", "LargestPixelValueInSeries", "ReferencedImageSequence", "IconImageSequence"),
+    *("ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PresentationLUTShape"),
+)
+"""Elements that speak of pixels or a coding which a derived image has not."""
 
 
 def shrunk(source: Slice, factor: float) -> Slice:
@@ -63,6 +74,17 @@ def resampled(source: Slice, hu: np.ndarray, spacing: float) -> tuple[Slice, np.
     return _with_pixels(source, shape, (down / zoom[0], right / zoom[1])), image
 
 
+@contextlib.contextmanager
+def copying() -> Iterator[None]:
+    """Where a source's header is read, changed and written: what pydicom raises of damage in it becomes Damaged."""
+    try:
+        yield
+    except (Unusable, InputError, OSError, MemoryError):
+        raise
+    except Exception as error:  # nearly anything
+        raise Damaged(f"its header cannot be copied: {' '.join(str(error).split())[:200]}") from None
+
+
 def derive(source: Slice, hu: np.ndarray, description: str, series: str, number: int) -> FileDataset:
     """``hu`` as a CT image derived from ``source``; with the same arguments the same image.
 
@@ -81,7 +103,7 @@ def derive(source: Slice, hu: np.ndarray, description: str, series: str, number:
     """
     dataset = read_file(source.path)
     study = str(dataset.get("StudyInstanceUID") or "") or generate_uid(entropy_srcs=[series, "study"])
-    instance = f"{series} {source.path.name} {source.frame} {source.z}"
+    instance = f"{series} {printable(source.path.name)} {source.frame} {source.z}"
     old = str(dataset.get("SOPInstanceUID") or "")
     uid = generate_uid(entropy_srcs=[study, instance, old])
     dataset.StudyInstanceUID = study
@@ -119,17 +141,18 @@ def write_derived(
     deidentifier: Deidentifier | None = None,
 ) -> None:
     """``derive``, take the patient out where that is wanted, and ``write``."""
-    dataset = derive(source, hu, description, series, number)
-    if deidentifier is not None:
-        deidentifier.apply(dataset, derived=True)
-    write(dataset, path)
+    with copying():
+        dataset = derive(source, hu, description, series, number)
+        if deidentifier is not None:
+            deidentifier.apply(dataset, derived=True)
+        write(dataset, path)
 
 
 def write_copy(source: Path, path: Path, deidentifier: Deidentifier) -> None:
     """Write an image as it is, without the patient; its folder must exist."""
-    dataset = read_file(source)
-    deidentifier.apply(dataset, derived=False)
-    with atomic(path) as file:
+    with copying(), atomic(path) as file:
+        dataset = read_file(source)
+        deidentifier.apply(dataset, derived=False)
         pydicom.dcmwrite(file, dataset, enforce_file_format=True)
 
 
@@ -162,9 +185,12 @@ def _set_pixels(dataset: FileDataset, hu: np.ndarray) -> None:
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 1
     dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType = 1, 0, "HU"
-    for name in ("PixelPaddingValue", "PixelPaddingRangeLimit", "SmallestImagePixelValue", "LargestImagePixelValue",
-                 "ReferencedImageSequence"):  # fmt: skip
+    for name in NO_LONGER_TRUE:
         if name in dataset:
             del dataset[name]
+    for group in range(0x6000, 0x6020, 2):  # an overlay in the upper bits of pixels that have none any more
+        if (group, 0x0010) in dataset and (group, 0x3000) not in dataset:
+            for tag in [tag for tag in dataset.keys() if tag.group == group]:  # noqa: SIM118 (a data set gives elements)
+                del dataset[tag]
     dataset.PixelData = hu.astype("<i2").tobytes()
     dataset["PixelData"].VR = "OW"

@@ -16,8 +16,17 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from shards import drawn
 
+HU_TYPES = ("HU", "HU_MOD", "HOUNSFIELD", "HOUNSFIELD UNITS", "US", "")
+"""RescaleTypes that are HU, or say nothing (US: unspecified); an iodine map has MGML."""
+
+IMAGE_SUFFIXES = (".dcm", ".ima")
+"""A file of such a name should have been an image."""
+
 MAX_PADDING = -900
 """A PixelPaddingValue above this HU is a wrong header (0 in a series where 0 is water) and is not believed."""
+
+NO_BODY = 32767
+"""But from this HU on it is none of a body: -2000 in pixels that are signed, and whose header says unsigned."""
 
 
 class Unusable(Exception):
@@ -86,7 +95,7 @@ class Slice:
     """SeriesDescription."""
     coding: Coding
     derivation: str
-    """DerivationDescription, where shards/simulate.py wrote it."""
+    """DerivationDescription, where this project wrote it."""
     size: int
     """Bytes in the file."""
     mtime_ns: int
@@ -96,6 +105,11 @@ class Slice:
     def simulated(self) -> dict[str, float]:
         """What shards/simulate.py drew for a reduced dose, by the names of shards/drawn.py; {} for a scanner's."""
         return drawn.parse(self.derivation)
+
+    @property
+    def denoised(self) -> bool:
+        """Whether launch/denoise.py made it."""
+        return self.derivation.startswith(drawn.DENOISED)
 
     @property
     def z(self) -> float:
@@ -121,6 +135,8 @@ def read_file(path: Path, file: IO[bytes] | None = None, **options: Any) -> File
         except InvalidDicomError:
             with open(path, "rb") as again:
                 start = again.read(2)
+            if path.suffix.lower() in IMAGE_SUFFIXES and not start.strip(b"\0"):
+                raise Damaged("empty, or it begins with zeros: was it copied whole?") from None
             if start not in (b"\x08\x00", b"\x02\x00"):  # no preamble: a data set begins with group 8 (or 2)
                 raise Unusable("not DICOM") from None
             if file is not None:
@@ -215,8 +231,10 @@ def read_slices(path: Path) -> list[Slice]:
         return [_slice(header, path, frame, end, next_bytes, stat) for frame in frames]
     except OSError as error:
         raise Unreadable(f"cannot be read: {error.strerror or error}") from None
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise Damaged(f"broken header: {error}") from None
+    except Unusable:
+        raise
+    except Exception as error:  # as in read_file
+        raise Damaged(f"broken header: {' '.join(str(error).split())}") from None
 
 
 def _check_image(header: FileDataset, size: int) -> None:
@@ -282,7 +300,7 @@ def _slice(
         sop_uid=str(_get(header, "SOPInstanceUID") or ""),
         coding=_coding(header, frame, shape, end, next_bytes),
         description=str(_get(header, "SeriesDescription") or "").strip(),
-        derivation=derivation if drawn.parse(derivation) else "",
+        derivation=derivation if derivation.startswith(drawn.DENOISED) or drawn.parse(derivation) else "",
         size=stat.st_size,
         mtime_ns=stat.st_mtime_ns,
     )
@@ -295,14 +313,20 @@ def _coding(header: FileDataset, frame: int | None, shape: tuple[int, int], end:
     rescaled = "RescaleSlope" in rescale and "RescaleIntercept" in rescale
     if not slope or intercept is None:
         raise Unusable("RescaleSlope or RescaleIntercept is broken")
+    unit = str(_get(rescale, "RescaleType") or "").strip()
+    if unit.upper() not in HU_TYPES:
+        raise Unusable(f"its values are not HU: RescaleType {unit}")
     signed = int(_get(header, "PixelRepresentation") or 0) == 1
     stored = int(_get(header, "BitsStored") or _get(header, "BitsAllocated") or 16)
     high = _get(header, "HighBit")
+    high = stored - 1 if high is None else int(high)
+    if not 0 < stored <= high + 1 <= int(_get(header, "BitsAllocated") or 16):
+        raise Unusable(f"BitsStored {stored}, HighBit {high}, BitsAllocated {_get(header, 'BitsAllocated')}")
     return Coding(
         start=_start(header, frame, shape, end, next_bytes),
         signed=signed,
         stored=stored,
-        high=stored - 1 if high is None else int(high),
+        high=high,
         slope=slope,
         intercept=intercept,
         rescaled=rescaled,
@@ -331,6 +355,6 @@ def _padding(header: FileDataset, signed: bool, slope: float, intercept: float) 
     ends = [first, first if last is None else last]
     if signed:  # -2000 is often written with the VR of an unsigned value: 63536
         ends = [end - 65536 if end > 32767 else end for end in ends]
-    if max(end * slope + intercept for end in ends) > MAX_PADDING:
+    if MAX_PADDING < max(end * slope + intercept for end in ends) < NO_BODY:
         return None
     return min(ends), max(ends)

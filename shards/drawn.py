@@ -1,6 +1,9 @@
-"""What a simulation drew for a slice, as its DerivationDescription says it and as the record of a shard holds it."""
+"""What a DerivationDescription of this project says: what a simulation drew for a slice, as its record holds it."""
 
 import re
+
+DENOISED = "denoised by "
+"""How the DerivationDescription of launch/denoise.py begins."""
 
 PHRASES = {
     "dose": ("dose fraction {:.4f}", "dose of the low dose as a fraction of the target's"),

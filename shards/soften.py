@@ -17,7 +17,7 @@ from scipy import fft
 from shards import noise_model
 from shards.common.command import InputError, Progress, command
 from shards.deidentify import Deidentifier
-from shards.derived import derive, write
+from shards.derived import copying, derive, write
 from shards.dicom import Slice, Unusable
 from shards.full_series import find_series, pick_kernel
 from shards.noise_level import noise_sd, soft_tissue
@@ -83,11 +83,12 @@ def soften(name: str, pieces: list[Slice], out: Path, count: int, deidentifier: 
             soft = change_kernel(average, piece.spacing[0], old, noise_model.SOFT)
             soft[average <= PADDING] = PADDING
             hu = np.clip(np.rint(soft), PADDING, 32767).astype(np.int16)
-            dataset = derive(piece, hu, about, f"{piece.series_uid} {about}", number)
-            dataset.SliceThickness, dataset.ConvolutionKernel = f"{thickness:g}", "softened"
-            if deidentifier is not None:
-                deidentifier.apply(dataset, derived=True)
-            write(dataset, out / f"{number:04d}.IMA")
+            with copying():
+                dataset = derive(piece, hu, about, f"{piece.series_uid} {about}", number)
+                dataset.SliceThickness, dataset.ConvolutionKernel = f"{thickness:g}", "softened"
+                if deidentifier is not None:
+                    deidentifier.apply(dataset, derived=True)
+                write(dataset, out / f"{number:04d}.IMA")
             mask = soft_tissue(hu)
             before.append(noise_sd(read_hu(piece)[0], mask))
             after.append(noise_sd(hu, mask))

@@ -18,6 +18,7 @@ from ldct.inference import pretrained
 from ldct.models.whole_slice import denoise
 from ldct.runs import checkpoint
 from shards.common.command import InputError
+from shards.pixels import PADDING
 
 
 class NotFinite(InputError):
@@ -125,7 +126,8 @@ class Blended:
 
     def __call__(self, low: np.ndarray) -> np.ndarray:
         """int16 HU, shape (H, W) or (B, H, W), in and out."""
-        return to_hu(low + self.strength * (self.model(low).astype(np.float32) - low))
+        mixed = low + self.strength * (self.model(low).astype(np.float32) - low)
+        return np.clip(np.rint(mixed), np.minimum(low, PADDING), 32767).astype(np.int16)  # of strength 0: low itself
 
 
 def through(network: Callable[[Tensor], Tensor], hu: Tensor, normalization: str) -> Tensor:

@@ -1,5 +1,6 @@
 """DICOM series in, derived DICOM series out."""
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from ldct.device import give_back
 from ldct.inference.denoiser import NotFinite
 from ldct.inference.header import write_denoised
 from ldct.inference.series import Series, is_done
+from shards import drawn
 from shards.common.command import InputError, Progress
 from shards.deidentify import Deidentifier
 from shards.dicom import Slice, Unusable
@@ -52,8 +54,8 @@ def denoise_series(
     InputError
         If an output is not finite, or OUT holds files that something else made.
     """
-    made_by = f"denoised by {about}"
-    todo = [each for each in series if not each.left_out and not is_done(each, made_by + each.note)]
+    made_by = f"{drawn.DENOISED}{about}"
+    todo = [each for each in series if not each.left_out and not is_done(each, made_by + each.note, deidentifier)]
     if todo and deidentifier is not None:
         deidentifier.keep()
     count, left_out, began = 0, [each.left_out for each in series if each.left_out], time.monotonic()
@@ -78,7 +80,8 @@ def _write_series(
     try:
 
         def write(piece: Slice, hu: np.ndarray, index: int) -> None:
-            write_denoised(hidden / series.files[index].name, piece, hu, made_by, name, index + 1, deidentifier)
+            with naming(piece):
+                write_denoised(hidden / series.files[index].name, piece, hu, made_by, name, index + 1, deidentifier)
 
         yield from _in_parts(series.slices, model, write, pool)
         if len(written := list(hidden.iterdir())) != len(series.slices):
@@ -119,7 +122,14 @@ def _in_parts(
 
 
 def _pixels(piece: Slice) -> np.ndarray:
-    try:
+    with naming(piece):
         return read_hu(piece)[0]
+
+
+@contextlib.contextmanager
+def naming(piece: Slice) -> Iterator[None]:
+    """Why a slice is unusable, with its file."""
+    try:
+        yield
     except Unusable as reason:
         raise Unusable(f"{piece.path}: {reason}") from None

@@ -1,17 +1,26 @@
 """The header of a denoised slice: the source's, with what is no longer true put right."""
 
+import functools
+import hashlib
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.pixels import pixel_array
+from pydicom.uid import UID, generate_uid
 
 from shards.deidentify import Deidentifier
-from shards.derived import derive, write
+from shards.derived import copying, derive, write
 from shards.dicom import Slice, read_file
+from shards.files import printable
 from shards.pixels import NO_TISSUE
 
 PADDING_TAGS = ("PixelPaddingValue", "PixelPaddingRangeLimit")
+
+OF = "; source: "
+"""In DerivationDescription, between what denoised and what the source's own says."""
 
 
 def write_denoised(
@@ -39,19 +48,56 @@ def write_denoised(
         InstanceNumber, where the source has none.
     deidentifier : Deidentifier, optional
         Takes the patient out of the header.
+
+    Raises
+    ------
+    Unusable
+        If the source's header is too damaged to be copied.
     """
-    dataset = derive(source, hu, made_by, f"{source.series_uid or source.path.parent} {made_by}", number)
+    with copying():
+        write(_denoised(source, hu, made_by, name, number, deidentifier), path)
+
+
+def _denoised(
+    source: Slice, hu: np.ndarray, made_by: str, name: str, number: int, deidentifier: Deidentifier | None
+) -> FileDataset:
+    dataset = derive(source, hu, made_by, f"{source.series_uid or printable(source.path.parent)} {made_by}", number)
     original = read_file(source.path, stop_before_pixels=source.frame is not None)  # a frame is read by itself
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = instance_uid(source, made_by)
+    if before := source.derivation if deidentifier else str(original.get("DerivationDescription") or ""):
+        dataset.DerivationDescription = f"{made_by}{OF}{before}"[:1024]
     identify(dataset, original, source.frame, name)
     pixels = original.pixel_array if source.frame is None else pixel_array(source.path, index=source.frame)
     if source.frame is None:
-        if original.get("InstanceNumber") is not None:  # of an enhanced file it is one number for all frames
-            dataset.InstanceNumber = original.InstanceNumber
+        # of an enhanced file it is one number for all frames
+        dataset.InstanceNumber = _whole_number(original, "InstanceNumber", number)
         keep_rescale(dataset, original, hu)
     keep_padding(dataset, original, pixels, source)
     if deidentifier is not None:
         deidentifier.apply(dataset, derived=True)
-    write(dataset, path)
+    return dataset
+
+
+def instance_uid(source: Slice, made_by: str) -> UID:
+    """The SOPInstanceUID of ``source`` denoised: another for other images, also where they have no UIDs or the same."""
+    digest = _file_digest(source.path, source.size, source.mtime_ns)
+    return generate_uid(entropy_srcs=[made_by, digest, str(source.frame), os.fsencode(source.path.name).hex()])
+
+
+@functools.lru_cache(maxsize=64)
+def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
+    """sha256 of a file that was changed at ``mtime_ns``; remembered for the frames of one file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _whole_number(dataset: Dataset, keyword: str, default: int) -> int:
+    """A header's number; ``default`` where it is missing or none."""
+    try:
+        value: Any = dataset.get(keyword)
+        return default if value in (None, "") else int(value)
+    except (ValueError, TypeError, OverflowError):
+        return default
 
 
 def identify(dataset: FileDataset, original: FileDataset, frame: int | None, name: str) -> None:
@@ -60,7 +106,7 @@ def identify(dataset: FileDataset, original: FileDataset, frame: int | None, nam
     dataset.ImageType = ["DERIVED", "SECONDARY", *(kind[2:] or ["AXIAL"])]
     what = f" denoised {name}"[:64]  # DICOM allows 64 characters, and these are the ones that matter
     dataset.SeriesDescription = (str(original.get("SeriesDescription") or "CT")[: 64 - len(what)] + what).strip()
-    dataset.SeriesNumber = 1000 + int(original.get("SeriesNumber") or 0)
+    dataset.SeriesNumber = min(1000 + _whole_number(original, "SeriesNumber", 0), 2**31 - 1)
     if original.get("SOPInstanceUID"):
         reference = Dataset()
         reference.ReferencedSOPClassUID = original.SOPClassUID

@@ -8,7 +8,9 @@ import numpy as np
 from pydicom.misc import is_dicom
 from pydicom.uid import CTImageStorage
 
+from ldct.inference.header import OF, instance_uid
 from shards.common.command import InputError
+from shards.deidentify import Deidentifier
 from shards.dicom import Damaged, Slice, Unusable, read_file, read_slices
 from shards.files import files_under
 
@@ -46,13 +48,15 @@ class Series:
 def find_series(folder: Path, out: Path) -> tuple[list[Series], dict[str, list[Path]]]:
     """The CT series below ``folder``, and the files that were passed over by reason.
 
-    Slices belong together that lie in one folder and have the same SeriesInstanceUID, orientation and size. A series
-    goes to its folder's place below ``out``; where a folder holds several, to series-1, series-2 ... in it.
+    Slices belong together that lie in one folder and have the same SeriesInstanceUID, kernel, orientation, size and
+    pixels' size. A series goes to its folder's place below ``out``; where a folder holds several, to series-1,
+    series-2 ... in it.
 
     Raises
     ------
     InputError
-        If there is no CT slice, or ``out`` lies inside ``folder``: a second run would denoise the first one's output.
+        If there is no CT slice, a folder cannot be read, or ``out`` lies inside ``folder``: a second run would denoise
+        the first one's output.
     """
     if not folder.is_dir():
         raise InputError(f"expected a folder with DICOM series, found no folder {folder}")
@@ -61,14 +65,21 @@ def find_series(folder: Path, out: Path) -> tuple[list[Series], dict[str, list[P
     groups: dict[tuple[object, ...], list[Slice]] = {}
     passed: dict[str, list[Path]] = {}
     damage: dict[Path, str] = {}
-    for path in files_under(folder):
+    skipped: dict[Path, str] = {}
+    for path in files_under(folder, skipped):
         try:
             for piece in read_slices(path):
-                groups.setdefault((path.parent, piece.series_uid, piece.orientation, piece.shape), []).append(piece)
+                geometry = [round(value, 3) + 0.0 for value in (*piece.orientation, *piece.spacing)]
+                group = (path.parent, piece.series_uid, piece.kernel, piece.shape, *geometry)
+                groups.setdefault(group, []).append(piece)
         except Unusable as reason:
             passed.setdefault(str(reason), []).append(path)
             if isinstance(reason, Damaged):
                 damage[path.parent] = f"{path}: {reason}"
+    for path, why in skipped.items():
+        if not path.is_symlink():
+            raise InputError(f"{path}: {why}; its series would be lost: allow it to be read, or move it out of IN")
+        passed.setdefault(why, []).append(path)
     if not groups:
         tried = "; ".join(f"{first_few(paths)}: {why}" for why, paths in passed.items()) or "the folder is empty"
         raise InputError(f"no axial CT slice in {folder} ({tried})")
@@ -133,25 +144,35 @@ def oddities(series: list[Series], passed_over: dict[str, list[Path]]) -> list[s
     return lines + [f"{each.slices[0].path.parent}: {line}" for each in series for line in uneven(each.slices)]
 
 
-def is_done(series: Series, made_by: str) -> bool:
-    """Whether every slice of ``series`` is there, whole, with the DerivationDescription ``made_by``.
+def is_done(series: Series, made_by: str, deidentifier: Deidentifier | None = None) -> bool:
+    """Whether every slice of ``series`` is there, whole, made by ``made_by`` of these very images.
 
     Raises
     ------
     InputError
-        If what is there was made by something else.
+        If what is there was made by something else or of other images, or there are images beside.
     """
-    there = [path for path in series.files if path.exists()]
-    return all([is_whole(path, made_by) for path in there]) and len(there) == len(series.files)
+    others = sorted(set(series.folder.glob("*.dcm")) - set(series.files))
+    if others:
+        raise InputError(
+            f"{series.folder} holds {len(others)} images that are not of {series.slices[0].path.parent}, e.g. "
+            f"{others[0].name}; choose another folder"
+        )
+    whole = []
+    for piece, path in zip(series.slices, series.files, strict=True):
+        if path.exists():
+            uid = instance_uid(piece, made_by)
+            whole.append(is_whole(path, made_by, deidentifier.uid(uid) if deidentifier else uid))
+    return all(whole) and len(whole) == len(series.files)
 
 
-def is_whole(path: Path, made_by: str) -> bool:
-    """Whether ``path`` is a whole slice made by ``made_by``; one that was cut off is to be written again.
+def is_whole(path: Path, made_by: str, uid: str) -> bool:
+    """Whether ``path`` is a whole slice with this SOPInstanceUID; one that was cut off is to be written again.
 
     Raises
     ------
     InputError
-        If something else made it.
+        If something else than ``made_by`` made it, or made it of another image.
     """
     try:
         whole = bool(read_slices(path))
@@ -163,6 +184,8 @@ def is_whole(path: Path, made_by: str) -> bool:
         maker = str(header.get("DerivationDescription") or (made_by if ours else ""))
     except Unusable:  # cut off in its first lines, or no DICOM
         maker = made_by if path.stat().st_size < PREAMBLE or is_dicom(path) else ""
-    if maker != made_by:
+    if maker.split(OF)[0] != made_by:
         raise InputError(f"{path.parent} holds files made by {maker or 'something else'!r}; choose another folder")
+    if whole and header.get("SOPInstanceUID") != uid:
+        raise InputError(f"{path} was made of another image than IN holds now; choose another folder")
     return whole

@@ -1,6 +1,7 @@
 """What every command line of the project shares: how it fails and how it shows progress."""
 
 import errno
+import io
 import os
 import select
 import signal
@@ -44,7 +45,10 @@ def command(main: Callable[[], int | None]) -> NoReturn:
 
     An InputError, a full disk and one that is read-only become one line and status 2, Ctrl-C one line and 130, and a
     closed pipe behind standard output or error (``... | head``, a pager that was left) ends the command without a word.
+    A path that is no UTF-8 is printed with escapes.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error is: a file's name may be any bytes
     try:
         try:
             status = main()

@@ -207,7 +207,7 @@ def compressed_cut(path):
 
 
 MALFORMED = {
-    "empty file": (lambda p: p.write_bytes(b""), "not DICOM"),
+    "empty file": (lambda p: p.write_bytes(b""), "empty, or it begins with zeros: was it copied whole?"),
     "text": (lambda p: p.write_text("L067 is complete\n"), "not DICOM"),
     "zip": (lambda p: p.write_bytes(b"PK\x03\x04" + bytes(500)), "not DICOM"),
     "noise": (lambda p: p.write_bytes(np.random.default_rng(0).bytes(5000)), "not DICOM"),
@@ -239,6 +239,13 @@ MALFORMED = {
     "zero spacing": (lambda p: change(p, PixelSpacing=[0, 0]), "PixelSpacing 0 x 0"),
     "slope zero": (lambda p: change(p, RescaleSlope=0), "RescaleSlope or RescaleIntercept is broken"),
     "empty intercept": (lambda p: change(p, RescaleIntercept=None) or change(p, RescaleIntercept=""), "is broken"),
+    "a value of another length": (
+        lambda p: p.write_bytes(p.read_bytes().replace(b"\x18\x00\x52\x11IS", b"\x18\x00\x52\x11FD")),
+        "broken header",
+    ),
+    "bits that cannot be": (lambda p: change(p, HighBit=12811), "BitsStored 12, HighBit 12811, BitsAllocated 16"),
+    "an iodine map": (lambda p: change(p, RescaleType="MGML"), "its values are not HU: RescaleType MGML"),
+    "zeros": (lambda p: p.rename(p.with_suffix(".x")) and p.write_bytes(bytes(5000)), "empty, or it begins with zeros"),
     "unknown coding": (
         lambda p: p.write_bytes(p.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.9.9.9\0")),
         "",
