@@ -54,6 +54,24 @@ def test_what_a_page_names_is_there(page):
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+def rows(page):
+    """The rows of a page's tables that begin with what happens: their cells."""
+    lines = (ROOT / page).read_text().splitlines()
+    tables = itertools.groupby(lines, lambda line: line.startswith("| "))
+    cells = [[re.split(r" (?<!\\)\| ", line.strip("| ")) for line in table] for row, table in tables if row]
+    return [row for header, _, *others in cells if header[0] == "what happens" for row in others]
+
+
+def test_every_fault_has_its_test():
+    tests = dict(rows("docs/tests.md"))
+    assert set(tests) == {row[0] for row in rows("docs/reliability.md")}
+    for cell in tests.values():
+        for path, name in re.findall(r"`([\w./]*)(?:::(\w+))?`", cell):
+            if path:  # else a test of the file before
+                files = [ROOT / path] if "/" in path else [*(ROOT / "tests" / "ldct").rglob(path)]
+            assert any(file.is_dir() or f"def {name}" in file.read_text() for file in files), (path, name)
+
+
 @pytest.mark.parametrize(
     "line", sorted({line for page in PAGES for line in commands(page) if line.startswith("make ")})
 )
