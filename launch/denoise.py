@@ -1,8 +1,8 @@
 """Denoise DICOM series: a folder tree in, the same tree of derived series out.
 
 python launch/denoise.py --model redcnn-general IN OUT
-python launch/denoise.py --run runs/demo/0-1a2b3c4d IN OUT
-python launch/denoise.py --run runs/demo/0-1a2b3c4d --export model.pt2
+python launch/denoise.py --run runs/demo/000-1a2b3c4d IN OUT
+python launch/denoise.py --run runs/demo/000-1a2b3c4d --export model.pt2
 python launch/denoise.py --run model.pt2 IN OUT
 
 Refuses what is not in HU or was denoised before; a network that ships also measures each series, and refuses what is

@@ -47,7 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--lesion",
         action="store_true",
-        help="also how well a faint disc is seen behind each method that was drawn into the low dose",
+        help="also how well a faint disc, drawn into the low dose, is seen behind each method",
     )
     part.add_argument(parser, "of several processes: measure only these runs")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")

@@ -20,7 +20,9 @@ EVERY_S = 5.0
 def main() -> int:
     """Parse, report, and cancel if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", help="folders with runs at any depth, e.g. runs or runs/demo")
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUNS", help="folders with runs at any depth, e.g. runs or runs/demo"
+    )
     parser.add_argument("--watch", action="store_true", help="show it again every 5 s until nothing waits or runs")
     parser.add_argument("--cancel", action="store_true", help="end what waits or runs, after asking")
     parser.add_argument("--json", action="store_true", help="print a list of objects instead of the table")

@@ -21,7 +21,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, epilog="Run again after an "
         "interruption or a failure: finished runs are skipped, running and waiting ones are left alone."
     )  # fmt: skip
-    parser.add_argument("sweep", type=Path, help="YAML file in the schema of W&B sweeps; see configs/sweeps")
+    parser.add_argument(
+        "sweep", type=Path, metavar="SWEEP", help="YAML file in the schema of W&B sweeps; see configs/sweeps"
+    )
     parser.add_argument("--cluster", type=Path, required=True, help="YAML file; see configs/clusters")
     parser.add_argument("--dry-run", action="store_true", help="check and show everything, submit nothing")
     parser.add_argument(
@@ -36,7 +38,7 @@ def main() -> int:
         "--then",
         default="",
         metavar="STEPS",
-        help="evaluate,compare: what follows when the runs have ended, well or not",
+        help="what follows when the runs have ended, well or not: evaluate,compare or evaluate,findings",
     )
     parser.add_argument(
         "--bench", type=Path, metavar="FILE", help="JSON of bench.py train, for hours before a first run"

@@ -65,7 +65,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--fold", metavar="K/N", help="cross-validation: part K of N is test, the next one val")
     parser.add_argument("--patch", type=int, default=55, help="side of a patch in pixels (%(default)s)")
     parser.add_argument("--stride", type=int, help="step between patches in pixels (default: their side)")
-    parser.add_argument("--tiling", choices=patching.TILINGS, default="document", help="cover: also the border")
+    parser.add_argument(
+        "--tiling", choices=patching.TILINGS, default="document", help="cover: with the border (document)"
+    )
     parser.add_argument("--shard-slices", type=int, default=64, help="most slices in a shard (%(default)s, 63 MB)")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the training slices")
     parser.add_argument("--workers", type=int, default=1, help="processes (%(default)s); the bytes do not depend on it")
