@@ -9,7 +9,7 @@ from pathlib import Path
 from shards.common.command import command, say
 from shards.common.lock import locked
 from slurm import chain, early_terminate, plan_table, snapshot, squeue, sweep_file
-from slurm.cluster import load
+from slurm.cluster import load, sbatch_environment
 from slurm.local import Local
 from slurm.submit import note_lost_answers, submit
 from slurm.sweep import end_hung, note_states, plan, write_configs
@@ -57,7 +57,8 @@ def main() -> int:
         print(plan_table.of_plan(planned, cluster, args.runs, args.bench))
         print(plan_table.dry_run(planned, cluster, folder))
         if script := plan_table.script(planned, cluster, folder):
-            print(squeue.would_take(script))
+            with sbatch_environment(cluster):
+                print(squeue.would_take(script))
         return 0
     # a launcher of local runs holds the sweep until they end, one of SLURM jobs for seconds
     wait_s = 0 if cluster.executor == "local" else 120

@@ -1,10 +1,12 @@
 """Where runs go: a cluster's YAML file -> submitit's executor, for SLURM or for this machine."""
 
+import contextlib
 import dataclasses
 import os
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -177,6 +179,10 @@ def one_gpu(gres: str) -> str:
     return f"{re.sub(r':[0-9]+$', '', gres)}:1" if gpus_of(gres) else gres
 
 
+LEFT_OPEN = ("account", "partition", "qos", "constraint", "reservation")
+"""What a user's SBATCH_ACCOUNT, SBATCH_PARTITION, ... say where the cluster's file does not."""
+
+
 def load(path: Path) -> Cluster:
     """Read a cluster's YAML file.
 
@@ -273,6 +279,27 @@ def slurm_executor(
         raise InputError(NO_SLURM) from None
     executor.update_parameters(**slurm_parameters(cluster, name, comment, code, runs))
     return executor
+
+
+@contextlib.contextmanager
+def sbatch_environment(cluster: Cluster) -> Iterator[None]:
+    """The environment in which sbatch is called.
+
+    Its SBATCH_* would go over the script: the cluster's file decides, they only where it leaves one of LEFT_OPEN open.
+    The SLURM_* of an allocation in which the launcher runs would reach the job, whose srun then fails or follows them.
+    """
+    given = {str(name).lstrip("-") for name in cluster.sbatch}
+    ours = {name for name in LEFT_OPEN if name in given or getattr(cluster, name, None) is not None}
+    theirs = {f"SBATCH_{name.upper()}" for name in LEFT_OPEN if name not in ours} | {"SLURM_CONF", "SLURM_CLUSTERS"}
+    prefixes = ("SBATCH_", "SLURM_") if "SLURM_JOB_ID" in os.environ else ("SBATCH_",)
+    before = dict(os.environ)
+    try:
+        for name in before:
+            if name.startswith(prefixes) and name not in theirs:
+                del os.environ[name]
+        yield
+    finally:
+        os.environ.update(before)
 
 
 def sbatch_text(cluster: Cluster, folder: Path, name: str, comment: str, code: Path, runs: int) -> str:

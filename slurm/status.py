@@ -229,8 +229,8 @@ def explain(unclear: list[Report]) -> None:
 
 
 def last_error(log: Path) -> str:
-    """What ended a run, by its log: a step that hung, its last traceback, a setup line, a rank that ended; "" if none
-    is there."""
+    """What ended a run, by its log: a step that hung, its last traceback, a setup line, srun, a rank that ended; "" if
+    none is there."""
     try:
         with open(log, "rb") as file:
             file.seek(max(0, os.path.getsize(log) - 65536))
@@ -241,7 +241,7 @@ def last_error(log: Path) -> str:
     if hung and "(most recent call first)" in stacks:  # of ldct/training/watchdog.py
         return f"a step took longer than train.hang_s ({stacks.partition(')')[0]}); the log has the stacks"
     _, begun, after = text.rpartition("Traceback (most recent call last):\n")
-    last = re.search(r"^\S.*" if begun else f"^{SETUP_FAILED}.*", after, re.MULTILINE)
+    last = re.search(r"^\S.*" if begun else f"^(?:{SETUP_FAILED}|srun: fatal: ).*", after, re.MULTILINE)
     return last[0].strip() if last else first_to_end(text, log)
 
 

@@ -9,7 +9,7 @@ from submitit.core.utils import DelayedSubmission, FailedJobError, JobPaths
 
 from shards.common.command import InputError
 from slurm import squeue, submission
-from slurm.cluster import NO_SLURM, Cluster, slurm_executor
+from slurm.cluster import NO_SLURM, Cluster, sbatch_environment, slurm_executor
 from slurm.job import Train
 from slurm.submission import Work
 
@@ -66,7 +66,8 @@ def submit_array(cluster: Cluster, sweep: Path, code: Path, chosen: Sequence[Wor
     record, folder = submission.new(sweep, "slurm", [run.name for run in chosen], code)
     try:
         executor = slurm_executor(cluster, folder, sweep.name, record.id, code, len(chosen))
-        jobs = executor.submit_array([run.job() for run in chosen])
+        with sbatch_environment(cluster):
+            jobs = executor.submit_array([run.job() for run in chosen])
         record.jobs = {run.name: job.job_id for run, job in zip(chosen, jobs, strict=True)}
         submission.save(record, folder)
     except FailedJobError as error:

@@ -11,6 +11,7 @@ from slurm_bed import job_of, until, wait_gone
 from submitit.core.utils import DelayedSubmission, JobPaths
 
 from launch import sweep
+from shards.common.command import InputError
 from slurm import squeue, status, submission
 from slurm.cluster import Cluster
 from slurm.submit import note_lost_answers
@@ -161,6 +162,27 @@ def test_a_failing_setup_line_is_what_the_status_says(cluster, bed):
     wait_gone(submission.latest(folder.parent)[folder.name][1])
     (run,) = bed.status("setup").values()
     assert (run["state"], run["error"]) == ("failed", "setup line failed: source /nowhere/activate, exit status 1")
+
+
+def test_the_cluster_file_decides_and_not_the_shell_that_submits(cluster, bed, monkeypatch):
+    """A user's defaults for sbatch, and what an allocation around the launcher would hand on to the job's srun."""
+    of_a_user = {"PARTITION": "high", "TIMELIMIT": "1", "NO_REQUEUE": "1", "ARRAY_INX": "0-9", "OUTPUT": "/dev/null"}
+    for name, value in {**of_a_user, "RESERVATION": "none", "JOB_NAME": "mine"}.items():
+        monkeypatch.setenv(f"SBATCH_{name}", value)
+    for name, value in {"JOB_ID": "1", "MEM_PER_CPU": "100", "CPU_BIND": "quiet,corescores"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    free = {**HELD, "sbatch": {}, "mem_gb": 1, "setup": ["srun true", "false"]}
+    monkeypatch.setattr("sys.argv", ["sweep.py", *map(str, bed.files("shell", free, {"train.seed": [0, 1]}))])
+    with pytest.raises(InputError, match="reservation"):  # which the file leaves open
+        sweep.main()
+    monkeypatch.delenv("SBATCH_RESERVATION")
+    assert sweep.main() == 0
+    jobs = [job_of(folder) for folder in bed.folders("shell")]
+    for job in jobs:
+        wait_gone(job)
+    shown = squeue.ask("scontrol", "show", "job", jobs[0])
+    assert {"Partition=low", "TimeLimit=00:30:00", "Requeue=1", "JobName=shell"} <= set(shown.split())
+    assert {run["error"] for run in bed.status("shell").values()} == {"setup line failed: false, exit status 1"}
 
 
 def test_forgotten_jobs_are_gone_and_not_an_error(cluster):
