@@ -93,9 +93,11 @@ def check(options: argparse.Namespace) -> None:
             f"--stride {options.stride} leaves gaps between patches of {options.patch}; --tiling cover has none"
         )
     if options.pseudonyms and options.pseudonyms.resolve().is_relative_to(options.out.resolve()):
-        raise InputError(f"--pseudonyms {options.pseudonyms} lies inside OUT, which it is to be kept from")
+        raise InputError(
+            f"--pseudonyms {options.pseudonyms} lies inside OUT, which shall hold no names; put it elsewhere"
+        )
     if (options.full is None) != (options.quarter is None):
-        raise InputError("--full and --quarter go together")
+        raise InputError("--full and --quarter go together; give both")
     if options.split != "patient" and (options.val is not None or options.test is not None or options.fold):
         raise InputError(f"--split {options.split} chooses val and test by itself; leave out --val, --test and --fold")
 
@@ -186,7 +188,9 @@ def check_space(plans: list[ShardPlan], options: argparse.Namespace, out: Path) 
     present = sum(path.stat().st_size for path in out.glob("*.tar"))
     free = shutil.disk_usage(out).free
     if need - present > free:
-        raise InputError(f"the shards need {(need - present) / 1e9:.2f} GB, {out} has {free / 1e9:.2f} GB free")
+        raise InputError(
+            f"the shards need {(need - present) / 1e9:.2f} GB, {out} has {free / 1e9:.2f} GB free; choose another OUT"
+        )
 
 
 def pair(options: argparse.Namespace, workers: Workers, state: Path) -> Pairing:

@@ -56,7 +56,7 @@ class Deidentifier:
 
     def __init__(self, path: Path, out: Path | None = None) -> None:
         if out is not None and path.resolve().is_relative_to(out.resolve()):
-            raise InputError(f"--deidentify {path} lies inside OUT, which it is to be kept from")
+            raise InputError(f"--deidentify {path} lies inside OUT, whose readers could undo it; put it elsewhere")
         self.path = path
         self.key = self._read() if path.exists() else secrets.token_bytes(32)
 
