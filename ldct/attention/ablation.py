@@ -2,21 +2,21 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from ldct.models.cbam import ChannelGate, SpatialGate
+from ldct.models.cbam import each_gate
 from ldct.models.network import Network
 
 
 def gates(network: Network) -> dict[int, list[nn.Module]]:
     """The modules that give a gate's weights, by encoder stage from 1; two at a stage with both kinds of attention."""
-    return {
-        int(stage): [part.sigmoid for part in gate.children() if isinstance(part, ChannelGate | SpatialGate)]
-        for stage, gate in network.gates.items()
-    }
+    modules: dict[int, list[nn.Module]] = {}
+    for stage, gate in each_gate(network):
+        modules.setdefault(stage, []).append(gate.sigmoid)
+    return modules
 
 
 @contextmanager
@@ -27,12 +27,10 @@ def mean_weights(network: Network) -> Iterator[dict[nn.Module, list[float]]]:
     def note(module: nn.Module, inputs: Any, weights: Tensor) -> None:
         seen[module].append(weights.float().mean().item())
 
-    handles = [module.register_forward_hook(note) for module in seen]
-    try:
+    with ExitStack() as hooks:
+        for module in seen:
+            hooks.enter_context(module.register_forward_hook(note))
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

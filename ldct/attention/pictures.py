@@ -1,6 +1,7 @@
 """What attention shows, in pictures over real anatomy: spatial maps and feature maps at every depth."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from ldct.models.cbam import SpatialGate
+from ldct.models.cbam import SpatialGate, each_gate
 from ldct.models.network import Network
 from ldct.models.whole_slice import denoise
 from shards.common.atomic import atomic
@@ -37,19 +38,13 @@ def pictures(network: Network, low: Tensor, folder: Path, patch: int = 55, chann
     """
     maps: dict[int, Tensor] = {}
     features: dict[int, Tensor] = {}
-    handles = [
-        module.register_forward_hook(keep(features, stage, channels))
-        for stage, module in enumerate(network.encoder, start=1)
-    ]
-    for stage, gate in network.gates.items():
-        for part in gate.children():
-            if isinstance(part, SpatialGate):
-                handles.append(part.sigmoid.register_forward_hook(keep(maps, int(stage), 1)))
-    try:
+    with ExitStack() as hooks:
+        for stage, module in enumerate(network.encoder, start=1):
+            hooks.enter_context(module.register_forward_hook(keep(features, stage, channels)))
+        for stage, gate in each_gate(network):
+            if isinstance(gate, SpatialGate):
+                hooks.enter_context(gate.sigmoid.register_forward_hook(keep(maps, stage, 1)))
         denoise(network, low, patch)
-    finally:
-        for handle in handles:
-            handle.remove()
     image = low[0, 0].float().cpu()
     written = [save_panels(folder / "features.png", image, features)]
     return [*written, save_panels(folder / "attention.png", image, maps)] if maps else written

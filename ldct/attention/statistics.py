@@ -8,7 +8,7 @@ the weights across channels is large where it does. At a stage with spatial atte
 import functools
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldct.metrics import names
-from ldct.models.cbam import ChannelGate, SpatialGate, by_pixel
+from ldct.models.cbam import ChannelGate, by_pixel, each_gate
 from ldct.models.network import Network
 
 CHANNEL = ("channel_mean", "channel_sd", "channel_entropy", "channel_over_0.9", "channel_under_0.1")
@@ -111,18 +111,13 @@ class Collector:
 def collect(network: Network) -> Iterator[Collector]:
     """Within the block every pass through ``network`` (bare or inside DDP) is counted; outside, nothing is hooked."""
     collector = Collector(network)
-    handles = [network.register_forward_pre_hook(collector.remember)] if collector.stages else []
-    for stage, gate in network.gates.items():
-        for part in gate.children():
-            if isinstance(part, ChannelGate):
-                handles.append(part.sigmoid.register_forward_hook(collector.channel_hook(int(stage))))
-            elif isinstance(part, SpatialGate):
-                handles.append(part.sigmoid.register_forward_hook(collector.spatial_hook(int(stage))))
-    try:
+    with ExitStack() as hooks:
+        if collector.stages:
+            hooks.enter_context(network.register_forward_pre_hook(collector.remember))
+        for stage, gate in each_gate(network):
+            hook = collector.channel_hook if isinstance(gate, ChannelGate) else collector.spatial_hook
+            hooks.enter_context(gate.sigmoid.register_forward_hook(hook(stage)))
         yield collector
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def channel_values(weights: Tensor) -> dict[str, Tensor]:

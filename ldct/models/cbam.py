@@ -118,6 +118,12 @@ def gated(gates: nn.ModuleDict, number: int, features: Tensor) -> Tensor:
     return gates[str(number)](features) if str(number) in gates else features
 
 
+def each_gate(network: Network) -> Iterator[tuple[int, ChannelGate | SpatialGate]]:
+    """Every gate with the number of its stage; two at a stage with both kinds of attention, in the order of use."""
+    for number, stage in network.gates.items():
+        yield from ((int(number), gate) for gate in stage.children() if isinstance(gate, ChannelGate | SpatialGate))
+
+
 @contextmanager
 def pool_locally(network: Network, patch: int) -> Iterator[None]:
     """Within the block, channel attention pools over windows as large as on a training patch.
@@ -130,16 +136,15 @@ def pool_locally(network: Network, patch: int) -> Iterator[None]:
         Side of the training patches in pixels.
     """
     switched = []
-    for number, gate in network.gates.items():
-        for part in gate.children():
-            if isinstance(part, ChannelGate):
-                switched.append((part, part.window))
-                part.window = network.feature_size(int(number), patch)
+    for number, gate in each_gate(network):
+        if isinstance(gate, ChannelGate):
+            switched.append((gate, gate.window))
+            gate.window = network.feature_size(number, patch)
     try:
         yield
     finally:
-        for part, window in switched:
-            part.window = window
+        for gate, window in switched:
+            gate.window = window
 
 
 def spread(pooled: Tensor, height: int, width: int) -> Tensor:
