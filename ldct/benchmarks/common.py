@@ -1,6 +1,7 @@
 """What the benches share: the machine, variants that are measured alternating, the matrix product as the limit."""
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import platform
@@ -15,8 +16,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
+from ldct import models
 from ldct.benchmarks import shard as sharder
+from ldct.config import ModelConfig
 from ldct.device import device_name
 from shards.common.command import InputError
 
@@ -180,6 +184,19 @@ def _product(dtype: torch.dtype, device: torch.device, size: int) -> Callable[[]
         x, weight = a.to_mkldnn(), b.to_mkldnn()
         products.append(lambda: F.linear(x, weight))
     return lambda: 2 * size**3 / min(seconds(product, device) for product in products for _ in range(3))
+
+
+def flops(model: ModelConfig, shape: tuple[int, int], backward: bool = False) -> int:
+    """FLOP of the network on an image of ``shape``, forward or both ways, as torch counts them: of convolutions and
+    matrix products, two for each multiplication and addition."""
+    with torch.device("meta"):
+        network = models.create(dataclasses.replace(model, init="default"))
+        image = torch.zeros(1, 1, *shape)
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
+        output = network(image)
+        if backward:
+            output.sum().backward()
+    return counter.get_total_flops()
 
 
 def generate(folder: Path, pairs: int) -> Path:

@@ -1,7 +1,6 @@
 """How fast slices are denoised, beside the baseline and a matrix product; how far from fp32, in how much memory."""
 
 import argparse
-import dataclasses
 import math
 import tempfile
 from collections.abc import Callable, Generator
@@ -11,11 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from ldct import models
 from ldct.benchmarks import baseline, common
-from ldct.config import Config, ModelConfig
+from ldct.config import Config
 from ldct.data.hu import denormalise, normalise
 from ldct.data.slices import Slices
 from ldct.device import full_precision, give_back, keep_freed, pick_device
@@ -130,7 +128,7 @@ def rows(
         product's, and rmse_hu, the distance of its output in whole HU from ours in fp32, over pixels that are
         not clipped: what normalization clips, the baseline does not put back.
     """
-    work = forward_flops(config.model, low.shape[1:])
+    work = common.flops(config.model, low.shape[1:])
     tensor, normalization = torch.from_numpy(low), config.data.normalization
     inside = (denormalise(normalise(tensor, normalization), normalization).round() == tensor).numpy()
     rates = {name: [speed for speed, _ in repeats] for name, repeats in measured.items()}
@@ -151,16 +149,6 @@ def rows(
             }
         )
     return table
-
-
-def forward_flops(model: ModelConfig, shape: tuple[int, int]) -> int:
-    """FLOP of one slice through the network, convolutions and matrix products as torch counts them."""
-    with torch.device("meta"):
-        network = models.create(dataclasses.replace(model, init="default"))
-        image = torch.zeros(1, 1, *shape)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(image)
-    return counter.get_total_flops()
 
 
 def peak_mb(device: torch.device) -> float:

@@ -26,6 +26,7 @@ from ldct.benchmarks import common
 from ldct.data.loader import Loader
 from ldct.data.patches import MappedStore, Patches, open_store
 from ldct.data.sampler import Sampler
+from ldct.device import pick_device
 from ldct.metrics import names
 from ldct.runs import checkpoint
 from ldct.runs import folder as runs
@@ -47,7 +48,7 @@ def ours(folder: Path) -> Iterator[int]:
     """Pairs per batch of the training loader, over two epochs, air included."""
     patches = Patches(folder, configuration.DataConfig(min_body=0))
     sampler = Sampler(patches.shard, 0, configuration.DataConfig().window_shards, BATCH)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device("auto")
     with Loader(open_store(patches, "mmap", device), sampler, 0, 1, 0, 2 * len(patches) // BATCH) as batches:
         for batch in batches:
             yield len(batch.to(device, non_blocking=True))
@@ -109,7 +110,7 @@ def checkpoint_seconds(repeats: int) -> list[float]:
 
 def training(shards: Path, folder: Path, steps: int, *more: str) -> subprocess.Popen[bytes]:
     """Start the training command on ``shards`` with a narrow RED-CNN."""
-    script = Path(__file__).resolve().parents[2] / "launch" / "train.py"
+    script = common.ROOT / "launch" / "train.py"
     flags = [f"--data.shards={shards}", f"--run_dir={folder}", "--model.channels=24", "--train.global_batch=16"]
     flags += [f"--train.steps={steps}", "--train.log_every=1", "--val.slices=1", "--track.wandb=disabled", *more]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -194,7 +195,7 @@ def measure(pairs: int, repeats: int, shards: Path | None) -> dict[str, Any]:
         with common.apart(loop_ms, source, LOOP_STEPS) as ask:
             loop = ask()
         return {
-            **common.machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+            **common.machine(pick_device("auto")),
             "webdataset": webdataset.__version__,
             "pairs": count,
             "batch": BATCH,

@@ -10,7 +10,7 @@ import yaml
 from ldct.benchmarks import common
 from ldct.benchmarks.steps import configure, trainer_repeats
 from ldct.config import Config, TrainConfig
-from ldct.device import out_of_memory
+from ldct.device import out_of_memory, pick_device
 from shards.common.table import text_table
 
 ENOUGH = 0.95
@@ -52,8 +52,7 @@ def recommend(
     tried += [form | {"batch": batch, "patches_per_s": value} for batch, value in rates.items()]
     ranks = max(1, torch.cuda.device_count())
     config = {"train": {**split(smallest(rates) * ranks), **form}, "data": {"store": "auto"}}
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return common.machine(device) | {"network": network, "ranks": ranks, "tried": tried, "config": config}
+    return common.machine(pick_device("auto")) | {"network": network, "ranks": ranks, "tried": tried, "config": config}
 
 
 def smallest(rates: dict[int, float]) -> int:

@@ -10,13 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ldct import config as configuration
 from ldct.benchmarks import common
 from ldct.config import Config
 from ldct.data.patches import Patches, open_store
-from ldct.device import keep_freed
+from ldct.device import keep_freed, pick_device
 from ldct.metrics import names, protocols
 from ldct.runs import folder as runs
 from ldct.training.ranks import Ranks
@@ -116,10 +114,9 @@ def scaling(shards: Path, ranks: int, batch: int, steps: int, repeats: int, sett
             torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
             return last_rate(config, torchrun, OMP_NUM_THREADS="1")
 
-    cuda = torch.cuda.is_available()
-    steps = longer(steps, batch, rate(1, steps), RANKS_S) if cuda else steps
+    device = pick_device("auto")
+    steps = longer(steps, batch, rate(1, steps), RANKS_S) if device.type == "cuda" else steps
     values = common.alternate({str(count): partial(rate, count, steps) for count in (1, ranks)}, repeats, warmup=0)
-    device = torch.device("cuda" if cuda else "cpu")
     return common.machine(device) | {
         "ranks": ranks,
         "threads": 1,
@@ -155,7 +152,7 @@ def quality(shards: Path, psnr: float, settings: Sequence[str]) -> dict[str, Any
     if ours_s is None:
         raise InputError(f"the default recipe ended at {best:.2f} dB, below {psnr}; ask for less")
     study_s, study_best = until(psnr, [f"config={recipes / 'document.yaml'}", *fixed], PATIENCE * ours_s)
-    return common.machine(Ranks(60).device) | {
+    return common.machine(pick_device("auto")) | {
         "psnr": psnr,
         "settings": list(settings),
         "ours_s": ours_s,

@@ -1,6 +1,5 @@
 """Steps of the trainer without a run around them, and those of the baseline on the same batches."""
 
-import dataclasses
 import os
 import tempfile
 from collections.abc import Generator, Iterator, Sequence
@@ -9,12 +8,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from ldct import config as configuration
-from ldct import models
 from ldct.benchmarks import baseline, common
-from ldct.config import Config, ModelConfig
+from ldct.config import Config
 from ldct.data.loader import Loader
 from ldct.data.patches import MappedStore, open_store
 from ldct.device import full_precision, keep_freed
@@ -112,14 +109,3 @@ def baseline_losses(training: Training, steps: int, folder: Path) -> Iterator[Te
         baseline.write_patches(store.fetch(torch.tensor(numbers).numpy()), numbers, folder, normalization)
     network = baseline.create(training.config.model, training.model.state_dict())
     return baseline.training(network, folder, batches, LR, training.ranks.device, min(4, os.cpu_count() or 1))
-
-
-def flops(model: ModelConfig, patch: int) -> int:
-    """FLOP of the network's forward and backward on one patch as torch counts them: convolutions and matrix products,
-    two for each multiplication and addition."""
-    with torch.device("meta"):
-        network = models.create(dataclasses.replace(model, init="default"))
-        image = torch.zeros(1, 1, patch, patch)
-    with FlopCounterMode(display=False) as counter:
-        network(image).sum().backward()
-    return counter.get_total_flops()

@@ -12,10 +12,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from ldct import models
 from ldct.benchmarks import baseline, common, recommend, runs
-from ldct.benchmarks.steps import LR, baseline_repeats, configure, flops, start, trainer_losses, trainer_repeats
+from ldct.benchmarks.steps import LR, baseline_repeats, configure, start, trainer_losses, trainer_repeats
 from ldct.config import Config
-from ldct.device import keep_freed
-from ldct.training.ranks import Ranks
+from ldct.device import keep_freed, pick_device
 from ldct.training.trainer import set_numerics
 from shards.common.command import InputError
 from shards.common.table import text_table
@@ -71,7 +70,7 @@ def sweep(
         patches_per_s (median, lowest, highest), ratio to the baseline, flop_per_s, share of the matrix product's, loss
         (mean of the last round), loss_ratio to the baseline.
     """
-    device = Ranks(60).device
+    device = pick_device("auto")
     rows, limits = [], {name: 0.0 for name, _ in common.DTYPES}
     for network in networks:
         for batch in batches:
@@ -120,7 +119,8 @@ def compare(configs: dict[str, Config], measured: dict[str, list[tuple[float, fl
             "precision": "fp32" if name in (BASELINE, BASELINE_TF32) else config.train.precision,
             "patches_per_s": common.spread(rates[name]),
             "ratio": common.ratio(rates[name], rates[base]),
-            "flop_per_s": common.spread(rates[name])["median"] * flops(config.model, PATCH),
+            "flop_per_s": common.spread(rates[name])["median"]
+            * common.flops(config.model, (PATCH, PATCH), backward=True),
             "loss": losses[name],
             "loss_ratio": losses[name] / losses[base],
         }

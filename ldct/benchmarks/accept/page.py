@@ -17,12 +17,8 @@ def about(result: dict[str, Any]) -> str:
     """Device, versions and date, in one line."""
     machine = machine_of(result)
     parts = [machine.get("device", "device not known")]
-    parts += [f"driver {machine['driver_version']}"] if "driver_version" in machine else []
-    parts += [
-        f"torch {machine[key]}" if key == "torch" else f"Python {machine[key]}"
-        for key in ("torch", "python")
-        if key in machine
-    ]
+    versions = {"driver_version": "driver", "torch": "torch", "python": "Python"}
+    parts += [f"{name} {machine[key]}" for key, name in versions.items() if key in machine]
     return ", ".join([*parts, result["date"], f"ldct {result['version']}, code {result['code']}"])
 
 

@@ -13,7 +13,7 @@ from ldct import config as configuration
 from ldct.benchmarks import common, infer, train
 from ldct.benchmarks.accept.correctness import HU_LIMIT, rmse
 from ldct.benchmarks.accept.isolation import Figure, Setting, at_most, holds
-from ldct.benchmarks.steps import baseline_repeats, configure, flops, trainer_repeats
+from ldct.benchmarks.steps import baseline_repeats, configure, trainer_repeats
 from ldct.config import Config
 from ldct.data.slices import Slices
 from ldct.device import device_name, give_back
@@ -113,7 +113,9 @@ def steps(setting: Setting, network: str, names: list[str]) -> Iterator[Figure]:
                 yield Figure(f"{name}, {batch}", f"{type(error).__name__}: {said}", "", "a measurement", False)
                 continue
             precision = "fp32" if name.startswith(train.BASELINE) else config.train.precision
-            share = rates[name] * flops(config.model, train.PATCH) / limits[precision]
+            share = (
+                rates[name] * common.flops(config.model, (train.PATCH, train.PATCH), backward=True) / limits[precision]
+            )
             about: dict[str, str | float] = {
                 "network": network,
                 "variant": VARIANTS.get(name, name),

@@ -35,7 +35,7 @@ def test_rows_of_inference_are_arithmetic_on_the_repeats():
     ours, theirs = rows[1:]
     assert [row["ratio"] for row in rows] == [2, 6, 1]
     assert [row["rmse_hu"] for row in rows] == [0, 3, 3]
-    work = infer.forward_flops(settings.model, (64, 64))
+    work = common.flops(settings.model, (64, 64))
     inner = sum((64 - 4 * i) ** 2 for i in range(2, 6))
     assert work == 2 * 25 * (2 * 4**2 * inner + 2 * 4 * 60**2)
     assert ours["flop_per_s"] == 6 * work and ours["share"] == 6 * work / 4e9

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ldct import config, models
-from ldct.benchmarks import baseline, steps
+from ldct.benchmarks import baseline, common, steps
 from ldct.config import ModelConfig
 from shards.common.command import InputError
 
@@ -33,7 +33,7 @@ def redcnn_flops(channels, patch):
 
 @pytest.mark.parametrize("channels", [4, 96])
 def test_flops_are_those_of_the_convolutions(channels):
-    assert steps.flops(ModelConfig(channels=channels), 55) == redcnn_flops(channels, 55)
+    assert common.flops(ModelConfig(channels=channels), (55, 55), backward=True) == redcnn_flops(channels, 55)
     assert redcnn_flops(96, 55) / 1e9 == pytest.approx(18.9, abs=0.05)
 
 

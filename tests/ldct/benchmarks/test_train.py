@@ -20,7 +20,7 @@ def test_rows_are_arithmetic_on_the_repeats(tiny_shards):
     assert [row["variant"] for row in (ours, both, theirs)] == ["ours", "ours, attention both", "baseline"]
     assert [row["patches_per_s"]["median"] for row in (ours, both, theirs)] == [8, 4, 2]
     assert [row["ratio"] for row in (ours, both, theirs)] == [4, 2, 1]
-    work = steps.flops(ModelConfig(channels=4), 55)
+    work = common.flops(ModelConfig(channels=4), (55, 55), backward=True)
     assert ours["flop_per_s"] == 8 * work and theirs["flop_per_s"] == 2 * work
     assert both["flop_per_s"] > 4 * work  # the gates' own
     assert (ours["loss"], ours["loss_ratio"]) == (0.5, 1.25)  # the last round's
