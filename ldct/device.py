@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from shards.common.command import InputError
+from shards.common.command import InputError, first_line
 
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
 """Parameters of mallopt(3), from glibc's malloc.h."""
@@ -34,7 +34,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device).cpu()  # meta has no values to copy: nothing could be computed on it
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name}: {str(error).splitlines()[0]}; expected auto, cpu, cuda or cuda:N") from None
+        raise InputError(f"device {name}: {first_line(error)}; expected auto, cpu, cuda or cuda:N") from None
     return device
 
 

@@ -9,7 +9,6 @@ Prints a report of what pairs with what before any work; killed and run again, i
 
 import argparse
 import contextlib
-import errno
 import importlib.metadata
 import json
 import math
@@ -39,7 +38,7 @@ from shards.build_state import (
 )
 from shards.common import part
 from shards.common.atomic import write_text
-from shards.common.command import InputError, Progress, command
+from shards.common.command import NO_ROOM, InputError, Progress, command
 from shards.common.pool import Workers
 from shards.files import printable
 from shards.manifest import SHARDER, SPLITS, Manifest, as_json
@@ -123,9 +122,9 @@ def plan_shards(split: Split, source: Path, out: Path, options: argparse.Namespa
             pairs = [pairs[i] for i in order]
         count = math.ceil(len(pairs) / options.shard_slices)
         for i in range(count):
-            part = pairs[i * len(pairs) // count : (i + 1) * len(pairs) // count]
+            own = pairs[i * len(pairs) // count : (i + 1) * len(pairs) // count]
             cut = (options.patch, options.stride, options.tiling, options.pseudonyms is not None)
-            plans.append(ShardPlan(f"{name}-{i:05d}.tar", name, part, out, source, *cut))
+            plans.append(ShardPlan(f"{name}-{i:05d}.tar", name, own, out, source, *cut))
     return plans
 
 
@@ -349,7 +348,7 @@ def main() -> None:
         else:
             build(options)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in NO_ROOM
         remedy = "free some space and run again to go on" if full else "run again to go on"
         where = error.filename or options.out
         raise InputError(f"{where}: {error.strerror or error}; {remedy}") from None

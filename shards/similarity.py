@@ -19,7 +19,7 @@ import numpy as np
 
 from shards import patching
 from shards.common.atomic import atomic, write_text
-from shards.common.command import InputError, Progress, command
+from shards.common.command import InputError, Progress, command, first_line
 from shards.manifest import Manifest, load
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def load_network(path: Path) -> "torch.nn.Module":
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # a wrong file fails in many ways
-        raise InputError(f"{path} holds no weights of ResNet-50: {str(error).splitlines()[0]}") from None
+        raise InputError(f"{path} holds no weights of ResNet-50: {first_line(error)}") from None
     return network.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -25,7 +25,7 @@ from ldct.inference.pretrained import SUFFIX
 from ldct.models.cbam import ChannelGate
 from ldct.models.network import Network
 from shards.common.atomic import atomic
-from shards.common.command import InputError
+from shards.common.command import InputError, first_line
 
 OPSET = 20
 """Version of ONNX's operators: onnxruntime 1.17 and later."""
@@ -159,8 +159,7 @@ class Exported:
             if device.type != "cpu":
                 program = move_to_device_pass(program, device)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            why = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"{path} is no model written by launch/denoise.py --export: {why}") from None
+            raise InputError(f"{path} is no model written by launch/denoise.py --export: {first_line(error)}") from None
         self.name, self.about, self.precision = about["name"], about["about"], about["precision"]
         self.least, self.device = about["least"], device
         # the guards say how the example's size was rounded up to the U-Net's multiple, as if every size had to be

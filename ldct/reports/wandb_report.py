@@ -9,7 +9,7 @@ from ldct.evaluation.baselines import LOW
 from ldct.evaluation.results import FULL
 from ldct.metrics import names, protocols, registry
 from ldct.runs.wandb_reader import TIMEOUT_S
-from shards.common.command import InputError
+from shards.common.command import InputError, first_line
 
 PHYSICS = ("texture/high_band", "edges/sharpness", "body/dose")
 """Metrics without a protocol that have a bar for each run."""
@@ -65,8 +65,9 @@ def publish(project: str, split: str, protocol: str) -> list[str]:
         return [str(view.url), str(report.url)]
     # wandb-workspaces checks no answer: what is missing in one is a KeyError or TypeError
     except (wandb.Error, ValueError, OSError, KeyError, TypeError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"no report in {project}: {why}; check the name, WANDB_BASE_URL and the key") from None
+        raise InputError(
+            f"no report in {project}: {first_line(error)}; check the name, WANDB_BASE_URL and the key"
+        ) from None
 
 
 def _panels(reports: Any, split: str, protocol: str) -> dict[str, list[Any]]:

@@ -23,7 +23,7 @@ from ldct import config as configuration
 from ldct.config import Config, renamed
 from ldct.runs import attempts
 from shards.common.atomic import atomic
-from shards.common.command import InputError
+from shards.common.command import InputError, first_line
 
 KEEP = 2
 BEST = "best.pt"
@@ -119,7 +119,7 @@ def read(path: Path) -> dict[str, Any]:
     except Broken:
         raise
     except Exception as error:  # whatever a damaged zip or pickle makes of itself
-        raise Broken((str(error).splitlines() or [type(error).__name__])[0]) from None
+        raise Broken(first_line(error)) from None
 
 
 def readable(folder: Path) -> Iterator[dict[str, Any]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ldct.runs.wandb_mirror import FILES
-from shards.common.command import InputError, Progress
+from shards.common.command import InputError, Progress, first_line
 
 TIMEOUT_S = 20
 """Seconds the server has for an answer."""
@@ -44,8 +44,9 @@ def fetch(project: str, folder: Path) -> list[Path]:
                     folders.append(target)
                 progress.update()
     except (wandb.Error, ValueError, OSError) as error:  # wandb's API raises ValueError for a project that is not there
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"cannot read {project} from W&B: {why}; check the name, WANDB_BASE_URL and the key") from None
+        raise InputError(
+            f"cannot read {project} from W&B: {first_line(error)}; check the name, WANDB_BASE_URL and the key"
+        ) from None
     if not folders:
         raise InputError(f"{project}: none of its {len(every)} runs was sent by this project; see docs/wandb.md")
     return sorted(folders)

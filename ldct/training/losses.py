@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ldct.config import LossConfig
-from shards.common.command import InputError
+from shards.common.command import InputError, first_line
 
 VGG_FILE = "vgg16-397923af.pth"
 """Name of torchvision's VGG16 IMAGENET1K_V1 weights in torch's hub cache."""
@@ -93,8 +93,7 @@ def vgg_weights(file: str) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken zip, a pickle with code in it, an old format: torch raises many types
-        first = str(error).splitlines()[0]
-        raise InputError(f"{path}: expected VGG16's weights as torch.save writes them: {first}") from None
+        raise InputError(f"{path}: expected VGG16's weights as torch.save writes them: {first_line(error)}") from None
 
 
 def vgg_features(weights: dict[str, Any]) -> nn.Module:

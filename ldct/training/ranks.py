@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ldct.training import placement
 from ldct.training.pulse import DONE, Pulse, RankLost
-from shards.common.command import InputError
+from shards.common.command import InputError, first_line
 
 PATIENCE = timedelta(minutes=30)
 """What ranks wait for each other where one may be slow for good reasons: imports, patches copied to a GPU, a save."""
@@ -214,7 +214,7 @@ class Ranks:
                 raise
             lost = self.pulse.lost() if isinstance(error, RuntimeError | OSError) else []
             if not lost:
-                self.pulse.say(f"{type(error).__name__}: {_first_line(error)}")
+                self.pulse.say(f"{type(error).__name__}: {first_line(error)}")
             self.pulse.close()
             self._abort()
             if lost:
@@ -259,7 +259,3 @@ def _exchanged(store: Any, text: str, rank: int, world_size: int) -> list[str]:
         store.set("all read", "")
     store.wait(["all read"])
     return texts
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

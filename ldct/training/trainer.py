@@ -1,6 +1,5 @@
 """A run from its start to its end in one process: the loop, and what it does between two steps."""
 
-import errno
 import math
 import os
 import signal
@@ -24,7 +23,7 @@ from ldct.training.signals import Latch
 from ldct.training.step import StepResult, Training
 from ldct.training.validation import Validation, attention_lines
 from ldct.training.watchdog import Watchdog
-from shards.common.command import InputError
+from shards.common.command import NO_ROOM, InputError
 
 
 def train(config: Config, latch: Latch) -> signal.Signals | None:
@@ -61,7 +60,7 @@ def train(config: Config, latch: Latch) -> signal.Signals | None:
                 stop = Trainer(training, recorder, latch).run()
                 recorder.close("stopped" if stop else "finished")
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in NO_ROOM:
             raise
         raise InputError(f"cannot write to {config.run_dir}: {error.strerror}; make room and run again") from None
     return stop

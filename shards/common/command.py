@@ -18,6 +18,11 @@ class InputError(Exception):
     """Something the user can put right. The message is one line: expected, found, what to do."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says first; its type where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 READER_GONE = 128 + signal.SIGPIPE
 """Exit status of a command whose output nobody reads any more, as of ``yes | head``."""
 

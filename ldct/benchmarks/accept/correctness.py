@@ -36,7 +36,7 @@ from ldct.training.ranks import Ranks
 from ldct.training.signals import Latch
 from ldct.training.step import Training
 from ldct.training.trainer import set_numerics, train
-from shards.common.command import InputError
+from shards.common.command import InputError, first_line
 
 CPU, BOTH = torch.device("cpu"), "model.attention=both"
 
@@ -162,7 +162,7 @@ def waits(training: Training, batches: Sequence[torch.Tensor]) -> str:
         for number, batch in enumerate(batches, 1):
             training.train_step(batch, watch=number == len(batches) > 1)
     except RuntimeError as error:
-        return str(error).splitlines()[0]
+        return first_line(error)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     return ""
