@@ -217,14 +217,10 @@ def check_shards(folder: Path, min_body: float) -> int:
 
 @functools.cache
 def count_weights(model: str) -> int:
-    """Trained weights of a ModelConfig given as JSON; made without memory, on the meta device."""
-    import torch
+    """Trained weights of a ModelConfig given as JSON."""
+    from ldct import models  # needs torch, as above
 
-    from ldct import models
-
-    with torch.device("meta"):
-        network = models.create(configuration.ModelConfig(**json.loads(model)))
-    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+    return models.describe(configuration.ModelConfig(**json.loads(model))).parameters
 
 
 def note_states(planned: list[Run], folder: Path) -> None:

@@ -34,9 +34,9 @@ class Loader:
         """Seconds that the loop has waited for batches."""
         self.closed = threading.Event()
         self.left = iter(self.steps)
-        self.thread = None if isinstance(store, DeviceStore) else threading.Thread(target=self._fetch, name="loader")
+        thread = threading.Thread(target=self._fetch, name="loader", daemon=True)
+        self.thread = None if isinstance(store, DeviceStore) else thread
         if self.thread:
-            self.thread.daemon = True
             self.thread.start()
 
     def _fetch(self) -> None:
@@ -87,9 +87,6 @@ class Loader:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
         """Stop the thread; batches fetched ahead are forgotten."""
         self.closed.set()
         if self.thread:

@@ -76,7 +76,7 @@ def note(evaluation: Evaluation, rows: list[Row]) -> str:
     """What was tested and how, or why nothing could be."""
     metric = registry.find(registry.RANKING)
     what = f"{metric.label} difference in {metric.unit}, {evaluation.protocols[0]}, mean over patients"
-    tested = [test for test in tests(evaluation, rows) if not math.isnan(test.p)]
+    ps = [test.p for test in tests(evaluation, rows)]
     patients = len(evaluation.patients)
     if patients < intervals.LEAST_PATIENTS:
         plural = "s" if patients > 1 else ""
@@ -84,17 +84,12 @@ def note(evaluation: Evaluation, rows: list[Row]) -> str:
             f"{what}; not tested: {patients} patient{plural}, a test needs {intervals.LEAST_PATIENTS} "
             "(slices of one patient resemble each other and do not count as so many)"
         )
-    count = len(tested)
+    count = sum(not math.isnan(p) for p in ps)
     return (
         f"{what}, ± half its 95 % interval; paired t test over {patients} patients, two-sided, p corrected for "
         f"{count} test{'s' if count != 1 else ''} (Holm)"
-        + ("; no p where the difference is not finite or the same in all" if any_left_out(evaluation, rows) else "")
+        + ("; no p where the difference is not finite or the same in all" if count < len(ps) else "")
     )
-
-
-def any_left_out(evaluation: Evaluation, rows: list[Row]) -> bool:
-    """Whether a pair could not be tested."""
-    return any(math.isnan(test.p) for test in tests(evaluation, rows))
 
 
 def as_text(evaluation: Evaluation, rows: list[Row]) -> str:

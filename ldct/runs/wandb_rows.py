@@ -102,7 +102,7 @@ def picture(path: Path, folder: Path) -> dict[str, Any]:
 def _slices(path: Path, run: str) -> list[Any]:
     """The median and the worst slice: low dose, what the network made of it, full dose, side by side in one window.
 
-    None while the tables beside the file ``path`` are not written.
+    None of them while the tables beside the file ``path`` are not written.
     """
     import wandb
 
