@@ -3,6 +3,7 @@
 import itertools
 import socket
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import run_command, tiny_flags
@@ -39,6 +40,51 @@ def run(flags, world_size=2, act=NEVER):
     return list(statuses), errors
 
 
+ASLEEP = {
+    "slow": (2, ("0", "-1", "slow"), {"train__timeout_s": 5}),
+    "killed 2 of 3": (3, ("2", "4", "SIGKILL"), {"train__global_batch": 9}),
+    "killed 1": (2, ("1", "9", "SIGKILL"), {"train__save_every_s": 0.001}),
+    "killed 0": (2, ("0", "9", "SIGKILL"), {"train__save_every_s": 0.001}),
+    "failed 1": (2, ("1", "9", "fail"), {"train__save_every_s": 0.001}),
+    "late": (2, ("1", "-1", "late"), {"train__timeout_s": 5}),
+    "hangs": (2, ("1", "4", "hang"), {"train__timeout_s": 5}),
+    "hangs alone": (1, ("0", "4", "hang"), {"train__hang_s": 5}),
+}
+"""Runs whose ranks mostly wait: their number, which of them does what, and what the run changes."""
+
+
+def disturbed(flags, world_size, act):
+    """Exit statuses and messages of ranks of which one ends, or hangs until the others have ended: a minute later."""
+    ranks = start(flags, world_size, act)
+    disturber = ranks[int(act[0])]
+    try:
+        if act[2] != "hang":
+            disturber.join(120)
+        ends = [rank.ended(60) for rank in ranks if rank is not disturber]
+        if world_size > 1 and act[2] == "hang":
+            disturber.kill()
+        ends.insert(int(act[0]), disturber.ended(60))
+    finally:
+        for rank in ranks:
+            rank.kill()
+    statuses, errors = zip(*ends, strict=True)
+    return list(statuses), errors
+
+
+@pytest.fixture(scope="module", autouse=True)
+def outcome(tiny_shards, tmp_path_factory):
+    """Folder, exit statuses and messages of one of ASLEEP by its name. They go on side by side, from the first test."""
+    folders = {name: tmp_path_factory.mktemp("asleep") for name in ASLEEP}
+    with ThreadPoolExecutor(4) as pool:
+        futures = {
+            name: pool.submit(disturbed, tiny_flags(tiny_shards, folders[name], **changes), world_size, act)
+            for name, (world_size, act, changes) in ASLEEP.items()
+        }
+        yield lambda name: (folders[name], *futures[name].result())
+        for future in futures.values():
+            future.cancel()
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tiny_shards, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two-ranks")
@@ -65,27 +111,25 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(tiny_shards, tmp_path, 
     assert_same(tmp_path, undisturbed)
 
 
-@pytest.mark.parametrize("act", [("1", "9", "SIGKILL"), ("0", "9", "SIGKILL"), ("1", "9", "fail")], ids=str)
-def test_a_rank_that_ends_is_named_by_the_other(tiny_shards, tmp_path, undisturbed, act):
-    lost, survivor = int(act[0]), 1 - int(act[0])
-    ranks = start(tiny_flags(tiny_shards, tmp_path, train__save_every_s=0.001), act=act)
-    ranks[lost].join(120)
-    ranks[survivor].ended(60)  # a minute after the other at most
-    statuses, errors = zip(*(rank.ended() for rank in ranks), strict=True)
-    assert statuses[lost] == (-9 if act[2] == "SIGKILL" else 1) and statuses[survivor] == 1
+@pytest.mark.parametrize("name", ["killed 1", "killed 0", "failed 1"])
+def test_a_rank_that_ends_is_named_by_the_other(tiny_shards, outcome, undisturbed, name):
+    folder, statuses, errors = outcome(name)
+    lost = int(name[-1])
+    survivor = 1 - lost
+    assert statuses[lost] == (-9 if "killed" in name else 1) and statuses[survivor] == 1
     assert f"RankLost: rank {lost}" in errors[survivor].splitlines()[-1]
     if survivor == 0:
-        status = read_status(tmp_path)
+        status = read_status(folder)
         assert status.state == "failed" and f"rank {lost} ({socket.gethostname()}, pid" in status.error
-        assert ("ZeroDivisionError: broken on purpose) ended" in status.error) == (act[2] == "fail")
-    if act[2] == "SIGKILL" and survivor == 1:  # rank 0 killed where it stood, its status still says running
-        assert read_status(tmp_path).state == "running"
-        assert run(tiny_flags(tiny_shards, tmp_path))[0] == [0, 0]
-        assert_same(tmp_path, undisturbed)
+        assert ("ZeroDivisionError: broken on purpose) ended" in status.error) == ("failed" in name)
+    else:  # rank 0 killed where it stood, its status still says running
+        assert read_status(folder).state == "running"
+        assert run(tiny_flags(tiny_shards, folder))[0] == [0, 0]
+        assert_same(folder, undisturbed)
 
 
-def test_every_survivor_names_the_one_that_ended_and_not_the_first_to_give_up(tiny_shards, tmp_path):
-    statuses, errors = run(tiny_flags(tiny_shards, tmp_path, train__global_batch=9), 3, act=("2", "4", "SIGKILL"))
+def test_every_survivor_names_the_one_that_ended_and_not_the_first_to_give_up(outcome):
+    _, statuses, errors = outcome("killed 2 of 3")
     assert statuses == [1, 1, -9]
     said = [error.splitlines()[-1].partition("RankLost: ")[2] for error in errors[:2]]
     assert all(line.startswith(f"rank 2 ({socket.gethostname()}, pid ") for line in said), said
@@ -103,32 +147,26 @@ def test_a_rank_that_cannot_hear_of_the_lost_one_is_ended_with_its_name(tiny_sha
     assert "in wait" in error  # the stacks
 
 
-def test_a_rank_that_hangs_is_waited_for_only_so_long(tiny_shards, tmp_path):
-    ranks = start(tiny_flags(tiny_shards, tmp_path, train__timeout_s=5), act=("1", "4", "hang"))
-    try:
-        status, error = ranks[0].ended(60)
-        assert status == 1 and "imed out" in error.splitlines()[-1]
-    finally:
-        ranks[1].kill()
+def test_a_rank_that_hangs_is_waited_for_only_so_long(outcome):
+    _, statuses, errors = outcome("hangs")
+    assert statuses[0] == 1 and "imed out" in errors[0].splitlines()[-1]
 
 
-def test_a_rank_that_starts_late_is_waited_for(tiny_shards, tmp_path, undisturbed):
+def test_a_rank_that_starts_late_is_waited_for(outcome, undisturbed):
     """Imports from a disk of many nodes take longer than a step may."""
-    flags = tiny_flags(tiny_shards, tmp_path, train__timeout_s=5)
-    statuses, errors = run(flags, act=("1", "-1", "late"))
+    folder, statuses, errors = outcome("late")
     assert statuses == [0, 0], errors
-    assert_same(tmp_path, undisturbed)
+    assert_same(folder, undisturbed)
 
 
-def test_what_rank_0_does_alone_is_waited_for(tiny_shards, tmp_path, undisturbed):
+def test_what_rank_0_does_alone_is_waited_for(outcome, undisturbed):
     """Reading and writing checkpoints, opening the folder, a line of metrics, a heartbeat, the pictures: each takes
     longer than a step may."""
-    flags = tiny_flags(tiny_shards, tmp_path, train__timeout_s=5)
-    statuses, errors = run(flags, act=("0", "-1", "slow"))
+    folder, statuses, errors = outcome("slow")
     assert statuses == [0, 0], errors
     slow = {line.split()[1] for line in errors[0].splitlines() if line.startswith("slow: ")}
     assert slow == {"_choose", "save", "pictures", "__enter__", "line", "heartbeat"}
-    assert_same(tmp_path, undisturbed)
+    assert_same(folder, undisturbed)
 
 
 def test_a_rank_of_another_run_at_the_same_port_is_sent_away(tiny_shards, tmp_path, undisturbed):
@@ -145,12 +183,12 @@ def test_a_rank_of_another_run_at_the_same_port_is_sent_away(tiny_shards, tmp_pa
     assert_same(tmp_path / "run", undisturbed)
 
 
-def test_a_step_that_hangs_ends_its_rank_and_says_where(tiny_shards, tmp_path):
-    (status,), (error,) = run(tiny_flags(tiny_shards, tmp_path, train__hang_s=5), world_size=1, act=("0", "4", "hang"))
+def test_a_step_that_hangs_ends_its_rank_and_says_where(outcome):
+    folder, (status,), (error,) = outcome("hangs alone")
     assert status == 1
     assert "Timeout (0:00:05)!" in error
     assert "rank_process.py" in error and "in hang" in error
-    assert read_status(tmp_path).state == "running"  # nothing more could be written
+    assert read_status(folder).state == "running"  # nothing more could be written
 
 
 def test_another_number_of_ranks_gives_the_same_curve(tiny_shards, tmp_path, undisturbed):
