@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CORES := $(shell nproc)
 
-.PHONY: env demo findings pretrained packages test test-ldct test-others lint mutants clean
+.PHONY: env demo findings pretrained packages test test-others test-slurm test-runs lint mutants clean
 
 env: .venv/ready
 
@@ -69,15 +69,19 @@ lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# two processes: what waits for SLURM leaves the processor to the others
+# three processes: what waits for SLURM, for ranks and for W&B leaves the processor to the others
 test: lint packages
-	@$(MAKE) --no-print-directory --jobs 2 test-ldct test-others
+	@$(MAKE) --no-print-directory --jobs 3 test-others test-slurm test-runs
 
-test-ldct: env
-	$(BIN)/python -m pytest tests/ldct
-
+SLURM := tests/slurm
+RUNS := tests/ldct/training tests/ldct/runs tests/ldct/benchmarks
 test-others: env
-	@$(BIN)/python -m pytest --ignore tests/ldct >.venv/test-others.log 2>&1; status=$$?; cat .venv/test-others.log; exit $$status
+	$(BIN)/python -m pytest $(addprefix --ignore ,$(SLURM) $(RUNS))
+
+test-slurm: CHOSEN = $(SLURM)
+test-runs: CHOSEN = $(RUNS)
+test-slurm test-runs: env
+	@$(BIN)/python -m pytest $(CHOSEN) >.venv/$@.log 2>&1; status=$$?; cat .venv/$@.log; exit $$status
 
 # SLURM, a browser, a DICOM checker and encoders for the tests, where this user may install them; where one is missing
 # its tests say that they cannot run
