@@ -12,7 +12,7 @@ from slurm import chain, early_terminate, plan_table, snapshot, squeue, sweep_fi
 from slurm.cluster import load, sbatch_environment
 from slurm.local import Local
 from slurm.submit import note_lost_answers, submit
-from slurm.sweep import end_hung, note_states, plan, write_configs
+from slurm.sweep import end_hung, left_behind, note_states, plan, write_configs
 
 
 def main() -> int:
@@ -71,8 +71,8 @@ def main() -> int:
             chain.refuse_beside_processes(folder, then, planned)
         say(plan_table.of_plan(planned, cluster, args.runs, args.bench), "nothing was submitted")
         chosen = [run for run in planned if run.open]
-        if warning := snapshot.other_code([run.folder for run in chosen]):
-            say(warning, "nothing was submitted")
+        for line in filter(None, (left_behind(planned, folder), snapshot.other_code([run.folder for run in chosen]))):
+            say(line, "nothing was submitted")
         local = cluster.executor == "local"
         code = snapshot.take(folder) if chosen or local else folder
         write_configs(chosen)

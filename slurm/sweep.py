@@ -234,6 +234,15 @@ def note_states(planned: list[Run], folder: Path) -> None:
             run.state = "stopped"  # and goes on, for train.steps has grown
 
 
+def left_behind(planned: list[Run], folder: Path) -> str:
+    """One line on jobs of runs that the sweep file does not have, as those of the values before; "" if none is."""
+    last, names = submission.latest(folder), {run.name for run in planned}
+    sent = {job for name, (record, job) in last.items() if name not in names and job and record.executor == "slurm"}
+    if jobs := sorted(sent & squeue.live(sent).keys()):
+        return f"note: jobs of runs that the sweep file does not have go on; to end them: scancel {' '.join(jobs)}"
+    return ""
+
+
 def state_of(
     name: str,
     status: runs.Status,

@@ -130,6 +130,17 @@ def test_of_a_lost_record_only_what_was_not_given_anew_is_done(monkeypatch, tmp_
     assert {run: job for run, (_, job) in submission.latest(tmp_path).items()} == {"000-a": "8", "001-b": "7_1"}
 
 
+def test_jobs_of_runs_that_left_the_sweep_file_are_named(cluster, bed, monkeypatch, capsys):
+    for seeds in ([0, 1], [1, 2]):
+        monkeypatch.setattr("sys.argv", ["sweep.py", *map(str, bed.files("edited", HELD, {"train.seed": seeds}))])
+        assert sweep.main() == 0
+    jobs = [job_of(folder) for folder in bed.folders("edited")]  # of seeds 0, 1, 2
+    said = capsys.readouterr().out
+    assert said.count("note: ") == 1 and f"does not have go on; to end them: scancel {jobs[0]}\n" in said
+    assert "1 running or waiting, 1 to submit" in said
+    squeue.cancel(jobs)
+
+
 def test_a_step_that_waits_follows_the_shards(cluster, bed, monkeypatch, capsys, tmp_path):
     argv = [*map(str, bed.files("moved", HELD, {"train.seed": 0})), "--then", "evaluate,compare"]
     monkeypatch.setattr("sys.argv", ["sweep.py", *argv])
