@@ -152,7 +152,7 @@ def report(folder: Path, sent: tuple[Submission, str] | None, jobs: dict[str, sq
         best=status.best,
         flags=status.flags + evaluation_flags(folder) + changes(folder, status, 0 if waits else steps),
         job=job,
-        reason=entry.why if entry else "",
+        reason=entry.why if entry and waits else "",
         error=status.error if state == "failed" else "",
         log=str(submission.log_of(folder.parent, record, job)) if record and job else "",
         values=values(folder),

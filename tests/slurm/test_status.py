@@ -112,9 +112,11 @@ def test_why_runs_wait(make, cluster_says, tmp_path):
     path = runs.attempts.path_of(tmp_path / "s" / "004-suspended", "status.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"heartbeat": 1.0}))
     held = {f"1_{number}": job("PENDING", reason="QOSMaxJobsPerUserLimit") for number in range(3)}
-    cluster_says(held | {"1_3": job("PENDING"), "1_4": job("SUSPENDED")})
+    make("005-requeued-behind-its-end", job="1_5", state="finished", step=100)
+    queue = held | {"1_3": job("PENDING"), "1_4": job("SUSPENDED"), "1_5": job("PENDING", 1, reason="BeginTime")}
+    cluster_says(queue)
     listed, silent = status.reports([tmp_path])
-    assert [run.state for run in listed] == ["pending"] * 5
+    assert [run.state for run in listed] == ["pending"] * 5 + ["finished"]
     told = [line for line in status_table.show(listed, silent).splitlines() if "SLURM says" in line]
     assert told == [
         "3 wait, SLURM says QOSMaxJobsPerUserLimit: s/000-held, s/001-held, s/002-held",
