@@ -15,7 +15,7 @@ from ldct.config.networks import networks
 from ldct.metrics import registry
 from ldct.runs import folder as runs
 from ldct.runs import reader
-from shards.common.command import InputError
+from shards.common.command import NO_ROOM, InputError
 from slurm import accounting, commands, squeue, submission
 from slurm.cluster import SETUP_FAILED
 from slurm.submission import Submission
@@ -221,7 +221,10 @@ def explain(unclear: list[Report]) -> None:
     """Say of runs whose job is gone how it ended: by their log's last traceback, else by SLURM's accounting."""
     how = squeue.ended([run.job for run in unclear])
     for run in unclear:
-        run.error = last_error(Path(run.log)) or (f"SLURM: {how[run.job]}" if run.job in how else "")
+        log = Path(run.log)
+        run.error = last_error(log) or no_room(log) or (f"SLURM: {how[run.job]}" if run.job in how else "")
+        if run.error == "SLURM: FAILED" and not log.exists():
+            run.error += f", without a log; can the nodes write to {log.parent}?"
         if how.get(run.job) == "CANCELLED":
             run.state, run.error = "cancelled", ""
         elif run.error:
@@ -231,18 +234,30 @@ def explain(unclear: list[Report]) -> None:
 def last_error(log: Path) -> str:
     """What ended a run, by its log: a step that hung, its last traceback, a setup line, srun, a rank that ended; "" if
     none is there."""
-    try:
-        with open(log, "rb") as file:
-            file.seek(max(0, os.path.getsize(log) - 65536))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return ""
+    text = end_of(log)
     _, hung, stacks = text.rpartition("\nTimeout (")
     if hung and "(most recent call first)" in stacks:  # of ldct/training/watchdog.py
         return f"a step took longer than train.hang_s ({stacks.partition(')')[0]}); the log has the stacks"
     _, begun, after = text.rpartition("Traceback (most recent call last):\n")
     last = re.search(r"^\S.*" if begun else f"^(?:{SETUP_FAILED}|srun: fatal: ).*", after, re.MULTILINE)
     return last[0].strip() if last else first_to_end(text, log)
+
+
+def no_room(log: Path) -> str:
+    """The refusal of a full disk, of which ``log`` could not speak: submitit says it in the last block of rank 0's
+    output; "" if there is none."""
+    told = re.search(rf"\[Errno (?:{'|'.join(map(str, NO_ROOM))})\] .*", end_of(log.with_suffix(".out")))
+    return f"{told[0].strip()}; make room, then submit again" if told else ""
+
+
+def end_of(log: Path) -> str:
+    """The last 64 KB of a log; "" where there is none."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, os.path.getsize(log) - 65536))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def first_to_end(text: str, log: Path) -> str:

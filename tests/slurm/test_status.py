@@ -161,6 +161,24 @@ def test_a_step_that_hung_is_told_by_its_log(make, cluster_says, tmp_path):
     )  # fmt: skip
 
 
+def test_a_full_disk_and_a_folder_that_the_nodes_do_not_see_are_told(make, cluster_says, tmp_path):
+    full = make("000-full", job="1_0", state="running", step=3)
+    unseen = make("001-unseen", job="1_1")
+    fatal = make("002-fatal", job="1_2", log="srun: fatal: SLURM_MEM_PER_CPU and SLURM_MEM_PER_NODE are exclusive.\n")
+    log_of_full, log_of_unseen = (next(full.parent.glob(f"logs/*/1_{number}_0_log.err")) for number in range(2))
+    log_of_full.with_suffix(".out").write_text(
+        "submitit ERROR - Could not dump error:\n[Errno 28] No space left on device\n"
+    )
+    log_of_unseen.unlink()
+    cluster_says({}, dict.fromkeys(("1_0", "1_1", "1_2"), "FAILED"))
+    errors = {run.folder: (run.state, run.error) for run in status.reports([tmp_path])[0]}
+    assert errors == {
+        str(full): ("failed", "[Errno 28] No space left on device; make room, then submit again"),
+        str(unseen): ("failed", f"SLURM: FAILED, without a log; can the nodes write to {log_of_unseen.parent}?"),
+        str(fatal): ("failed", "srun: fatal: SLURM_MEM_PER_CPU and SLURM_MEM_PER_NODE are exclusive."),
+    }
+
+
 def test_the_first_rank_to_end_is_told_by_srun_where_no_rank_could_speak(make, cluster_says, tmp_path):
     earlier = "srun: error: n9: task 0: Killed\nsrun: Job step aborted: Waiting up to 7 seconds\n"
     log = "srun: error: n2: task 1: Killed\n[W socket.cpp] a rank speaks\nsrun: Force Terminated StepId=7.0\n"
