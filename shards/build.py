@@ -42,6 +42,7 @@ from shards.common.command import NO_ROOM, InputError, Progress, command
 from shards.common.pool import Workers
 from shards.files import printable
 from shards.manifest import SHARDER, SPLITS, Manifest, as_json
+from shards.matching import person
 from shards.pairing import Pairing, find_pairs
 from shards.pseudonyms import Pseudonyms
 from shards.series import SeveralSeries
@@ -105,7 +106,9 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """What decides the bytes of the shards, apart from the input."""
     names = "full quarter series split val test fold patch stride tiling shard_slices seed"
     settings = {name: getattr(options, name) for name in names.split()}
-    return settings | ({"pseudonyms": True} if options.pseudonyms else {})
+    if options.pseudonyms:
+        return settings | {"pseudonyms": True}
+    return settings | ({"allow": sorted(options.allow)} if options.allow else {})
 
 
 def plan_shards(split: Split, source: Path, out: Path, options: argparse.Namespace) -> list[ShardPlan]:
@@ -123,7 +126,8 @@ def plan_shards(split: Split, source: Path, out: Path, options: argparse.Namespa
         count = math.ceil(len(pairs) / options.shard_slices)
         for i in range(count):
             own = pairs[i * len(pairs) // count : (i + 1) * len(pairs) // count]
-            cut = (options.patch, options.stride, options.tiling, options.pseudonyms is not None)
+            anonymous, allowed = options.pseudonyms is not None, frozenset(options.allow)
+            cut = (options.patch, options.stride, options.tiling, anonymous, allowed)
             plans.append(ShardPlan(f"{name}-{i:05d}.tar", name, own, out, source, *cut))
     return plans
 
@@ -211,7 +215,8 @@ def pair(options: argparse.Namespace, workers: Workers, state: Path) -> Pairing:
         raise
     small = [pair for patient in pairing.patients for pair in patient.pairs if min(pair.full.shape) < options.patch]
     for patient in pairing.patients:
-        patient.pairs = [pair for pair in patient.pairs if min(pair.full.shape) >= options.patch]
+        large = [pair for pair in patient.pairs if min(pair.full.shape) >= options.patch]
+        patient.pairs, patient.small = large, len(patient.pairs) - len(large)
     if table:
         print(f"{table.path} has the names, {table.hide(pairing)} the files that were left out; neither goes into OUT")
     pairing.left_out += [{"what": pair.key, "why": f"smaller than a patch of {options.patch} pixels"} for pair in small]
@@ -260,6 +265,7 @@ def prepare(options: argparse.Namespace, workers: Workers, state: Path) -> Prepa
     settings = settings_of(options)
     check_claim(options.out, state)
     pairing = pair(options, workers, state)
+    pairing_report.check_allowed(pairing, options.allow)
     input_state = fingerprint(options.source, settings, pairing)
     several = options.part.count > 1
     begun = (state / PLAN).exists()
@@ -288,6 +294,9 @@ def build(options: argparse.Namespace) -> None:
         if paths := changed(pairing):
             forget(options.out, state, plans)
             raise InputError(f"{changed_line(paths, options)}; its shards are deleted: {AGAIN}")
+        if twins := shared_images(finished, frozenset(options.allow)):
+            forget(options.out, state, plans)
+            raise InputError(f"{twins}; the shards are deleted: put it right, or build all the same with --allow")
         content = make_manifest(settings_of(options), pairing, split, finished)
         manifest.save(content, options.out)
         index.save(index.of_manifest(content), options.out, manifest.digest(options.out))
@@ -301,6 +310,20 @@ def build(options: argparse.Namespace) -> None:
             f"{name}: {counts['patients']} patient{'s' * (counts['patients'] != 1)}, {counts['slices']} slices{patches}"
         )
     print(f"{options.out}: {len(finished)} shards, {sum(shard.shard.bytes for shard in finished) / 1e6:.1f} MB")
+
+
+def shared_images(finished: list[Finished], allowed: frozenset[str]) -> str:
+    """Which two patients have an image in common, whatever its UIDs say; "" if none have."""
+    owners: dict[str, str] = {}
+    for done in finished:
+        for record in done.shard.records:
+            image = done.digests.get(record.key)
+            if image is None or record.patient in allowed:
+                continue
+            owner = owners.setdefault(image, record.patient)
+            if person(owner) != person(record.patient):
+                return f"{owner} and {record.patient} have the same image ({record.key}): one patient under two names"
+    return ""
 
 
 def build_part(options: argparse.Namespace) -> None:

@@ -199,4 +199,4 @@ def saved(state: Path, plan: ShardPlan) -> Finished | None:
             return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return Finished(shard, Sums(**fields["sums"]), fields["left_out"])
+    return Finished(shard, Sums(**fields["sums"]), fields["left_out"], fields["digests"])

@@ -88,6 +88,7 @@ class Slice:
     mas: float | None
     """Exposure in mAs."""
     patient_id: str
+    study_uid: str
     series_uid: str
     sop_uid: str
     """SOPInstanceUID."""
@@ -296,6 +297,7 @@ def _slice(
         kvp=_number(kvp),
         mas=_number(_get(exposure, "ExposureInmAs" if frame is not None else "Exposure")),
         patient_id=str(_get(header, "PatientID") or "").strip(),
+        study_uid=str(_get(header, "StudyInstanceUID") or ""),
         series_uid=str(_get(header, "SeriesInstanceUID") or ""),
         sop_uid=str(_get(header, "SOPInstanceUID") or ""),
         coding=_coding(header, frame, shape, end, next_bytes),

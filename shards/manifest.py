@@ -17,7 +17,7 @@ from shards.common.command import InputError
 NAME = "manifest.json"
 FORMAT = "ldct-shards"
 VERSION = 1
-SHARDER = "3"
+SHARDER = "4"
 """Version of the sharder: raised when the same input may give other shards, or another split."""
 SPLITS = ("train", "val", "test")
 _SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,9}}\.tar")

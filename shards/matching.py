@@ -44,6 +44,8 @@ class Patient:
     """Slices at full dose."""
     low: int = 0
     """Slices at reduced dose."""
+    small: int = 0
+    """Pairs that were taken out because they are smaller than a patch."""
     pairs: list[Pair] = field(default_factory=list)
 
 

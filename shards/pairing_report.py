@@ -11,6 +11,7 @@ import numpy as np
 from shards.common.command import InputError
 from shards.common.pool import Workers
 from shards.common.table import text_table
+from shards.dicom import Slice
 from shards.dose_comparison import Comparison, compare
 from shards.matching import Pair, Patient, person
 from shards.pairing import Pairing
@@ -21,6 +22,8 @@ AIR = (-1100.0, -850.0)
 """Where the darkest percent of a slice has to end, in HU. Measured on the same: -1022 to -1019."""
 BODY = 0.01
 """Least share of soft tissue in a slice of a body."""
+NAMES = {"kernel": "kernel", "thickness": "thickness in mm", "kvp": "kVp"}
+"""What both doses of a scan have alike."""
 SAMPLED = 3
 """Slices of each patient in which noise and anatomy are compared."""
 SAME_ANATOMY = 0.9
@@ -28,10 +31,15 @@ SAME_ANATOMY = 0.9
 of noise (a tenth of the dose, lung kernel), 0.89 a centimetre away in the abdomen, 0.2 to 0.6 two away in the chest."""
 
 
-def _sampled(patient: Patient) -> list[Pair]:
-    """Some pairs, evenly from bottom to top."""
-    count = min(SAMPLED, len(patient.pairs))
-    return [patient.pairs[int((i + 0.5) * len(patient.pairs) / count)] for i in range(count)]
+def _sampled(patient: Patient) -> list[tuple[Pair, dict[str, Slice]]]:
+    """Some pairs, evenly from bottom to top, each with the full dose of its neighbours."""
+    pairs, count = patient.pairs, min(SAMPLED, len(patient.pairs))
+    chosen = [int((i + 0.5) * len(pairs) / count) for i in range(count)]
+    near = [{"the full-dose slice below": i - 1, "the full-dose slice above": i + 1} for i in chosen]
+    return [
+        (pairs[i], {name: pairs[j].full for name, j in names.items() if 0 <= j < len(pairs)})
+        for i, names in zip(chosen, near, strict=True)
+    ]
 
 
 def _median(values: list[float]) -> float | None:
@@ -42,9 +50,9 @@ def _median(values: list[float]) -> float | None:
 
 def patient_rows(pairing: Pairing, workers: Workers) -> list[dict[str, Any]]:
     """One row for each patient: what is there, and what was measured in a few slices."""
-    sampled = [(patient.name, pair) for patient in pairing.patients for pair in _sampled(patient)]
+    sampled = [(patient.name, item) for patient in pairing.patients for item in _sampled(patient)]
     comparisons: dict[str, list[Comparison]] = collections.defaultdict(list)
-    for (name, _), comparison in zip(sampled, workers.each(compare, [pair for _, pair in sampled]), strict=True):
+    for (name, _), comparison in zip(sampled, workers.each(compare, [item for _, item in sampled]), strict=True):
         if comparison is not None:
             comparisons[name].append(comparison)
     twins = _twins(pairing.patients, comparisons)
@@ -52,16 +60,24 @@ def patient_rows(pairing: Pairing, workers: Workers) -> list[dict[str, Any]]:
 
 
 def _twins(patients: list[Patient], comparisons: dict[str, list[Comparison]]) -> dict[str, list[str]]:
-    """For each patient the others that have an image of it, by SOPInstanceUID or by the pixels that were compared."""
+    """For each patient the others that share a StudyInstanceUID or an image, by SOPInstanceUID or pixels compared.
+
+    A study that all patients share was named by whoever took their names away.
+    """
     owners: dict[str, set[str]] = collections.defaultdict(set)
     images: dict[str, set[str]] = {}
     for patient in patients:
-        uids = {piece.sop_uid for pair in patient.pairs for piece in (pair.full, pair.low)} - {""}
+        uids = {
+            uid for pair in patient.pairs for piece in (pair.full, pair.low) for uid in (piece.sop_uid, piece.study_uid)
+        }
+        uids.discard("")
         images[patient.name] = uids | {look.digest for look in comparisons[patient.name] if look.tissue >= BODY}
         for image in images[patient.name]:
             owners[image].add(patient.name)
+    everybodys = {image for image, names in owners.items() if len(names) == len(patients) > 2}
+    everybodys &= {pair.full.study_uid for patient in patients for pair in patient.pairs}
     return {
-        name: sorted({twin for image in some for twin in owners[image] if person(twin) != person(name)})
+        name: sorted({twin for image in some - everybodys for twin in owners[image] if person(twin) != person(name)})
         for name, some in images.items()
     }
 
@@ -81,6 +97,7 @@ def _row(patient: Patient, comparisons: list[Comparison], twins: list[str]) -> d
         return sum(getattr(pair.full, name) == getattr(pair.low, name) != "" for pair in pairs)
 
     noise_full, noise_reduced = median("noise_full"), median("noise_reduced")
+    places = collections.Counter(comparison.misplaced for comparison in comparisons)
     return {
         "patient": patient.name,
         "layout": patient.layout,
@@ -88,6 +105,7 @@ def _row(patient: Patient, comparisons: list[Comparison], twins: list[str]) -> d
         "full": patient.full,
         "reduced": patient.low,
         "paired": len(pairs),
+        "small": patient.small,
         "z": [pairs[0].full.z, pairs[-1].full.z] if pairs else [],
         "spacing": list(pairs[0].full.spacing) if pairs else [],
         "matrix": list(pairs[0].full.shape) if pairs else [],
@@ -106,12 +124,33 @@ def _row(patient: Patient, comparisons: list[Comparison], twins: list[str]) -> d
         "identical": sum(comparison.identical for comparison in comparisons),
         "same_instance": same("sop_uid"),
         "same_series": same("series_uid"),
+        "misplaced": next((name for name, count in places.items() if name and 2 * count >= len(comparisons)), ""),
+        "denoised": sum(piece.denoised for pair in pairs for piece in (pair.full, pair.low)),
+        "differing": _differing(pairs),
         "no_rescale": sum(not piece.coding.rescaled for pair in pairs for piece in (pair.full, pair.low)),
     }
 
 
+def _differing(pairs: list[Pair]) -> dict[str, list[Any]]:
+    """What the doses of most pairs differ in, by name: full dose and reduced dose."""
+    differing = {}
+    for name in NAMES:
+        both = [(getattr(pair.full, name), getattr(pair.low, name)) for pair in pairs]
+        other = [list(values) for values in both if values[0] != values[1] and "" not in values and None not in values]
+        if 2 * len(other) > len(pairs):
+            differing[name] = other[0]
+    return differing
+
+
 def _doubts(row: dict[str, Any]) -> Iterator[str]:
     """What speaks against the pairs of a patient, with numbers."""
+    paired, full, reduced = (row[name] for name in ("paired", "full", "reduced"))
+    if 2 * (paired + row["small"]) < min(full, reduced):
+        yield f"only {paired} of {full} full-dose and {reduced} reduced-dose slices pair, see above"
+    for name, values in row["differing"].items():
+        yield f"the doses differ in {NAMES[name]}: {values[0]} and {values[1]}"
+    if row["denoised"]:
+        yield f"{row['denoised']} of {2 * row['paired']} slices were denoised by launch/denoise.py"
     if row["no_rescale"]:
         yield (
             f"{row['no_rescale']} of {2 * row['paired']} slices have no RescaleSlope or RescaleIntercept, so their "
@@ -122,7 +161,8 @@ def _doubts(row: dict[str, Any]) -> Iterator[str]:
         if air is not None and not AIR[0] <= air <= AIR[1]:
             yield f"air lies at {air:.0f} HU at {dose} dose, expected near -1000: are the values HU?"
     if row["twins"]:
-        yield f"has images of {', '.join(row['twins'])}: one patient under two names would stand in two splits"
+        twins = ", ".join(row["twins"])
+        yield f"has images or the study of {twins}: one patient under two names would stand in two splits"
     if row["tissue"] is not None and row["tissue"] < BODY:
         yield "its slices show no body (less than 1 % of the pixels from -200 to 300 HU): are the values HU?"
     yield from _doubts_of_doses(row)
@@ -141,6 +181,8 @@ def _doubts_of_doses(row: dict[str, Any]) -> Iterator[str]:
     if correlation is not None and correlation < SAME_ANATOMY:
         yield f"full and reduced dose do not show the same anatomy (correlation {correlation:.2f})"
         return
+    if row["misplaced"]:
+        yield f"the reduced dose is closer to {row['misplaced']} than to its mate: is one dose moved?"
     for tissue, name in (("soft", "soft tissue"), ("fat", "fat")):
         level = row["level"][tissue]
         if level is not None and abs(level) > SAME_LEVEL:
@@ -166,16 +208,21 @@ def refuse(rows: list[dict[str, Any]], pairing: Pairing, allowed: list[str]) -> 
     InputError
         Naming them and the remedy.
     """
-    names = {patient.name for patient in pairing.patients} | set(pairing.problems)
-    unknown = sorted(set(allowed) - names)
-    if unknown:
-        raise InputError(f"--allow {unknown[0]}: no such patient; there are {', '.join(sorted(names))}")
+    check_allowed(pairing, allowed)
     suspicious = {name: why for name, why in suspicions(rows, pairing.problems).items() if name not in allowed}
     if suspicious:
         raise InputError(
             "; ".join(f"{name}: {why}" for name, why in suspicious.items())
             + f"; put it right, or build all the same with --allow {shlex.join(suspicious)}"
         )
+
+
+def check_allowed(pairing: Pairing, allowed: list[str]) -> None:
+    """Raise an InputError for a name in --allow that nobody has."""
+    names = {patient.name for patient in pairing.patients} | set(pairing.problems)
+    unknown = sorted(set(allowed) - names)
+    if unknown:
+        raise InputError(f"--allow {unknown[0]}: no such patient; there are {', '.join(sorted(names))}")
 
 
 def _range(values: list[Any], form: str = "g") -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from shards import patching
 from shards.common.atomic import atomic
 from shards.dicom import Slice, Unusable
+from shards.dose_comparison import digest, wrong_pair
 from shards.files import printable
 from shards.manifest import Record, Shard
 from shards.matching import Pair
@@ -37,6 +38,8 @@ class ShardPlan:
     tiling: str
     anonymous: bool
     """Nothing that names the input: neither source files nor SeriesInstanceUIDs."""
+    allowed: frozenset[str]
+    """Patients whose pairs are taken as they are."""
 
 
 @dataclass
@@ -92,6 +95,8 @@ class Finished:
     shard: Shard
     sums: Sums
     left_out: list[dict[str, str]]
+    digests: dict[str, str]
+    """Names of the full dose's pixels where they show body, by the keys of the records."""
 
 
 class _Tar:
@@ -123,32 +128,36 @@ class _Tar:
 def write_shard(plan: ShardPlan) -> Finished:
     """Decode, cut and write one shard, atomically.
 
-    A slice that cannot be decoded is left out and listed. The file is fsynced and its size checked before it gets
-    its name.
+    A slice that cannot be decoded, or whose doses cannot be one slice, is left out and listed. The file is fsynced and
+    its size checked before it gets its name.
 
     Raises
     ------
     OSError
         If the disk is full or the folder cannot be written; nothing is left behind.
     """
-    sums, left_out, records = Sums(), [], []
+    sums, left_out, records, digests = Sums(), [], [], {}
     with atomic(plan.folder / plan.name) as file:
         tar = _Tar(file)
         for pair in plan.pairs:
             try:
                 (low, low_clipped), (full, full_clipped) = read_hu(pair.low), read_hu(pair.full)
+                if pair.patient not in plan.allowed and (problem := wrong_pair(full, low)):
+                    raise Unusable(problem)
             except Unusable as reason:
                 sources = "" if plan.anonymous else f" ({_inside(pair.full, plan)}, {_inside(pair.low, plan)})"
                 left_out.append({"what": f"{pair.key}{sources}", "why": str(reason)})
                 continue
             sums.clipped += low_clipped + full_clipped
             records.append(_add_record(tar, plan, pair, (low, full), sums))
+            if full.max() > -500:
+                digests[pair.key] = digest(full)
         tar.close()
         file.flush()
         size = Path(file.name).stat().st_size
         if size != tar.size:
             raise OSError(f"{file.name} has {size} bytes, expected {tar.size}")
-    return Finished(Shard(plan.name, plan.split, tar.size, tar.sha256.hexdigest(), records), sums, left_out)
+    return Finished(Shard(plan.name, plan.split, tar.size, tar.sha256.hexdigest(), records), sums, left_out, digests)
 
 
 def _inside(piece: Slice, plan: ShardPlan) -> str:

@@ -373,7 +373,7 @@ def test_another_patients_quarter_dose_stops_the_build(data, tmp_path, monkeypat
     shutil.rmtree(source / "L067/quarter_1mm")
     write_series(source / "L067/quarter_1mm", "L096", "quarter", 3)
     status, _, err = main(monkeypatch, capsys, source, tmp_path / "o", *SPLIT)
-    assert status == 2 and "L067: has images of L096: one patient under two names" in err
+    assert status == 2 and "L067: has images or the study of L096: one patient under two names" in err
     assert "full and reduced dose do not show the same anatomy (correlation 0." in err
 
 

@@ -13,7 +13,7 @@ from shards.matching import Patient, key_name, key_names, match, micrometres, sl
 ROOT = Path("in")
 CODING = Coding(None, False, 12, 11, 1.0, -1024.0, True, None)
 PIECE = Slice(ROOT / "x", None, (-10.0, -20.0, 0.0), (1, 0, 0, 0, 1, 0), (64, 64), (0.7, 0.7), 1.0, "B30f", 100.0,
-              200.0, "", "", "", "", CODING, "", 0, 0)  # fmt: skip
+              200.0, "", "", "", "", "", CODING, "", 0, 0)  # fmt: skip
 
 
 def at(z, name="x", **changes):
