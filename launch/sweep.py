@@ -6,7 +6,7 @@ python launch/sweep.py configs/sweeps/demo.yaml --cluster configs/clusters/local
 import argparse
 from pathlib import Path
 
-from shards.common.command import command, say
+from shards.common.command import as_typed, command, say
 from shards.common.lock import locked
 from slurm import chain, early_terminate, plan_table, snapshot, squeue, sweep_file
 from slurm.cluster import load, sbatch_environment
@@ -88,7 +88,7 @@ def main() -> int:
         if chosen:
             jobs = submit(cluster, folder, code, chosen)
             submitted = f"submitted {len(chosen)} run{'s' * (len(chosen) != 1)} as job {', '.join(jobs)}"
-            say(f"{submitted}; look at them with: python launch/status.py {folder}", submitted)
+            say(f"{submitted}; look at them with: python launch/status.py {as_typed(folder)}", submitted)
         else:
             print("nothing to submit")
         if then:

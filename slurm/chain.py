@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldct.runs import folder as runs
-from shards.common.command import InputError
+from shards.common.command import InputError, as_typed
 from slurm import commands, snapshot, squeue, submission
 from slurm.cluster import Cluster, local_parallelism, sbatch_text
 from slurm.commands import Command, Part
@@ -66,7 +66,7 @@ def submit_command(
     jobs = submit_parts(cluster, folder, parts, after)
     names = ", ".join(part.name for part in chosen) if len(chosen) <= SHOWN else f"{len(chosen)} parts"
     what = f"submitted {names} as job" if len(parts) > 1 else "submitted as job"
-    print(f"{what} {', '.join(jobs)}; look at it with: python launch/status.py {folder}")
+    print(f"{what} {', '.join(jobs)}; look at it with: python launch/status.py {as_typed(folder)}")
     return 0
 
 
@@ -266,7 +266,7 @@ def dry_run(cluster: Cluster, folder: Path, command: Command) -> str:
     parts = commands.parts_of(folder, command)
     commands.note_states(parts)
     chosen = [part for part in parts if part.open]
-    states = states_of(parts)
+    states = f"{command}: {states_of(parts)}"
     if not chosen or cluster.executor == "local":
         return f"{states}\ndry run: would run {len(chosen)} here, {local_parallelism(cluster)} at once"
     logs, code = folder / submission.LOGS / "SUBMISSION", folder / "code" / "HASH"

@@ -184,7 +184,8 @@ def is_whole(path: Path, made_by: str, uid: str) -> bool:
         maker = str(header.get("DerivationDescription") or (made_by if ours else ""))
     except Unusable:  # cut off in its first lines, or no DICOM
         maker = made_by if path.stat().st_size < PREAMBLE or is_dicom(path) else ""
-    if maker.split(OF)[0] != made_by:
+    maker = maker.split(OF)[0]
+    if maker != made_by:
         raise InputError(f"{path.parent} holds files made by {maker or 'something else'!r}; choose another folder")
     if whole and header.get("SOPInstanceUID") != uid:
         raise InputError(f"{path} was made of another image than IN holds now; choose another folder")

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
@@ -21,6 +22,11 @@ class InputError(Exception):
 def first_line(error: BaseException) -> str:
     """What an error says first; its type where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def as_typed(path: Path) -> Path:
+    """``path`` as one would type it here: relative where it lies below the working directory."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 READER_GONE = 128 + signal.SIGPIPE

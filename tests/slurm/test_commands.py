@@ -238,7 +238,7 @@ def test_a_command_of_which_nothing_came_gives_way_to_another(tmp_path):
 )
 def test_many_parts_are_counted_and_one_has_no_name(tmp_path, parts, says):
     said = chain.dry_run(Cluster("local"), tmp_path, commands.Command(["shards/build.py"], parts=parts))
-    assert said.splitlines()[0] == says
+    assert said.splitlines()[0] == f"shards/build.py: {says}"
 
 
 def test_only_what_can_use_a_gpu_asks_for_one():
