@@ -13,7 +13,7 @@ import torch
 from ldct.device import device_name, give_back
 from ldct.evaluation import baselines, curves, extremes, results
 from ldct.evaluation.datasets import Cases, Data
-from ldct.evaluation.measure import Pace, Planned, expected_seconds, run_method, shown
+from ldct.evaluation.measure import Pace, Planned, expected_seconds, run_methods, shown
 from ldct.evaluation.results import Evaluation, Result
 from ldct.inference.denoiser import Denoiser
 from ldct.metrics import protocols
@@ -22,6 +22,10 @@ from ldct.runs import folder as runs
 from shards.common.command import InputError
 from shards.common.part import ALL, Part
 from shards.common.pool import Workers
+
+TOGETHER = 4
+"""Networks that take a slice in turn, so that what metrics need of its full dose is computed once. An evaluation that
+was broken off has to measure at most so many again."""
 
 
 def usable(roots: list[Path], part: Part = ALL) -> list[Path]:
@@ -98,7 +102,7 @@ def evaluate(
         for number in shown(len(data.cases)):
             record, pair = data.cases[number]
             about.full[record.key], about.taken[record.key] = pair[1], data.cases.acquisition(number)
-    results_of_runs = {run.name: known[run].results[-1] for run in measured}
+    results_of_runs, targets = {run.name: known[run].results[-1] for run in measured}, None
     for result in _measured(methods, data.cases, chosen, workers, 2 if device.type == "cuda" else 1):
         if result.name in baselines.NAMES:
             about.results.append(result)
@@ -108,7 +112,8 @@ def evaluate(
         results_of_runs[result.name] = result
         of_run = dataclasses.replace(about, results=[*about.results, result])
         extremes.save(run, of_run)
-        curves.save(run, of_run)
+        targets = targets or curves.targets_of(of_run)
+        curves.save(run, of_run, targets)
         results.save(run, of_run)
     return dataclasses.replace(about, results=about.results + [results_of_runs[run.name] for run in folders])
 
@@ -142,14 +147,18 @@ def _tell_replaced(stored: list[Evaluation], new: Evaluation) -> None:
 def _measured(
     methods: list[Planned], cases: Cases, chosen: list[str], workers: Workers, calls: int
 ) -> Iterator[Result]:
-    """Results of ``methods``, one after the other, with one progress; each is tried on one slice before all."""
+    """Results of ``methods``, with one progress; each is tried on one slice before all.
+
+    So many networks at a time as TOGETHER, the baselines with the first.
+    """
     if not methods:
         return
-    seconds = {method.name: expected_seconds(method, cases, chosen, workers, calls) for method in methods}
-    pace = Pace(seconds, len(cases))
+    pace = Pace(expected_seconds(methods, cases, chosen, workers, calls), len(cases))
+    first = sum(method.in_workers for method in methods) + TOGETHER
     with pace.progress:
-        for method in methods:
-            yield run_method(method, cases, chosen, workers, pace)
+        for start in (0, *range(first, len(methods), TOGETHER)):
+            group = methods[start : start + TOGETHER] if start else methods[:first]
+            yield from run_methods(group, cases, chosen, workers, pace)
             give_back()
 
 

@@ -19,7 +19,7 @@ from ldct.evaluation.results import FULL, Evaluation, Result
 from ldct.inference.denoiser import Denoiser
 from ldct.metrics import intervals, noise_texture, observer
 from ldct.metrics.intervals import Measured
-from ldct.metrics.slice_pair import SlicePair
+from ldct.metrics.slice_pair import Target
 from shards.common.atomic import write_text
 from shards.common.command import Progress
 from shards.common.table import text_table
@@ -36,38 +36,38 @@ Method = Callable[[np.ndarray], np.ndarray]
 """From int16 HU to denoised ones, float HU, (n, H, W): rounded, a faint disc would gain contrast or lose it."""
 
 
-def locations(pair: SlicePair) -> list[tuple[int, int]]:
+def locations(target: Target) -> list[tuple[int, int]]:
     """First row and column of the pieces of a slice, a flat block in the middle of each; may be none."""
     margin = (PIECE - noise_texture.BLOCK) // 2
     chosen: list[tuple[int, int]] = []
-    for block in pair.once(noise_texture.blocks_of):
+    for block in target.once(noise_texture.blocks_of):
         row, column = (side.start - margin for side in block)
-        inside = all(0 <= at <= size - PIECE for at, size in zip((row, column), pair.full.shape, strict=True))
+        inside = all(0 <= at <= size - PIECE for at, size in zip((row, column), target.full.shape, strict=True))
         if inside and all(max(abs(row - r), abs(column - c)) >= noise_texture.BLOCK for r, c in chosen):
             chosen.append((row, column))
     return chosen[:LOCATIONS]
 
 
-def of_slice(method: Method, low: np.ndarray, output: np.ndarray, pair: SlicePair) -> dict[str, float]:
+def of_slice(method: Method, low: np.ndarray, output: np.ndarray, target: Target) -> dict[str, float]:
     """LESION of one slice with flat soft tissue and a known size of a pixel.
 
     Parameters
     ----------
     method : callable
         What made ``output`` of ``low``, both HU, (H, W), ``low`` int16.
-    pair : SlicePair
-        The full dose beside itself.
+    target : Target
+        The full dose.
     """
-    places = locations(pair)
-    if pair.spacing is None or not places:
+    places = locations(target)
+    if target.spacing is None or not places:
         return dict.fromkeys(LESION, np.nan)
     pieces = np.stack([low[row : row + PIECE, column : column + PIECE] for row, column in places])
-    drawn = observer.disc(PIECE, pair.spacing)
+    drawn = observer.disc(PIECE, target.spacing)
     difference = method(pieces + drawn.astype(np.int16)).astype(np.float64) - method(pieces)
     margin = (PIECE - noise_texture.BLOCK) // 2
     middle = slice(margin, margin + noise_texture.BLOCK)
     signal, disc = difference.mean(0)[middle, middle], drawn[middle, middle]
-    power = noise_texture.spectrum(output, pair.once(noise_texture.blocks_of))
+    power = noise_texture.spectrum(output, target.once(noise_texture.blocks_of))
     kept = float((signal * disc).sum() / np.square(disc).sum())
     return {DETECTABILITY: observer.detectability_of(signal, power), KEPT: kept}
 
@@ -80,22 +80,22 @@ def measure(
     Each run's file is written. Slices without flat soft tissue that a piece fits around, or of an unknown size of a
     pixel, are left out.
     """
-    every, low = curves.pairs_of(evaluation), evaluation.get(baselines.LOW).pictures
-    pairs = {key: pair for key, pair in every.items() if pair.spacing and locations(pair)}
+    every, low = curves.targets_of(evaluation), evaluation.get(baselines.LOW).pictures
+    targets = {key: target for key, target in every.items() if target.spacing and locations(target)}
     patients = {measured.key: measured.patient for measured in evaluation.results[0].slices}
     full = Result(FULL, "", [], 0.0, "", pictures=evaluation.full)
     runs = {run.name: run for run in folders}
     found = {}
-    with Progress("inserted disc", (len(evaluation.results) + 1) * len(pairs), "slices") as progress:
+    with Progress("inserted disc", (len(evaluation.results) + 1) * len(targets), "slices") as progress:
         for result in (full, *evaluation.results):
             if result.name in runs:
                 method: Method = Denoiser(runs[result.name], device).unrounded
             else:
                 method = _one_by_one(result)
             measured = []
-            for key, pair in pairs.items():
+            for key, target in targets.items():
                 given = evaluation.full[key] if result is full else low[key]
-                values = of_slice(method, given, result.pictures[key], pair)
+                values = of_slice(method, given, result.pictures[key], target)
                 measured.append(Measured(patients[key], key, values))
                 progress.update()
             found[result.name] = intervals.by_patient(measured) if measured else {}
@@ -103,7 +103,7 @@ def measure(
         of_run = {name: found[name] for name in (FULL, *baselines.NAMES, run.name)}
         about = {"data": evaluation.data, "checkpoint_sha256": evaluation.get(run.name).mark}
         disc = {"diameter_mm": observer.DIAMETER_MM, "contrast_hu": observer.CONTRAST_HU}
-        content = {**about, **disc, "slices": list(pairs), "by_method": of_run}
+        content = {**about, **disc, "slices": list(targets), "by_method": of_run}
         write_text(run / "eval" / f"{evaluation.split}-lesion.json", json.dumps(content, indent=1) + "\n")
     return found
 

@@ -1,10 +1,11 @@
-"""One method on every slice: its outputs, its speed, and every metric of each slice."""
+"""Methods on every slice: their outputs, their speed, and every metric of each slice."""
 
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 import numpy as np
 from torchmetrics import MetricCollection
@@ -15,7 +16,7 @@ from ldct.evaluation.results import Result
 from ldct.inference.denoiser import NotFinite
 from ldct.metrics import averages, protocols, registry
 from ldct.metrics.intervals import Measured
-from ldct.metrics.slice_pair import SlicePair
+from ldct.metrics.slice_pair import SlicePair, Target
 from shards.common.command import InputError, Progress
 from shards.common.pool import Workers
 from shards.manifest import Record
@@ -24,25 +25,37 @@ PICTURES = 24
 """Slices kept for people to look at: all, or so many evenly spaced. One takes 0.24 MB for each method."""
 
 
+class Given(NamedTuple):
+    """What a method gave for a slice."""
+
+    output: np.ndarray
+    """int16 HU, shape (H, W)."""
+    seconds: float
+    """What it took."""
+
+
 @dataclass(frozen=True)
 class Task:
-    """A slice on its way through a method and its metrics; int16 HU, shape (H, W)."""
+    """A slice on its way through methods and their metrics; int16 HU, shape (H, W)."""
 
     record: Record
     low: np.ndarray
     full: np.ndarray
     acquisition: Acquisition
     keep: bool
-    """Whether its output is for people to look at."""
-    output: np.ndarray | None = None
-    """None until the method has been at it."""
-    seconds: float = 0.0
-    """What the method took."""
+    """Whether outputs are for people to look at."""
+    given: dict[str, Given] = field(default_factory=dict)
+    """Of the methods that have been at it, by name."""
+
+    @property
+    def target(self) -> Target:
+        """What the outputs are compared with."""
+        return Target(self.full, self.acquisition.spacing, self.low, self.acquisition.dose)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is left of a slice."""
+    """What is left of a slice, for one method."""
 
     measured: Measured
     seconds: float
@@ -50,23 +63,30 @@ class Outcome:
     """Of slices to be kept."""
 
 
-def apply(method: Method, task: Task) -> Task:
-    """``task`` with the method's output.
+Methods = dict[str, Method]
+"""By name."""
+
+
+def apply(methods: Methods, task: Task) -> Task:
+    """``task`` with what ``methods`` give for it beside what it has.
 
     Raises
     ------
     InputError
-        If the output is not finite; the message names run, checkpoint and slice.
+        If an output is not finite; the message names run, checkpoint and slice.
     """
-    began = time.perf_counter()
-    try:
-        output = method(task.low)
-    except NotFinite as error:
-        raise InputError(
-            f"{error.about}: its output for slice {task.record.key} is not finite (NaN or infinite); nothing of this "
-            "run is written; train it again, or leave it out"
-        ) from None
-    return replace(task, output=output, seconds=time.perf_counter() - began)
+    given = dict(task.given)
+    for name, method in methods.items():
+        began = time.perf_counter()
+        try:
+            output = method(task.low)
+        except NotFinite as error:
+            raise InputError(
+                f"{error.about}: its output for slice {task.record.key} is not finite (NaN or infinite); nothing of "
+                "this run is written; train it again, or leave it out"
+            ) from None
+        given[name] = Given(output, time.perf_counter() - began)
+    return replace(task, given=given)
 
 
 @lru_cache(maxsize=1)
@@ -75,8 +95,8 @@ def _metrics(chosen: tuple[str, ...]) -> MetricCollection:
     return averages.collection([*map(protocols.get, chosen), None])
 
 
-def values_of(task: Task, chosen: list[str]) -> dict[str, float]:
-    """Metrics of one slice by name, under the protocols ``chosen``.
+def values_of(output: np.ndarray, target: Target, chosen: list[str]) -> dict[str, float]:
+    """Metrics of one output by name, under the protocols ``chosen``.
 
     Raises
     ------
@@ -84,19 +104,22 @@ def values_of(task: Task, chosen: list[str]) -> dict[str, float]:
         If a protocol does not fit its size.
     """
     metrics = _metrics(tuple(chosen))
-    assert task.output is not None
-    acquisition = task.acquisition
-    pair = SlicePair(task.output, task.full, acquisition.spacing, task.low, acquisition.dose)
-    values = metrics(pair)  # in the order of the protocols' names
+    values = metrics(SlicePair(output, target))  # in the order of the protocols' names
     metrics.reset()
     return {name: values[name].item() for name in registry.names(chosen)}
 
 
-def _outcome(task: Task, chosen: list[str], method: Method | None) -> Outcome:
-    """The metrics of a slice; put through ``method`` first where one is given."""
-    task = apply(method, task) if method else task
-    measured = Measured(task.record.patient, task.record.key, values_of(task, chosen))
-    return Outcome(measured, task.seconds, task.output if task.keep else None)
+def _outcomes(task: Task, chosen: list[str], methods: Methods) -> dict[str, Outcome]:
+    """The metrics of what ``task`` holds, by method; put through ``methods`` first."""
+    task, target = apply(methods, task), task.target
+    return {
+        name: Outcome(
+            Measured(task.record.patient, task.record.key, values_of(given.output, target, chosen)),
+            given.seconds,
+            given.output if task.keep else None,
+        )
+        for name, given in task.given.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -134,60 +157,73 @@ class Pace:
         self.progress.update(math.floor(100 * self.done / self.total + 1e-6) - self.progress.done, note=name)
 
 
-def expected_seconds(planned: Planned, cases: Cases, chosen: list[str], workers: Workers, calls: int) -> float:
-    """Seconds a slice that a method and its metrics take, by the last of ``calls`` calls with the first slice.
+def expected_seconds(
+    methods: list[Planned], cases: Cases, chosen: list[str], workers: Workers, calls: int
+) -> dict[str, float]:
+    """Seconds a slice that each method and its metrics take, by the last of ``calls`` calls with the first slice.
 
     Raises
     ------
     InputError
-        If its output is not finite, or a protocol does not fit the slice.
+        If an output is not finite, or a protocol does not fit the slice.
     """
-    method, _ = planned.create()
-    task = next(_tasks(cases, None))
-    for _ in range(calls):  # the first chooses kernels and fills caches
-        task = apply(method, task)
-    began = time.perf_counter()
-    values_of(task, chosen)
-    metrics = time.perf_counter() - began
-    if planned.in_workers:
-        return (task.seconds + metrics) / workers.count
-    return max(task.seconds, metrics / workers.count) if workers.count > 1 else task.seconds + metrics
+    task, seconds = next(_tasks(cases, {})), {}
+    target = task.target
+    for planned in methods:
+        method, _ = planned.create()
+        for _ in range(calls):  # the first chooses kernels and fills caches
+            given = apply({planned.name: method}, task).given[planned.name]
+        began = time.perf_counter()
+        values_of(given.output, target, chosen)
+        metrics = time.perf_counter() - began
+        if planned.in_workers:
+            seconds[planned.name] = (given.seconds + metrics) / workers.count
+        elif workers.count > 1:
+            seconds[planned.name] = max(given.seconds, metrics / workers.count)
+        else:
+            seconds[planned.name] = given.seconds + metrics
+    return seconds
 
 
-def run_method(planned: Planned, cases: Cases, chosen: list[str], workers: Workers, pace: Pace) -> Result:
-    """Run a method over all slices, and take the metrics of each under the protocols ``chosen``.
+def run_methods(planned: list[Planned], cases: Cases, chosen: list[str], workers: Workers, pace: Pace) -> list[Result]:
+    """Run methods over all slices, and take the metrics of each under the protocols ``chosen``.
+
+    Slice by slice: what metrics need of the full dose alone is then computed once for all of the methods.
 
     Parameters
     ----------
     workers : Workers
-        Take the metrics while this process runs the method; or both.
+        Take the metrics while this process runs the methods; or both.
 
     Raises
     ------
     InputError
         If an output is not finite.
     """
-    method, detail = planned.create()
-    result, seconds = Result(planned.name, detail, [], math.inf, planned.device), 0.0
-    here, there = (None, method) if planned.in_workers else (method, None)
-    for outcome in workers.each(partial(_outcome, chosen=chosen, method=there), _tasks(cases, here)):
-        result.slices.append(outcome.measured)
-        if outcome.output is not None:
-            result.pictures[outcome.measured.key] = outcome.output
-        seconds += outcome.seconds
-        pace.count(planned.name)
-    if planned.name != LOW:  # doing nothing has no speed
-        result.rate = len(cases) / seconds
-    return result
+    here, there, results, seconds = {}, {}, {}, dict.fromkeys([method.name for method in planned], 0.0)
+    for of in planned:
+        method, detail = of.create()
+        (there if of.in_workers else here)[of.name] = method
+        results[of.name] = Result(of.name, detail, [], math.inf, of.device)
+    for outcomes in workers.each(partial(_outcomes, chosen=chosen, methods=there), _tasks(cases, here)):
+        for name, outcome in outcomes.items():
+            results[name].slices.append(outcome.measured)
+            if outcome.output is not None:
+                results[name].pictures[outcome.measured.key] = outcome.output
+            seconds[name] += outcome.seconds
+            pace.count(name)
+    for name, result in results.items():
+        if name != LOW:  # doing nothing has no speed
+            result.rate = len(cases) / seconds[name]
+    return list(results.values())
 
 
-def _tasks(cases: Cases, method: Method | None) -> Iterator[Task]:
-    """Every slice, put through ``method`` where one is given."""
+def _tasks(cases: Cases, methods: Methods) -> Iterator[Task]:
+    """Every slice, put through ``methods``."""
     kept = shown(len(cases))
     for number in range(len(cases)):
         record, (low, full) = cases[number]
-        task = Task(record, low, full, cases.acquisition(number), number in kept)
-        yield apply(method, task) if method else task
+        yield apply(methods, Task(record, low, full, cases.acquisition(number), number in kept))
 
 
 def shown(count: int) -> list[int]:

@@ -11,7 +11,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy import ndimage
 
 from ldct.metrics.noise_texture import BLOCK, FREQUENCY, rings, windowed
-from ldct.metrics.slice_pair import SlicePair
+from ldct.metrics.slice_pair import SlicePair, Target
 from ldct.metrics.tissue import body
 
 CONTRAST_HU = 300.0
@@ -25,19 +25,19 @@ SCALE = 2.0
 """SD in pixels of the Gaussian before gradients: noise has few left after it."""
 
 
-def gradient(pair: SlicePair) -> np.ndarray:
+def gradient(target: Target) -> np.ndarray:
     """Gradient magnitude of the full dose at SCALE, HU per pixel, shape (H, W)."""
-    return ndimage.gaussian_gradient_magnitude(pair.full, SCALE)
+    return ndimage.gaussian_gradient_magnitude(target.full, SCALE)
 
 
-def edge_blocks(pair: SlicePair) -> list[tuple[slice, slice]]:
+def edge_blocks(target: Target) -> list[tuple[slice, slice]]:
     """Blocks of the full dose with edges of high contrast, half overlapping, the steepest; may be none."""
-    if min(pair.full.shape) < BLOCK:
+    if min(target.full.shape) < BLOCK:
         return []
     step = BLOCK // 2
     smooth, steep = (
         sliding_window_view(image, (BLOCK, BLOCK))[::step, ::step]
-        for image in (ndimage.gaussian_filter(pair.full, 1), np.square(pair.once(gradient)))
+        for image in (ndimage.gaussian_filter(target.full, 1), np.square(target.once(gradient)))
     )
     contrast, energy = smooth.max((2, 3)) - smooth.min((2, 3)), steep.sum((2, 3))
     rows, columns = np.nonzero(contrast >= CONTRAST_HU)
@@ -48,20 +48,26 @@ def edge_blocks(pair: SlicePair) -> list[tuple[slice, slice]]:
 
 def transfer(pair: SlicePair) -> np.ndarray | None:
     """Transfer function from full dose to output, as ``transfer_to``."""
-    return transfer_to(pair.output, pair)
+    return transfer_to(pair.output, pair.target)
 
 
-def transfer_to(image: np.ndarray, pair: SlicePair) -> np.ndarray | None:
-    """Transfer function from the pair's full dose to ``image`` of its slice, in rings as ``noise_texture.spectrum``.
+def transfer_to(image: np.ndarray, target: Target) -> np.ndarray | None:
+    """Transfer function from the full dose to ``image`` of its slice, in rings as ``noise_texture.spectrum``.
 
     The cross spectrum over the full dose's own, so that noise of the image that is not the full dose's drops out.
     1 = as in the full dose. Shape (BLOCK // 2 + 1,); None where the slice has no edge of high contrast.
     """
-    blocks = pair.once(edge_blocks)
+    blocks = target.once(edge_blocks)
     if not blocks:
         return None
-    full, other = (np.fft.fft2(windowed(values, blocks)) for values in (pair.full, image))
-    return rings((other * full.conj()).real.mean(0)) / rings((np.abs(full) ** 2).mean(0))
+    full, power = target.once(_waves_at_edges)
+    return rings((np.fft.fft2(windowed(image, blocks)) * full.conj()).real.mean(0)) / power
+
+
+def _waves_at_edges(target: Target) -> tuple[np.ndarray, np.ndarray]:
+    """Fourier transform of the full dose in its blocks with edges, and the power in it by rings."""
+    waves = np.fft.fft2(windowed(target.full, target.once(edge_blocks)))
+    return waves, rings((np.abs(waves) ** 2).mean(0))
 
 
 def sharpness(pair: SlicePair) -> float:
@@ -86,10 +92,13 @@ def half_frequency(pair: SlicePair) -> float:
 
 def residual_follows_edges(pair: SlicePair) -> float:
     """Correlation, inside the body, of how much was removed with how steep the full dose is; nan if nothing was."""
-    if pair.low is None:
+    if pair.target.low is None:
         return math.nan
-    inside = pair.once(body)
-    removed = np.abs(pair.low - pair.output)[inside]
+    removed = np.abs(pair.target.low - pair.output)[pair.target.once(body)]
     if removed.size < 2 or removed.std() == 0:
         return math.nan
-    return float(np.corrcoef(removed, pair.once(gradient)[inside])[0, 1])
+    return float(np.corrcoef(removed, pair.target.once(_gradient_inside))[0, 1])
+
+
+def _gradient_inside(target: Target) -> np.ndarray:
+    return target.once(gradient)[target.once(body)]

@@ -8,11 +8,13 @@ slices and ranks: ldct/metrics/averages.py.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
 from ldct.metrics import protocols
-from ldct.metrics.slice_pair import Clipped, SlicePair
+from ldct.metrics.protocols import Protocol
+from ldct.metrics.slice_pair import Clipped, Image, SlicePair
 
 GAUSSIAN = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
 """Weights of SSIM's Gaussian window along a side, SD 1.5 pixels, before they are made to add up to 1."""
@@ -22,13 +24,19 @@ UNIFORM = np.ones(7)
 
 def rmse(seen: Clipped) -> float:
     """Root of the mean squared difference, in HU."""
-    return float(seen.rmse.mean())
+    return float(seen.output.once(_rmse, seen.full).mean())
 
 
 def psnr(seen: Clipped) -> float:
     """Peak signal-to-noise ratio, in dB; infinite where the two are equal."""
     with np.errstate(divide="ignore"):
-        return float((20 * np.log10(seen.protocol.data_range / seen.rmse)).mean())
+        return float((20 * np.log10(seen.protocol.data_range / seen.output.once(_rmse, seen.full))).mean())
+
+
+def _rmse(output: Image, full: Image) -> np.ndarray:
+    """Root of the mean squared difference of each image, HU, shape (n,)."""
+    difference = output.hu - full.hu
+    return np.sqrt(np.einsum("nij,nij->n", difference, difference) / difference[0].size)
 
 
 def ssim(seen: Clipped) -> float:
@@ -46,43 +54,64 @@ def similarity(seen: Clipped) -> np.ndarray:
     ValueError
         If a side is shorter than the window.
     """
-    protocol = seen.protocol
+    return seen.output.once(_similarity, seen.full, seen.protocol)
+
+
+def _similarity(output: Image, full: Image, protocol: Protocol) -> np.ndarray:
     weights = GAUSSIAN if protocol.window == "gaussian" else UNIFORM
-    covariance = 1.0 if protocol.window == "gaussian" else 49 / 48  # sample covariance of 7 x 7 values
-    if min(seen.full.shape[1:]) < len(weights):
-        raise ValueError(
-            f"expected slices of at least {len(weights)} x {len(weights)} pixels, found {seen.full.shape[1:]}"
+    shape, edge = full.hu.shape[1:], len(weights) // 2
+    if min(shape) < len(weights):
+        raise ValueError(f"expected slices of at least {len(weights)} x {len(weights)} pixels, found {shape}")
+    inside = slice(None) if protocol.zero_padded else slice(edge, -edge)
+    mean_x, var_x, mean_y, var_y, covariance = (
+        values[:, inside, inside]
+        for values in (
+            *output.once(_mean_and_variance, protocol.window),
+            *full.once(_mean_and_variance, protocol.window),
+            output.once(_covariance, full, protocol.window),
         )
-    x, y = seen.output + protocol.shift, seen.full + protocol.shift
-    if protocol.zero_padded:
-        edge = len(weights) // 2
-        x, y = (np.pad(image, ((0, 0), (edge, edge), (edge, edge))) for image in (x, y))
-    mean_x, mean_y, squares, products = (window_means(image, weights) for image in (x, y, x * x + y * y, x * y))
+    )
+    sample = 1.0 if protocol.window == "gaussian" else 49 / 48  # sample covariance of 7 x 7 values
     c1, c2 = (0.01 * protocol.data_range) ** 2, (0.03 * protocol.data_range) ** 2
-    mean_squares, mean_products = mean_x * mean_x + mean_y * mean_y, mean_x * mean_y
-    above = (2 * mean_products + c1) * (2 * covariance * (products - mean_products) + c2)
-    below = (mean_squares + c1) * (covariance * (squares - mean_squares) + c2)
-    return above / below
+    mean_x, mean_y = mean_x + protocol.shift, mean_y + protocol.shift
+    above = (2 * mean_x * mean_y + c1) * (2 * sample * covariance + c2)
+    return above / ((mean_x * mean_x + mean_y * mean_y + c1) * (sample * (var_x + var_y) + c2))
+
+
+def _mean_and_variance(image: Image, window: str) -> tuple[np.ndarray, np.ndarray]:
+    """Of every window around a pixel, zeros outside; shape (n, H, W)."""
+    mean = _padded_means(image.hu, window)
+    return mean, _padded_means(image.hu * image.hu, window) - mean * mean
+
+
+def _covariance(output: Image, full: Image, window: str) -> np.ndarray:
+    """As ``_mean_and_variance``."""
+    (mean_x, _), (mean_y, _) = (image.once(_mean_and_variance, window) for image in (output, full))
+    return _padded_means(output.hu * full.hu, window) - mean_x * mean_y
+
+
+def _padded_means(images: np.ndarray, window: str) -> np.ndarray:
+    weights = GAUSSIAN if window == "gaussian" else UNIFORM
+    edge = len(weights) // 2
+    return window_means(np.pad(images, ((0, 0), (edge, edge), (edge, edge))), weights)
 
 
 def window_means(images: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Means of (n, H, W) over all whole square windows, (n, H - s + 1, W - s + 1); ``weights``, (s,), are symmetric.
 
-    Rows, then columns, by sums of shifted images, which is 100 times faster than torch's float64 convolution on a CPU.
+    Columns by sums of shifted images, then rows as one long row, of which windows that go on in the next are left out:
+    50 times as fast as torch's float64 convolution on a CPU.
     """
     weights = weights / weights.sum()
     middle = len(weights) // 2
-    for axis in (1, 2):
-        shifted = np.lib.stride_tricks.sliding_window_view(images, images.shape[axis] - 2 * middle, axis)
-        parts = np.moveaxis(shifted, (axis, -1), (0, axis + 1))  # parts[i]: the images, i pixels further on
-        total = weights[middle] * parts[middle]
-        both = np.empty_like(total)
-        for i in range(middle):
-            np.add(parts[i], parts[-1 - i], out=both)
-            both *= weights[i]
-            total += both
-        images = total
-    return images
+    rows = images.shape[1] - 2 * middle
+    means = weights[middle] * images[:, middle : middle + rows]
+    both = np.empty_like(means)
+    for i in range(middle):
+        np.add(images[:, i : i + rows], images[:, 2 * middle - i : 2 * middle - i + rows], out=both)
+        both *= weights[i]
+        means += both
+    return np.correlate(means.ravel(), weights, "same").reshape(means.shape)[:, :, middle : means.shape[2] - middle]
 
 
 def gmsd(seen: Clipped) -> float:
@@ -91,26 +120,25 @@ def gmsd(seen: Clipped) -> float:
     Means over 2 x 2 pixels first, gradients by Prewitt's operator, the constant 170 of 8-bit images scaled to the
     protocol's data range; SD over the pixels that have a whole neighbourhood.
     """
-    constant = 170 * (seen.protocol.data_range / 255) ** 2
-    x, y = (_gradient_magnitude(_halved(image)) for image in (seen.output, seen.full))
-    similarity = (2 * x * y + constant) / (x * x + y * y + constant)
-    return float(similarity.std((1, 2)).mean())
+    return seen.output.once(_gmsd, seen.full, seen.protocol.data_range)
 
 
-def _halved(images: np.ndarray) -> np.ndarray:
-    """Means over 2 x 2 pixels, half the rows and columns; a last odd row or column is left out."""
-    rows, columns = (length // 2 * 2 for length in images.shape[1:])
-    images = images[:, :rows, :columns]
-    return (images[:, ::2, ::2] + images[:, 1::2, ::2] + images[:, ::2, 1::2] + images[:, 1::2, 1::2]) / 4
+def _gmsd(output: Image, full: Image, data_range: float) -> float:
+    constant = 170 * (data_range / 255) ** 2
+    x, y = (image.once(_gradient_magnitude) for image in (output, full))
+    return float(((2 * x * y + constant) / (x * x + y * y + constant)).std((1, 2)).mean())
 
 
-def _gradient_magnitude(images: np.ndarray) -> np.ndarray:
-    """Prewitt's gradient (weights 1/3) of (n, H, W), shape (n, H - 2, W - 2)."""
+def _gradient_magnitude(image: Image) -> np.ndarray:
+    """Prewitt's gradient (weights 1/3) of means over 2 x 2 pixels; a last odd row or column is left out."""
+    rows, columns = (length // 2 * 2 for length in image.hu.shape[1:])
+    images = image.hu[:, :rows, :columns]
+    images = (images[:, ::2, ::2] + images[:, 1::2, ::2] + images[:, ::2, 1::2] + images[:, 1::2, 1::2]) / 4
     across = images[:, :, 2:] - images[:, :, :-2]
     down = images[:, 2:] - images[:, :-2]
     across = across[:, :-2] + across[:, 1:-1] + across[:, 2:]
     down = down[:, :, :-2] + down[:, :, 1:-1] + down[:, :, 2:]
-    return np.hypot(across, down) / 3
+    return np.sqrt(across * across + down * down) / 3
 
 
 VIF_WINDOW = "abd400"
@@ -119,6 +147,17 @@ VIF_NOISE = 2.0
 """Variance of the eye's noise in VIF, on the scale of 8-bit images."""
 VIF_SCALES = (17, 9, 5, 3)
 """Sides of VIF's windows, from the finest scale to the coarsest; a Gaussian of SD side / 5."""
+TINY = 1e-10
+"""A window of VIF of less variance has none."""
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """An image at a scale of VIF; shape (1, H, W), mean and variance those of its windows."""
+
+    image: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
 
 
 def vif(pair: SlicePair) -> float:
@@ -127,35 +166,50 @@ def vif(pair: SlicePair) -> float:
     nan where the slice is too small for four scales, or its full dose has one value only.
     """
     seen = pair.under(protocols.get(VIF_WINDOW))
-    scale = 255 / seen.protocol.data_range
-    x, y = ((image - seen.protocol.low) * scale for image in (seen.full, seen.output))
-    kept = whole = 0.0
-    for number, side in enumerate(VIF_SCALES):
-        weights = np.exp(-((np.arange(side) - side // 2) ** 2) / (2 * (side / 5) ** 2))
-        if number:
-            if min(x.shape[1:]) < side:
-                return math.nan
-            x, y = (window_means(image, weights)[:, ::2, ::2] for image in (x, y))
-        if min(x.shape[1:]) < side:
-            return math.nan
-        of_scale, of_full = _information(x, y, weights)
-        kept, whole = kept + of_scale, whole + of_full
-    return kept / whole if whole > 0 else math.nan
+    full, output = (image.once(_scales) for image in (seen.full, seen.output))
+    if len(full) < len(VIF_SCALES):
+        return math.nan
+    whole = seen.full.once(_whole_information)
+    return sum(map(_kept_information, full, output, VIF_SCALES)) / whole if whole > 0 else math.nan
 
 
-def _information(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """What an eye learns, at one scale, of the full dose ``x`` from the output ``y``, and from ``x`` itself."""
-    tiny = 1e-10
-    mean_x, mean_y, xx, yy, xy = (window_means(image, weights) for image in (x, y, x * x, y * y, x * y))
-    var_x, var_y = np.maximum(xx - mean_x * mean_x, 0), np.maximum(yy - mean_y * mean_y, 0)
-    covariance = xy - mean_x * mean_y
-    gain = covariance / (var_x + tiny)
-    rest = var_y - gain * covariance
-    no_x, no_y, against = var_x < tiny, var_y < tiny, gain < 0
-    gain[no_x | no_y] = 0
-    rest[no_x], rest[no_y] = var_y[no_x], 0
-    var_x[no_x] = 0
-    rest[against], gain[against] = var_y[against], 0
-    rest = np.maximum(rest, tiny)
-    kept = np.log10(1 + gain * gain * var_x / (rest + VIF_NOISE)).sum()
-    return float(kept), float(np.log10(1 + var_x / VIF_NOISE).sum())
+def _weights(side: int) -> np.ndarray:
+    return np.exp(-((np.arange(side) - side // 2) ** 2) / (2 * (side / 5) ** 2))
+
+
+def _scales(image: Image) -> list[_Scale]:
+    """The image at those of VIF_SCALES that it is large enough for, the finest first."""
+    protocol, scales = protocols.get(VIF_WINDOW), list[_Scale]()
+    values = (image.hu - protocol.low) * (255 / protocol.data_range)
+    for side in VIF_SCALES:
+        if min(values.shape[1:]) < side:
+            break
+        weights = _weights(side)
+        if scales:
+            values = window_means(values, weights)[:, ::2, ::2]
+            if min(values.shape[1:]) < side:
+                break
+        mean = window_means(values, weights)
+        variance = np.maximum(window_means(values * values, weights) - mean * mean, 0)
+        scales.append(_Scale(values, mean, variance))
+    return scales
+
+
+def _whole_information(full: Image) -> float:
+    """What an eye learns of the full dose from itself."""
+    return sum(
+        float(np.log10(1 + np.where(scale.variance < TINY, 0, scale.variance) / VIF_NOISE).sum())
+        for scale in full.once(_scales)
+    )
+
+
+def _kept_information(full: _Scale, output: _Scale, side: int) -> float:
+    """What an eye learns of the full dose from the output, at one scale."""
+    covariance = window_means(full.image * output.image, _weights(side)) - full.mean * output.mean
+    gain = covariance / (full.variance + TINY)
+    rest = output.variance - gain * covariance
+    no_full, no_output, against = full.variance < TINY, output.variance < TINY, gain < 0
+    gain[no_full | no_output] = 0
+    rest[no_full], rest[no_output] = output.variance[no_full], 0
+    rest[against], gain[against] = output.variance[against], 0
+    return float(np.log10(1 + gain * gain * full.variance / (np.maximum(rest, TINY) + VIF_NOISE)).sum())

@@ -8,7 +8,7 @@ import math
 import numpy as np
 from scipy import ndimage
 
-from ldct.metrics.slice_pair import SlicePair
+from ldct.metrics.slice_pair import SlicePair, Target
 from shards.noise_level import soft_tissue
 
 BLOCK = 32
@@ -65,36 +65,47 @@ def rings(plane: np.ndarray) -> np.ndarray:
 
 def spectrum(image: np.ndarray, blocks: list[tuple[slice, slice]]) -> np.ndarray:
     """Mean noise power of the blocks by ``rings``; shape (BLOCK // 2 + 1,), HU^2 up to a constant factor."""
-    return rings((np.abs(np.fft.fft2(windowed(image, blocks))) ** 2).mean(0))
+    return _power(np.fft.fft2(windowed(image, blocks)))
 
 
-def blocks_of(pair: SlicePair) -> list[tuple[slice, slice]]:
-    """The flat blocks of the pair's full dose."""
-    return flat_blocks(pair.full)
+def _power(waves: np.ndarray) -> np.ndarray:
+    return rings((np.abs(waves) ** 2).mean(0))
+
+
+def blocks_of(target: Target) -> list[tuple[slice, slice]]:
+    """The flat blocks of the full dose."""
+    return flat_blocks(target.full)
+
+
+def waves_of_full(target: Target) -> np.ndarray:
+    """Fourier transform of the full dose in its flat blocks, which there must be; complex, (n, BLOCK, BLOCK)."""
+    return np.fft.fft2(windowed(target.full, target.once(blocks_of)))
+
+
+def _waves_of_output(pair: SlicePair) -> np.ndarray:
+    return np.fft.fft2(windowed(pair.output, pair.target.once(blocks_of)))
 
 
 def mean_frequency(pair: SlicePair) -> float:
     """Mean frequency, in cycles per pixel, of the spectrum of output minus full dose; nan without flat blocks."""
-    blocks = pair.once(blocks_of)
-    if not blocks:
+    if not pair.target.once(blocks_of):
         return math.nan
-    power = spectrum(pair.output - pair.full, blocks)
+    power = _power(pair.once(_waves_of_output) - pair.target.once(waves_of_full))
     return float((FREQUENCY * power).sum() / power.sum()) if power.sum() > 0 else math.nan
 
 
 def high_band(pair: SlicePair) -> float:
     """Noise power of the output above HIGH over the full dose's; nan without flat blocks."""
-    blocks = pair.once(blocks_of)
-    if not blocks:
+    if not pair.target.once(blocks_of):
         return math.nan
-    output, full = (float(spectrum(image, blocks)[FREQUENCY > HIGH].sum()) for image in (pair.output, pair.full))
+    waves = (pair.once(_waves_of_output), pair.target.once(waves_of_full))
+    output, full = (float(_power(of)[FREQUENCY > HIGH].sum()) for of in waves)
     return output / full if full > 1e-9 else math.nan  # a constant leaves rounding
 
 
 def output_spectrum(pair: SlicePair) -> np.ndarray | None:
     """Noise power of the output in flat soft tissue; None where the slice has none, or the output no noise."""
-    blocks = pair.once(blocks_of)
-    power = spectrum(pair.output, blocks) if blocks else np.zeros(1)
+    power = _power(pair.once(_waves_of_output)) if pair.target.once(blocks_of) else np.zeros(1)
     return power if power.sum() > 1e-9 else None
 
 

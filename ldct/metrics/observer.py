@@ -12,8 +12,17 @@ import numpy as np
 from scipy import special
 
 from ldct.metrics.edges import transfer, transfer_to
-from ldct.metrics.noise_texture import BLOCK, FREQUENCY, blocks_of, output_spectrum, rings, windowed, without_plane
-from ldct.metrics.slice_pair import SlicePair
+from ldct.metrics.noise_texture import (
+    BLOCK,
+    FREQUENCY,
+    blocks_of,
+    output_spectrum,
+    rings,
+    waves_of_full,
+    windowed,
+    without_plane,
+)
+from ldct.metrics.slice_pair import SlicePair, Target
 
 DIAMETER_MM = 5.0
 CONTRAST_HU = 10.0
@@ -31,24 +40,24 @@ def disc_detectability(pair: SlicePair) -> float:
     return detectability(power, curve, pair.spacing)
 
 
-def by_dose(pair: SlicePair) -> np.ndarray | None:
+def by_dose(target: Target) -> np.ndarray | None:
     """d' of the low dose at each of DOSES; None where ``disc_detectability`` is nan, or the dose is not known or full.
 
     A dose r is simulated from the pair: the full dose and a times what the low dose has more, a^2 = (1 / r - 1) /
     (1 / dose - 1). That is linear, so spectra and transfer function follow from those of the two.
     """
-    blocks, spacing = pair.once(blocks_of), pair.spacing
-    if pair.low is None or pair.dose is None or not 0 < pair.dose < 1 or not blocks or spacing is None:
+    blocks, spacing = target.once(blocks_of), target.spacing
+    if target.low is None or target.dose is None or not 0 < target.dose < 1 or not blocks or spacing is None:
         return None
-    curve = transfer_to(pair.low, pair)
+    curve = transfer_to(target.low, target)
     if curve is None:
         return None
-    full, added = (np.fft.fft2(windowed(image, blocks)) for image in (pair.full, pair.low - pair.full))
+    full, added = target.once(waves_of_full), np.fft.fft2(windowed(target.low - target.full, blocks))
     products = ((full, full), (full, added), (added, added))
     of_full, of_both, of_added = (rings((x * y.conj()).real.mean(0)) for x, y in products)
     if not of_added.sum() > 0:
         return None
-    shares = np.sqrt((1 / DOSES - 1) / (1 / pair.dose - 1))
+    shares = np.sqrt((1 / DOSES - 1) / (1 / target.dose - 1))
     return np.array(
         [
             detectability(of_full + 2 * share * of_both + share**2 * of_added, 1 + share * (curve - 1), spacing)
@@ -62,7 +71,7 @@ def dose_equivalent(pair: SlicePair) -> float:
 
     Above 1 where the output has more than the full dose. nan as ``by_dose``.
     """
-    reached, curve = disc_detectability(pair), by_dose(pair)
+    reached, curve = disc_detectability(pair), pair.target.once(by_dose)
     if curve is None or math.isnan(reached):
         return math.nan
     return dose_reaching(reached, curve)

@@ -2,14 +2,12 @@
 choose them. A class picked by noisy values would show a bias of its own making (regression to the mean)."""
 
 import math
-from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 from scipy import ndimage
 
 from ldct.metrics import fidelity, protocols
-from ldct.metrics.slice_pair import SlicePair
+from ldct.metrics.slice_pair import SlicePair, Target, difference
 
 SMOOTHING = 2.0
 """SD in pixels of the Gaussian over the full dose."""
@@ -29,52 +27,48 @@ BODY_HU = -500.0
 """The body is what lies above, its largest piece, and what that encloses: lungs and gas belong to it."""
 
 
-def smoothed(pair: SlicePair) -> np.ndarray:
+def smoothed(target: Target) -> np.ndarray:
     """The full dose after SMOOTHING, HU, shape (H, W)."""
-    return ndimage.gaussian_filter(pair.full, SMOOTHING)
+    return ndimage.gaussian_filter(target.full, SMOOTHING)
 
 
-def mask_of(tissue: str, pair: SlicePair) -> np.ndarray:
+def mask_of(target: Target, tissue: str) -> np.ndarray:
     """Pixels of a class, bool, shape (H, W)."""
     low, high = CLASSES[tissue]
-    full = pair.once(smoothed)
+    full = target.once(smoothed)
     return ndimage.binary_erosion((full > low) & (full < high), BORDER)
 
 
-MASKS: dict[str, Callable[[SlicePair], np.ndarray]] = {tissue: partial(mask_of, tissue) for tissue in CLASSES}
-"""One function a class, so that a pair keeps each mask."""
-
-
-def difference_in(tissue: str, pair: SlicePair) -> np.ndarray:
+def difference_in(pair: SlicePair, tissue: str) -> np.ndarray:
     """Output minus full dose in the pixels of a class, HU, shape (n,); none where they are too few."""
-    mask = pair.once(MASKS[tissue])
-    return (pair.output - pair.full)[mask] if np.count_nonzero(mask) >= LEAST_PIXELS else np.empty(0)
+    mask = pair.target.once(mask_of, tissue)
+    return pair.once(difference)[mask] if np.count_nonzero(mask) >= LEAST_PIXELS else np.empty(0)
 
 
 def bias(tissue: str, pair: SlicePair) -> float:
     """Mean of output minus full dose in a class, HU; nan where the slice has too little of it."""
-    difference = difference_in(tissue, pair)
-    return float(difference.mean()) if difference.size else math.nan
+    inside = pair.once(difference_in, tissue)
+    return float(inside.mean()) if inside.size else math.nan
 
 
 def sd(tissue: str, pair: SlicePair) -> float:
     """SD of output minus full dose in a class, HU; nan where the slice has too little of it."""
-    difference = difference_in(tissue, pair)
-    return float(difference.std()) if difference.size else math.nan
+    inside = pair.once(difference_in, tissue)
+    return float(inside.std()) if inside.size else math.nan
 
 
-def body(pair: SlicePair) -> np.ndarray:
+def body(target: Target) -> np.ndarray:
     """Mask of the body, bool, shape (H, W); empty where there is none."""
-    pieces, count = ndimage.label(pair.once(smoothed) > BODY_HU)
+    pieces, count = ndimage.label(target.once(smoothed) > BODY_HU)
     if not count:
-        return np.zeros(pair.full.shape, bool)
+        return np.zeros(target.full.shape, bool)
     largest = 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
     return ndimage.binary_fill_holes(pieces == largest)
 
 
 def body_rmse(pair: SlicePair) -> float:
     """Root of the mean squared difference inside the body, nothing clipped, HU; nan where there is no body."""
-    return _rmse_inside(pair.output, pair)
+    return _rms_inside(pair.once(difference), pair.target)
 
 
 BODY_PROTOCOL = protocols.get("abd400")
@@ -83,28 +77,26 @@ BODY_PROTOCOL = protocols.get("abd400")
 
 def body_psnr(pair: SlicePair) -> float:
     """PSNR inside the body under BODY_PROTOCOL, dB; nan where there is no body."""
-    mask, seen = pair.once(body), pair.under(BODY_PROTOCOL)
-    if np.count_nonzero(mask) < LEAST_PIXELS:
-        return math.nan
-    error = np.sqrt(np.mean((seen.output - seen.full)[0][mask] ** 2))
+    seen = pair.under(BODY_PROTOCOL)
+    error = _rms_inside((seen.output.hu - seen.full.hu)[0], pair.target)
     with np.errstate(divide="ignore"):
-        return float(20 * np.log10(BODY_PROTOCOL.data_range / error))
+        return float(20 * np.log10(BODY_PROTOCOL.data_range / np.float64(error)))
 
 
 def body_ssim(pair: SlicePair) -> float:
     """Mean SSIM over the windows whose middle lies in the body, under BODY_PROTOCOL; nan where there is no body."""
     edge = len(fidelity.GAUSSIAN) // 2
-    mask = pair.once(body)[edge:-edge, edge:-edge]
+    mask = pair.target.once(body)[edge:-edge, edge:-edge]
     if np.count_nonzero(mask) < LEAST_PIXELS:
         return math.nan
     return float(fidelity.similarity(pair.under(BODY_PROTOCOL))[0][mask].mean())
 
 
-def _rmse_inside(image: np.ndarray, pair: SlicePair) -> float:
-    mask = pair.once(body)
+def _rms_inside(values: np.ndarray, target: Target) -> float:
+    mask = target.once(body)
     if np.count_nonzero(mask) < LEAST_PIXELS:
         return math.nan
-    return float(np.sqrt(np.mean((image - pair.full)[mask] ** 2)))
+    return float(np.sqrt(np.mean(values[mask] ** 2)))
 
 
 def dose_equivalent(pair: SlicePair) -> float:
@@ -113,9 +105,16 @@ def dose_equivalent(pair: SlicePair) -> float:
     Noise has a variance of v / dose, and a low dose r has that of the full dose and v (1/r - 1) more. nan where the
     dose is not known or full, or the slice has no body.
     """
-    if pair.low is None or pair.dose is None or not 0 < pair.dose < 1:
+    dose = pair.target.dose
+    if pair.target.low is None or dose is None or not 0 < dose < 1:
         return math.nan
-    of_low = _rmse_inside(pair.low, pair)
+    of_low = pair.target.once(_rmse_of_low)
     if not of_low > 0:
         return math.nan
-    return 1 / (1 + (1 / pair.dose - 1) * (_rmse_inside(pair.output, pair) / of_low) ** 2)
+    return 1 / (1 + (1 / dose - 1) * (body_rmse(pair) / of_low) ** 2)
+
+
+def _rmse_of_low(target: Target) -> float:
+    """Inside the body, HU."""
+    assert target.low is not None
+    return _rms_inside(target.low - target.full, target)

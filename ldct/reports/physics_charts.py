@@ -6,7 +6,7 @@ Of the slices kept as pictures. Frequencies are in 1/mm where the size of the pi
 import numpy as np
 
 from ldct.evaluation import curves
-from ldct.evaluation.curves import Pairs
+from ldct.evaluation.curves import Targets
 from ldct.evaluation.results import FULL, Evaluation
 from ldct.metrics import observer, registry
 from ldct.reports import charts
@@ -19,39 +19,39 @@ BLACK = Look("#000000", "")
 
 def of(evaluation: Evaluation, rows: list[Row], looks: dict[str, Look]) -> dict[str, str]:
     """Charts by name; empty where the slices have nothing to draw."""
-    pairs = curves.pairs_of(evaluation)
+    targets = curves.targets_of(evaluation)
     return {
-        "spectrum": spectra(evaluation, pairs, rows, looks),
-        "edges": transfers(evaluation, pairs, rows, looks),
-        "dose": over_dose(evaluation, pairs, rows, looks),
+        "spectrum": spectra(evaluation, targets, rows, looks),
+        "edges": transfers(evaluation, targets, rows, looks),
+        "dose": over_dose(evaluation, targets, rows, looks),
     }
 
 
-def spectra(evaluation: Evaluation, pairs: Pairs, rows: list[Row], looks: dict[str, Look]) -> str:
+def spectra(evaluation: Evaluation, targets: Targets, rows: list[Row], looks: dict[str, Look]) -> str:
     """Noise power spectrum of every method in flat soft tissue, mean over the slices that have any."""
-    flat = curves.flat(pairs)
+    flat = curves.flat(targets)
     if not flat:
         return ""
     power = curves.by_method(curves.noise_power, evaluation, flat)
     unit = "HU\u00b2 mm\u00b2" if curves.in_mm(flat) else "HU\u00b2 pixel\u00b2"
     x = curves.frequency_of(flat).tolist()
     drawn = [Curve(FULL, BLACK, x, power[FULL].tolist()), *_of_rows(x, power, rows, looks)]
-    return charts.curves("spectrum", drawn, _axis(flat, pairs), f"noise power ({unit})", log=True)
+    return charts.curves("spectrum", drawn, _axis(flat, targets), f"noise power ({unit})", log=True)
 
 
-def transfers(evaluation: Evaluation, pairs: Pairs, rows: list[Row], looks: dict[str, Look]) -> str:
+def transfers(evaluation: Evaluation, targets: Targets, rows: list[Row], looks: dict[str, Look]) -> str:
     """Transfer function from the full dose of every method, at edges of high contrast; mean over slices with any."""
-    steep = curves.steep(pairs)
+    steep = curves.steep(targets)
     if not steep:
         return ""
     found = curves.by_method(curves.transfer, evaluation, steep)
     drawn = _of_rows(curves.frequency_of(steep).tolist(), found, rows, looks)
-    return charts.curves("edges", drawn, _axis(steep, pairs), "transfer at edges") if drawn else ""
+    return charts.curves("edges", drawn, _axis(steep, targets), "transfer at edges") if drawn else ""
 
 
-def over_dose(evaluation: Evaluation, pairs: Pairs, rows: list[Row], looks: dict[str, Look]) -> str:
+def over_dose(evaluation: Evaluation, targets: Targets, rows: list[Row], looks: dict[str, Look]) -> str:
     """d' of the low dose at every simulated dose, and every method where that reaches it."""
-    by_dose = {key: curve for key, pair in pairs.items() if (curve := observer.by_dose(pair)) is not None}
+    by_dose = {key: curve for key, target in targets.items() if (curve := observer.by_dose(target)) is not None}
     if not by_dose or DOSE not in evaluation.metrics:
         return ""
     mean = np.mean(list(by_dose.values()), 0)
@@ -64,13 +64,13 @@ def over_dose(evaluation: Evaluation, pairs: Pairs, rows: list[Row], looks: dict
         dose = observer.dose_reaching(reached, mean)
         label = f"{row.label}: {registry.find(DOSE).text(dose)}"
         drawn.append(Curve(label, charts.look_of(row.label, looks, others), [dose], [reached]))
-    axis = f"dose, of the full dose; {len(by_dose)} of {len(pairs)} slices"
+    axis = f"dose, of the full dose; {len(by_dose)} of {len(targets)} slices"
     return charts.curves("dose", drawn, axis, registry.find(DETECTABILITY).label, log_x=True)
 
 
-def _axis(used: Pairs, pairs: Pairs) -> str:
+def _axis(used: Targets, targets: Targets) -> str:
     unit = "spatial frequency (1/mm)" if curves.in_mm(used) else "cycles per pixel"
-    return f"{unit}; {len(used)} of {len(pairs)} slices"
+    return f"{unit}; {len(used)} of {len(targets)} slices"
 
 
 def _of_rows(x: list[float], found: dict[str, np.ndarray], rows: list[Row], looks: dict[str, Look]) -> list[Curve]:

@@ -13,7 +13,7 @@ from made import make_run
 from phantom import body, make_dataset
 
 from ldct.evaluation import baselines, datasets, evaluate, results
-from ldct.evaluation.measure import Pace, Planned, expected_seconds, run_method, shown
+from ldct.evaluation.measure import Pace, Planned, expected_seconds, run_methods, shown
 from ldct.inference.denoiser import Denoiser
 from ldct.metrics import protocols, registry
 from ldct.metrics.slice_pair import SlicePair
@@ -140,9 +140,11 @@ def test_the_json_and_the_csv_hold_the_means(measured):
 def test_only_what_is_new_is_measured_again(measured, tiny_shards, monkeypatch, tmp_path):
     runs, data, found = measured
     asked = []
-    run_method = evaluate.run_method
+    run_methods = evaluate.run_methods
     monkeypatch.setattr(
-        evaluate, "run_method", lambda method, *rest: (asked.append(method.name), run_method(method, *rest))[1]
+        evaluate,
+        "run_methods",
+        lambda methods, *rest: (asked.extend(method.name for method in methods), run_methods(methods, *rest))[1],
     )
     again = evaluate.evaluate(runs, data, CHOSEN, CPU)
     assert asked == []
@@ -310,23 +312,27 @@ class TwoSlices:
 def test_a_protocol_that_does_not_fit_is_one_line():
     planned = Planned("x", "CPU", lambda: (baselines.unchanged, ""))
     with pytest.raises(InputError, match=r"document55 does not fit.*at least 55 x 55"):
-        expected_seconds(planned, TwoSlices(), ["document55"], Workers(1), 1)
+        expected_seconds([planned], TwoSlices(), ["document55"], Workers(1), 1)
 
 
-@pytest.mark.parametrize("in_workers", [False, True])
-def test_workers_measure_what_one_process_measures(tiny_shards, in_workers):
+def test_methods_together_and_in_workers_measure_what_each_alone_measures(tiny_shards):
     cases = datasets.open_shards(tiny_shards, "test").cases
-    planned = Planned("x", "CPU", lambda: (partial(baselines.blur, sigma=1.0), ""), in_workers)
-    results = []
-    for count in (1, 2):
-        with Workers(count) as workers:
-            results.append(run_method(planned, cases, CHOSEN, workers, Pace({"x": 1.0}, len(cases))))
-    alone, shared = results
-    for first, second in zip(alone.slices, shared.slices, strict=True):
-        assert (first.patient, first.key) == (second.patient, second.key)
-        np.testing.assert_equal(first.values, second.values)
-    assert alone.pictures.keys() == {cases[number][0].key for number in shown(len(cases))}
-    np.testing.assert_equal(alone.pictures, shared.pictures)
+
+    def blurred(name, sigma, in_workers):
+        return Planned(name, "CPU", lambda: (partial(baselines.blur, sigma=sigma), ""), in_workers)
+
+    planned = [blurred("there", 1.0, True), blurred("here", 2.0, False)]
+    pace = Pace({"there": 1.0, "here": 1.0}, 2 * len(cases))
+    alone = [run_methods([method], cases, CHOSEN, Workers(1), pace)[0] for method in planned]
+    with Workers(2) as workers:
+        together = run_methods(planned, cases, CHOSEN, workers, pace)
+    for one, other in zip(alone, together, strict=True):
+        assert one.name == other.name
+        for first, second in zip(one.slices, other.slices, strict=True):
+            assert (first.patient, first.key) == (second.patient, second.key)
+            np.testing.assert_equal(first.values, second.values)
+        assert one.pictures.keys() == {cases[number][0].key for number in shown(len(cases))}
+        np.testing.assert_equal(one.pictures, other.pictures)
 
 
 def test_an_output_that_is_not_finite_is_an_error_and_writes_nothing(tiny_shards, tmp_path):

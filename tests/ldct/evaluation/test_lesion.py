@@ -18,7 +18,7 @@ from ldct.evaluation.results import FULL, Evaluation, Result
 from ldct.inference.denoiser import Denoiser
 from ldct.metrics import noise_texture, observer
 from ldct.metrics.intervals import Measured
-from ldct.metrics.slice_pair import SlicePair
+from ldct.metrics.slice_pair import Target
 from ldct.runs import reader, wandb_rows
 
 SIZE, SPACING = 192, 0.7
@@ -30,17 +30,17 @@ def noisy(sd, seed):
 
 FULL_DOSE, LOW_DOSE = noisy(10, 0), noisy(20, 1)
 LOW_DOSES = [noisy(20, seed) for seed in range(1, 7)]
-PAIR = SlicePair(FULL_DOSE, FULL_DOSE, SPACING)
+TARGET = Target(FULL_DOSE, SPACING)
 MATCHED = math.sqrt(np.square(observer.disc(32, SPACING)).sum()) / 20
 """d' of the disc in the low dose's white noise."""
 
 
 def behind(method, output):
-    return lesion.of_slice(method, LOW_DOSE, output, PAIR)
+    return lesion.of_slice(method, LOW_DOSE, output, TARGET)
 
 
 def test_pieces_lie_inside_and_their_blocks_do_not_overlap():
-    places = lesion.locations(PAIR)
+    places = lesion.locations(TARGET)
     assert len(places) == lesion.LOCATIONS
     assert all(0 <= at <= SIZE - lesion.PIECE for place in places for at in place)
     gaps = [max(abs(r - s), abs(c - d)) for i, (r, c) in enumerate(places) for s, d in places[:i]]
@@ -64,7 +64,7 @@ def test_fading_all_contrast_loses_contrast_but_nothing_to_see():
 
 def over_noise(method):
     """Means of LESION behind ``method`` over low doses that differ in their noise."""
-    found = [lesion.of_slice(method, low, method(low), PAIR) for low in LOW_DOSES]
+    found = [lesion.of_slice(method, low, method(low), TARGET) for low in LOW_DOSES]
     return [np.mean([values[key] for values in found]) for key in lesion.LESION]
 
 
@@ -90,8 +90,8 @@ def test_no_blur_is_above_the_low_dose(sd):
 
 def test_without_flat_tissue_or_the_size_of_a_pixel_it_is_nan():
     steep = np.tile(np.arange(SIZE) * 10, (SIZE, 1)).astype(np.int16)
-    for pair in (SlicePair(FULL_DOSE, FULL_DOSE), SlicePair(steep, steep, SPACING)):
-        found = lesion.of_slice(lambda pieces: pieces, LOW_DOSE, LOW_DOSE, pair)
+    for target in (Target(FULL_DOSE), Target(steep, SPACING)):
+        found = lesion.of_slice(lambda pieces: pieces, LOW_DOSE, LOW_DOSE, target)
         assert all(math.isnan(found[key]) for key in lesion.LESION)
 
 
@@ -120,7 +120,7 @@ def test_every_method_is_measured_and_written_with_its_run(tiny_shards, tmp_path
     assert kept.keys() == {FULL, LOW, BLUR, MEANS, run.name}
     network = Denoiser(run, torch.device("cpu"))
     assert np.array_equal(to_hu(network.unrounded(LOW_DOSE)), network(LOW_DOSE))
-    assert found[run.name]["p"] == pytest.approx(lesion.of_slice(network.unrounded, LOW_DOSE, LOW_DOSE, PAIR))
+    assert found[run.name]["p"] == pytest.approx(lesion.of_slice(network.unrounded, LOW_DOSE, LOW_DOSE, TARGET))
     assert found[FULL]["p"][lesion.DETECTABILITY] == pytest.approx(2 * MATCHED, rel=0.1)
     written = json.loads((run / "eval" / "test-lesion.json").read_text())
     assert (written["by_method"], written["checkpoint_sha256"]) == (found, "f" * 64)
@@ -137,7 +137,7 @@ def test_slices_on_which_no_disc_fits_are_left_out(tiny_shards, tmp_path, recwar
     (run / "eval").mkdir(exist_ok=True)
     full = np.tile(np.arange(SIZE) * 10, (SIZE, 1)).astype(np.int16)
     full[:60] = FULL_DOSE[:60]
-    assert SlicePair(full, full, SPACING).once(noise_texture.blocks_of)
+    assert Target(full, SPACING).once(noise_texture.blocks_of)
     names = (LOW, "the input as it is"), (BLUR, "SD 1 pixels"), (MEANS, "h 20 HU"), (run.name, "")
     slices = [Measured("p", "a", {})]
     results = [Result(name, detail, slices, 1.0, "CPU", "f" * 64, {"a": full}) for name, detail in names]

@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from ldct.metrics import edges
 from ldct.metrics.noise_texture import FREQUENCY
-from ldct.metrics.slice_pair import SlicePair
+from ldct.metrics.slice_pair import SlicePair, Target
 
 
 def bones(size=256):
@@ -29,7 +29,7 @@ def test_the_transfer_function_is_that_of_the_blur(sigma):
     """A Gaussian's is a Gaussian, 1/2 at 0.187 / SD; noise of the output, however much, is not in it."""
     full = bones() + noise(3, 1)
     output = ndimage.gaussian_filter(full, sigma) + noise(10, 2)
-    pair = SlicePair(output, full, spacing=0.5)
+    pair = SlicePair(output, Target(full, spacing=0.5))
     curve = edges.transfer(pair)
     low = FREQUENCY <= 0.25
     np.testing.assert_allclose(curve[low], np.exp(-2 * (np.pi * sigma * FREQUENCY[low]) ** 2), atol=0.06)
@@ -39,7 +39,7 @@ def test_the_transfer_function_is_that_of_the_blur(sigma):
 
 def test_noise_removed_and_edges_kept_is_as_sharp_as_the_full_dose():
     full = bones() + noise(5, 1)
-    pair = SlicePair(bones(), full, spacing=0.5)
+    pair = SlicePair(bones(), Target(full, spacing=0.5))
     assert edges.sharpness(pair) == pytest.approx(1, abs=0.02)
     assert edges.half_frequency(pair) == pytest.approx(1.0)  # Nyquist's: 1 / (2 * 0.5 mm)
 
@@ -59,9 +59,9 @@ def test_without_edges_or_the_size_of_a_pixel_there_is_none():
 def test_removed_noise_knows_no_anatomy_and_a_blur_does():
     clean, extra = bones(), noise(20, 3)
     full = clean + noise(5, 4)
-    ideal = SlicePair(full, full, low=full + extra)
-    blurred = SlicePair(ndimage.gaussian_filter(full + extra, 1.5), full, low=full + extra)
+    ideal = SlicePair(full, Target(full, low=full + extra))
+    blurred = SlicePair(ndimage.gaussian_filter(full + extra, 1.5), Target(full, low=full + extra))
     assert edges.residual_follows_edges(ideal) == pytest.approx(0, abs=0.02)
     assert edges.residual_follows_edges(blurred) > 0.5
-    assert np.isnan(edges.residual_follows_edges(SlicePair(full, full, low=full)))
+    assert np.isnan(edges.residual_follows_edges(SlicePair(full, Target(full, low=full))))
     assert np.isnan(edges.residual_follows_edges(SlicePair(full, full)))

@@ -11,7 +11,7 @@ from ldct.metrics.noise_texture import (
     peak_per_mm,
     spectrum,
 )
-from ldct.metrics.slice_pair import SlicePair
+from ldct.metrics.slice_pair import SlicePair, Target
 
 
 def noise(sigma=0.0, sd=10.0, seed=0):
@@ -66,14 +66,14 @@ def test_frequencies_in_mm_are_those_of_the_noise():
     """A wave of 6 / 32 cycles per pixel of 0.75 mm, in flat tissue."""
     full = np.full((256, 256), 60.0)
     wave = 10 * np.cos(2 * np.pi * np.arange(256) * 6 / BLOCK)[:, None] * np.ones(256)
-    pair = SlicePair(full + wave, full, spacing=0.75)
+    pair = SlicePair(full + wave, Target(full, spacing=0.75))
     assert peak_per_mm(pair) == 6 / BLOCK / 0.75
     assert mean_per_mm(pair) == pytest.approx(6 / BLOCK / 0.75, rel=0.02)
     assert np.isnan(peak_per_mm(SlicePair(full + wave, full)))  # the size of a pixel is not known
-    assert np.isnan(mean_per_mm(SlicePair(full, full, spacing=0.75)))  # no noise
+    assert np.isnan(mean_per_mm(SlicePair(full, Target(full, spacing=0.75))))  # no noise
 
 
 def test_the_mean_frequency_of_white_noise_is_two_thirds_of_the_highest():
     """Power is per area of the frequency plane, which grows with the frequency: mean 2/3 of the disc's radius."""
-    pair = SlicePair(60 + noise(sd=10), np.full((256, 256), 60.0), spacing=1.0)
+    pair = SlicePair(60 + noise(sd=10), Target(np.full((256, 256), 60.0), spacing=1.0))
     assert mean_per_mm(pair) == pytest.approx(2 / 3 * 0.5, rel=0.03)

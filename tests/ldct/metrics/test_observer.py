@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from ldct.metrics.noise_texture import spectrum
 from ldct.metrics.observer import detectability_of, disc, disc_detectability, dose_equivalent
-from ldct.metrics.slice_pair import SlicePair
+from ldct.metrics.slice_pair import SlicePair, Target
 
 
 def phantom(size=512):
@@ -28,14 +28,16 @@ def test_in_white_noise_it_is_the_matched_filters(sd, spacing):
     """d' = contrast * sqrt(area) / (SD * side of a pixel), by Parseval."""
     full = phantom()
     expected = 10 * math.sqrt(math.pi * 2.5**2) / (sd * spacing)
-    assert disc_detectability(SlicePair(full + noise(sd, 1), full, spacing)) == pytest.approx(expected, rel=0.05)
+    assert disc_detectability(SlicePair(full + noise(sd, 1), Target(full, spacing))) == pytest.approx(
+        expected, rel=0.05
+    )
 
 
 def test_a_blur_of_white_noise_gains_little_where_half_the_noise_gains_double():
     """Blurring takes the disc's own frequencies with the noise's: no more than a matched filter sees."""
     full, grain = phantom(), noise(20, 2)
     noisy, blurred, halved = (
-        disc_detectability(SlicePair(output, full, 0.7))
+        disc_detectability(SlicePair(output, Target(full, 0.7)))
         for output in (full + grain, ndimage.gaussian_filter(full + grain, 2), full + grain / 2)
     )
     assert halved == pytest.approx(2 * noisy, rel=0.01)
@@ -47,20 +49,20 @@ def test_the_dose_equivalent_of_a_dose_is_that_dose(dose):
     """A full dose of 10 HU of noise; a dose r has a variance of 100 / r."""
     full = phantom() + noise(10, 4)
     low, other = (full + noise(10 * math.sqrt(1 / r - 1), seed) for r, seed in ((0.25, 5), (dose, 6)))
-    assert dose_equivalent(SlicePair(other, full, 0.7, low, 0.25)) == pytest.approx(
+    assert dose_equivalent(SlicePair(other, Target(full, 0.7, low, 0.25))) == pytest.approx(
         dose, rel=0.2
     )  # of one slice's noise
-    assert dose_equivalent(SlicePair(low, full, 0.7, low, 0.25)) == pytest.approx(0.25, rel=1e-3)
-    assert dose_equivalent(SlicePair(full, full, 0.7, low, 0.25)) == pytest.approx(1, rel=0.1)
-    assert math.isnan(dose_equivalent(SlicePair(other, full, 0.7, low)))
-    assert math.isnan(dose_equivalent(SlicePair(other, full, None, low, 0.25)))
+    assert dose_equivalent(SlicePair(low, Target(full, 0.7, low, 0.25))) == pytest.approx(0.25, rel=1e-3)
+    assert dose_equivalent(SlicePair(full, Target(full, 0.7, low, 0.25))) == pytest.approx(1, rel=0.1)
+    assert math.isnan(dose_equivalent(SlicePair(other, Target(full, 0.7, low))))
+    assert math.isnan(dose_equivalent(SlicePair(other, Target(full, None, low, 0.25))))
 
 
 def test_what_it_needs_is_missing():
     full = phantom()
     assert math.isnan(disc_detectability(SlicePair(full + noise(10, 3), full)))
     flat = np.full((512, 512), 50.0)
-    assert math.isnan(disc_detectability(SlicePair(flat + noise(10, 3), flat, 0.7)))
+    assert math.isnan(disc_detectability(SlicePair(flat + noise(10, 3), Target(flat, 0.7))))
 
 
 @pytest.mark.parametrize("spacing", [0.5, 0.7])

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 import torchmetrics.functional.image as torchmetrics
-from scipy import signal
+from scipy import ndimage, signal
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from ldct.metrics import fidelity, protocols, registry
-from ldct.metrics.slice_pair import SlicePair
+from ldct.metrics.slice_pair import SlicePair, Target
 from shards.common.command import InputError
 
 WINDOWS = {"ldctbench": (50, 400), "ldctbench_chest": (-600, 1500), "ldctbench_head": (40, 80)}
@@ -194,13 +194,24 @@ def test_a_pair_is_two_images_of_one_shape_and_nothing_is_computed_twice():
     assert str(error.value) == "expected two equal shapes (H, W), found (8, 8) and (8, 9)"
     with pytest.raises(ValueError, match=r"found \(2, 8, 8\) and \(2, 8, 8\)"):
         SlicePair(np.zeros((2, 8, 8)), np.zeros((2, 8, 8)))
-    seen = SlicePair(*pair(), spacing=0.7, low=pair()[0])
-    assert seen.low.dtype == np.float64 and SlicePair(*pair()).low is None
+    output, full = pair()
+    target = Target(full, spacing=0.7, low=output)
+    assert target.low.dtype == np.float64 and Target(full).low is None
+    seen, other = SlicePair(output, target), SlicePair(full, target)
     calls = []
     assert [seen.once(count) for count in (calls.append, calls.append)] == [None, None] and calls == [seen]
-    protocol = protocols.get("abd400")
-    assert seen.under(protocol) is seen.under(protocol) and seen.spacing == 0.7
-    assert seen.under(protocol).output.min() == -160 and seen.under(protocol).full.max() == 240
+    views = [each.under(protocols.get(name)) for each in (seen, other) for name in ("abd400", "sinyu")]
+    assert views[0].output is views[1].output and len({view.full for view in views}) == 1  # they clip alike
+    assert views[0].output.hu.min() == -160 and views[0].full.hu.max() == 240 and seen.spacing == 0.7
+
+
+def test_beside_one_target_every_output_has_the_values_it_has_alone():
+    output, full = pair(shape=(128, 180))
+    target = Target(full, 0.7, output, 0.25)
+    for image in (output, full, ndimage.gaussian_filter(output, 1), output):
+        for protocol in (*map(protocols.get, protocols.names()), None):
+            alone = registry.measure(SlicePair(image, Target(full, 0.7, output, 0.25)), protocol)
+            np.testing.assert_equal(registry.measure(SlicePair(image, target), protocol), alone)
 
 
 def test_patches_of_one_value_count_where_there_is_no_other():
@@ -239,7 +250,7 @@ def test_vif_of_an_output_that_is_flat_or_against_the_full_dose_in_places_is_tor
 
 def test_a_pair_keeps_the_low_dose_as_it_is():
     output, full = pair()
-    np.testing.assert_array_equal(SlicePair(output, full, low=output - 7).low, output - 7)
+    np.testing.assert_array_equal(SlicePair(output, Target(full, low=output - 7)).target.low, output - 7)
 
 
 def test_vif_of_a_small_slice_or_a_constant_is_nan():

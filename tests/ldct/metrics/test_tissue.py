@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ldct.metrics import fidelity, tissue
-from ldct.metrics.slice_pair import SlicePair
+from ldct.metrics.slice_pair import SlicePair, Target
 
 HU = {"air": -1000, "lung": -800, "fat": -100, "soft": 50, "bone": 600}
 
@@ -53,14 +53,14 @@ def test_the_body_is_its_largest_piece_with_all_inside():
     clean[5:10, 5:60] = 100  # the table
     y, x = np.mgrid[:240, :240]
     disc = (y - 120) ** 2 + (x - 120) ** 2 < 110**2
-    mask = tissue.body(SlicePair(clean, clean + noise(15, 4)))
+    mask = tissue.body(Target(clean + noise(15, 4)))
     assert np.count_nonzero(mask != disc) < 0.05 * disc.sum()
     assert not mask[5:10, 5:60].any() and mask[45, 120] and mask[120, 50]
 
 
 def test_the_rmse_of_the_body_is_of_the_body_alone():
     clean = phantom()
-    inside = tissue.body(SlicePair(clean, clean))
+    inside = tissue.body(Target(clean))
     assert tissue.body_rmse(SlicePair(clean + np.where(inside, 4.0, 100.0), clean)) == pytest.approx(4)
     air = np.full((64, 64), -1000.0)
     assert np.isnan(tissue.body_rmse(SlicePair(air, air)))
@@ -72,20 +72,20 @@ def test_the_dose_equivalent_of_a_dose_is_that_dose(dose):
     full = phantom() + noise(10, 5)
     low = full + noise(10 * np.sqrt(1 / 0.25 - 1), 6)
     other = full + noise(10 * np.sqrt(1 / dose - 1), 7)
-    assert tissue.dose_equivalent(SlicePair(other, full, low=low, dose=0.25)) == pytest.approx(dose, rel=0.03)
-    assert tissue.dose_equivalent(SlicePair(low, full, low=low, dose=0.25)) == pytest.approx(0.25)
-    assert tissue.dose_equivalent(SlicePair(full, full, low=low, dose=0.25)) == 1
+    assert tissue.dose_equivalent(SlicePair(other, Target(full, low=low, dose=0.25))) == pytest.approx(dose, rel=0.03)
+    assert tissue.dose_equivalent(SlicePair(low, Target(full, low=low, dose=0.25))) == pytest.approx(0.25)
+    assert tissue.dose_equivalent(SlicePair(full, Target(full, low=low, dose=0.25))) == 1
 
 
 @pytest.mark.parametrize(("low", "dose"), [(None, 0.25), (phantom(), None), (phantom(), 0.25), (phantom() + 1, 1.0)])
 def test_without_a_known_reduced_dose_there_is_no_equivalent(low, dose):
-    assert np.isnan(tissue.dose_equivalent(SlicePair(phantom(), phantom(), low=low, dose=dose)))
+    assert np.isnan(tissue.dose_equivalent(SlicePair(phantom(), Target(phantom(), low=low, dose=dose))))
 
 
 def test_psnr_and_ssim_of_the_body_leave_the_air_out():
     clean = phantom()
-    soft = np.where(tissue.body(SlicePair(clean, clean)), 50.0, -1000.0)
-    inside = tissue.body(SlicePair(soft, soft))
+    soft = np.where(tissue.body(Target(clean)), 50.0, -1000.0)
+    inside = tissue.body(Target(soft))
     pair = SlicePair(np.where(inside, soft + 4, 200.0), soft)
     assert tissue.body_psnr(pair) == pytest.approx(20 * np.log10(400 / 4), abs=0.01)
     far = soft.copy()

@@ -12,8 +12,8 @@ from ldct.evaluation.baselines import LOW
 from ldct.evaluation.datasets import Acquisition
 from ldct.evaluation.results import Evaluation, Result
 from ldct.metrics.intervals import Measured
+from ldct.metrics.slice_pair import Target
 from ldct.reports import physics_charts, tables
-from shards.manifest import Record
 
 SIZE = 256
 
@@ -35,8 +35,10 @@ def evaluation():
         evaluation.full[key], evaluation.taken[key] = full, acquisition
         for name, output in outputs.items():
             output = output.astype(np.int16)
-            task = measure.Task(Record("p", "p", 0.0, 0, [SIZE, SIZE]), low, full, acquisition, True, output)
-            slices.setdefault(name, []).append((Measured("p", key, measure.values_of(task, ["abd400"])), output))
+            target = Target(full, acquisition.spacing, low, acquisition.dose)
+            slices.setdefault(name, []).append(
+                (Measured("p", key, measure.values_of(output, target, ["abd400"])), output)
+            )
     for name, both in slices.items():
         pictures = {measured.key: output for measured, output in both}
         evaluation.results.append(Result(name, "", [measured for measured, _ in both], 1.0, "CPU", "", pictures))
@@ -79,12 +81,12 @@ def test_white_noise_has_its_variance_and_a_blur_loses_edges(evaluation, monkeyp
 
 def test_spectra_are_written_as_they_are_drawn(evaluation, tmp_path):
     (tmp_path / "eval").mkdir()
-    curves.save(tmp_path, evaluation)
+    curves.save(tmp_path, evaluation, curves.targets_of(evaluation))
     path = tmp_path / "eval" / "test-noise-power.csv"
     head, *lines = path.read_text().splitlines()
     assert head == "per_mm,full dose,low dose,Gaussian blur,half"
     values = np.array([line.split(",") for line in lines], float)
     assert values[-1, 0] == pytest.approx(0.5 / 0.7, rel=1e-5) and len(values) == 16
     assert values[4:, 1:3].mean(0) == pytest.approx([10**2 * 0.7**2, 20**2 * 0.7**2], rel=0.15)
-    curves.save(tmp_path, Evaluation("test", "data", "", ["abd400"], evaluation.results))
+    curves.save(tmp_path, Evaluation("test", "data", "", ["abd400"], evaluation.results), {})
     assert not path.exists()
