@@ -200,11 +200,13 @@ def run_methods(planned: list[Planned], cases: Cases, chosen: list[str], workers
     InputError
         If an output is not finite.
     """
-    here, there, results, seconds = {}, {}, {}, dict.fromkeys([method.name for method in planned], 0.0)
+    here, there = Methods(), Methods()
+    results = {}
     for of in planned:
         method, detail = of.create()
         (there if of.in_workers else here)[of.name] = method
         results[of.name] = Result(of.name, detail, [], math.inf, of.device)
+    seconds = dict.fromkeys(results, 0.0)
     for outcomes in workers.each(partial(_outcomes, chosen=chosen, methods=there), _tasks(cases, here)):
         for name, outcome in outcomes.items():
             results[name].slices.append(outcome.measured)
