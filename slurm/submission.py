@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from shards.common.atomic import write_text
+from shards.common.command import InputError
 from slurm.cluster import Kind
 from slurm.squeue import Job
 
@@ -83,18 +84,35 @@ def save(submission: Submission, folder: Path) -> None:
     write_text(folder / NAME, json.dumps(dataclasses.asdict(submission), indent=1) + "\n")
 
 
+def read(path: Path) -> Submission:
+    """The record in a file; keys of other versions are left out.
+
+    Raises
+    ------
+    InputError
+        If it is none: which jobs were submitted is not known, and they would be submitted twice.
+    """
+    known = {f.name for f in dataclasses.fields(Submission)}
+    try:
+        return Submission(**{key: value for key, value in json.loads(path.read_text()).items() if key in known})
+    except (ValueError, TypeError, AttributeError):
+        raise InputError(
+            f"{path}: not a record of what was submitted; end its jobs (squeue -o '%i %k' shows {path.parent.name}), "
+            "delete that folder, and run again"
+        ) from None
+
+
 def note_cancelled(sweep: Path, record_id: str, runs: list[str]) -> None:
     """Add ``runs`` to those of a record that were cancelled."""
     folder = sweep / LOGS / record_id
-    record = Submission(**json.loads((folder / NAME).read_text()))
+    record = read(folder / NAME)
     record.cancelled = sorted({*record.cancelled, *runs})
     save(record, folder)
 
 
 def read_all(sweep: Path) -> list[Submission]:
     """Records of a sweep's folder, oldest first."""
-    paths = sorted(sweep.glob(f"{LOGS}/*/{NAME}"))
-    records = [Submission(**json.loads(path.read_text())) for path in paths]
+    records = [read(path) for path in sorted(sweep.glob(f"{LOGS}/*/{NAME}"))]
     return sorted(records, key=lambda record: record.time)
 
 

@@ -115,6 +115,17 @@ def test_the_last_submission_counts_also_where_an_earlier_ones_clock_was_ahead(t
         assert submission.latest(tmp_path)["000-a"][1] == job
 
 
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"id": "x", "executor"'])
+def test_a_record_that_is_none_is_one_line(tmp_path, content):
+    record, logs = submission.new(tmp_path, "slurm", ["000-a"], tmp_path)
+    path = logs / submission.NAME
+    path.write_text(path.read_text().replace("{", '{"of_another_version": 1,', 1))
+    assert submission.read_all(tmp_path) == [record]
+    path.write_text(content)
+    with pytest.raises(InputError, match=f"not a record of what was submitted; end its jobs .* shows {record.id}"):
+        submission.read_all(tmp_path)
+
+
 def test_of_a_lost_record_only_what_was_not_given_anew_is_done(monkeypatch, tmp_path):
     """Stands in for squeue and scancel: the controller shows the job after the next launcher has asked for it."""
     lost, logs = submission.new(tmp_path, "slurm", ["000-a", "001-b"], tmp_path)
