@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from ldct import models
@@ -169,18 +170,13 @@ def layers(config: Config, steps: int = 3) -> dict[str, Any]:
     with profile(activities=kinds, record_shapes=True) as profiled:
         list(losses)
         common.wait_for(training.ranks.device)
-    spent: dict[tuple[str, str], float] = {}
-    calls = sum(event.count for event in profiled.key_averages() if any(name in event.key for name in LAUNCHES))
-    for event in profiled.key_averages(group_by_input_shape=True):
-        took = event.self_device_time_total if cuda else event.self_cpu_time_total
-        shape = event.input_shapes[0] if event.input_shapes else []
-        layer = event.key, " x ".join(map(str, shape)) if shape and isinstance(shape[0], int) else ""
-        spent[layer] = spent.get(layer, 0) + took / 1000 / steps
-    longest = sorted(spent.items(), key=lambda item: -item[1])
+    events = profiled.key_averages(group_by_input_shape=True)
+    took = {layer: ms / steps for layer, ms in spent(events, cuda).items()}
+    longest = sorted(took.items(), key=lambda item: -item[1])
     rows = [
-        {"operation": key, "shape": shape, "ms": ms, "share": ms / sum(spent.values())} for (key, shape), ms in longest
+        {"operation": key, "shape": shape, "ms": ms, "share": ms / sum(took.values())} for (key, shape), ms in longest
     ]
-    on_gpu = {"launches": calls / steps, "kernels_ms": sum(spent.values())} if cuda else {}
+    on_gpu = {name: value / steps for name, value in on_device(events).items()} if cuda else {}
     return (
         common.machine(training.ranks.device)
         | on_gpu
@@ -191,6 +187,34 @@ def layers(config: Config, steps: int = 3) -> dict[str, Any]:
             "layers": rows,
         }
     )
+
+
+def spent(events: Sequence[Any], cuda: bool) -> dict[tuple[str, str], float]:
+    """Milliseconds of a profile's averaged ``events`` by operation and shape of its first input; on a GPU those of the
+    kernels that the operation started. The kernels stand among the events too, and would be counted twice."""
+    took: dict[tuple[str, str], float] = {}
+    for event in events:
+        if event.device_type != DeviceType.CPU:
+            continue
+        shape = event.input_shapes[0] if event.input_shapes else []
+        layer = event.key, " x ".join(map(str, shape)) if shape and isinstance(shape[0], int) else ""
+        took[layer] = took.get(layer, 0) + (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1000
+    return took
+
+
+def on_device(events: Sequence[Any]) -> dict[str, float]:
+    """``launches`` and ``kernels_ms`` of a profile's averaged ``events``.
+
+    Raises
+    ------
+    InputError
+        If the profiler saw no kernel, as where the driver lets no user read the GPU's counters.
+    """
+    kernels = [event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
+    if not kernels:
+        raise InputError("torch's profiler saw nothing on the GPU: the driver or the container does not let it (CUPTI)")
+    launches = sum(event.count for event in events if any(name in event.key for name in LAUNCHES))
+    return {"launches": launches, "kernels_ms": sum(event.self_device_time_total for event in kernels) / 1000}
 
 
 def layers_text(result: dict[str, Any]) -> str:

@@ -82,7 +82,9 @@ class RecordedPasses:
                 return loss
             self._give_up(f"recorded, loss and gradient differ from the plain ones by {differences}")
         except RuntimeError as error:
-            self._give_up("no memory for it" if out_of_memory(error) else " ".join(str(error).split())[:200])
+            first = error.__context__ or error  # where the end of the recording fails too, it says only that
+            memory = out_of_memory(error) or out_of_memory(first)
+            self._give_up("no memory for it" if memory else " ".join(str(first).split())[:200])
         self._set_buffers(plain_buffers)
         for parameter, gradient in zip(self.parameters, plain, strict=True):
             parameter.grad = gradient
@@ -90,10 +92,13 @@ class RecordedPasses:
 
     def _record(self, *inputs: Tensor) -> None:
         self.inputs = [torch.empty_like(values) for values in inputs]
-        graph = torch.cuda.CUDAGraph()
-        # only this thread's calls are recorded: the loader's goes on taking pinned memory
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self.loss = self.passes(*self.inputs)
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            # only this thread's calls are recorded: the loader's goes on taking pinned memory
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self.loss = self.passes(*self.inputs)
+        finally:  # torch leaves the stream of a recording that failed
+            torch.cuda.set_stream(stream)
         self.gradients, self.graph = [parameter.grad for parameter in self.parameters], graph
 
     def _gradients(self) -> list[Tensor]:

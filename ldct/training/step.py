@@ -97,6 +97,10 @@ class Training:
         if self.ranks.world_size > 1 and any(True for _ in self.model.buffers()):
             launches.note("train.cuda_graph", "with batch norm, ranks need DDP in every step")
             return None
+        if self.config.train.deterministic and self.config.model.attention != "none":
+            # of gradients through the gates' maxima: _scatter_via_index_put in torch's TensorAdvancedIndexing.cpp
+            launches.note("train.cuda_graph", "with attention, train.deterministic copies from the host in every step")
+            return None
         return launches.RecordedPasses(self.model, self._passes)
 
     @property

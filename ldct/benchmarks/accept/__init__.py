@@ -23,7 +23,17 @@ import torch
 
 from ldct.benchmarks import common
 from ldct.benchmarks.accept import correctness, page, speed
-from ldct.benchmarks.accept.isolation import FAILED, LEFT_OUT, NOT_DONE, PASSED, Check, Outcome, Setting, carry_out
+from ldct.benchmarks.accept.isolation import (
+    FAILED,
+    LEFT_OUT,
+    NOT_DONE,
+    PASSED,
+    PRELOADED,
+    Check,
+    Outcome,
+    Setting,
+    carry_out,
+)
 from ldct.runs.folder import code_version
 from shards.common.atomic import write_text
 from shards.common.command import InputError
@@ -143,7 +153,7 @@ def kept(folder: Path, outcomes: list[Outcome], seconds: float) -> dict[str, Any
 def method(gpu: bool, logs: Path) -> str:
     """How to start processes: from a server that has imported everything and not touched CUDA, where that works."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "ldct.attention.pictures"])
+    context.set_forkserver_preload(PRELOADED)
     if not gpu:
         return "forkserver"
     probe = Check("probe", "", 60, speed.machine)

@@ -15,6 +15,9 @@ from typing import Any
 
 PASSED, FAILED, LEFT_OUT = "passed", "FAILED", "left out"
 
+PRELOADED = ["ldct.benchmarks.accept", "ldct.attention.pictures", "torch._dynamo", "torch._inductor.config"]
+"""What a server of processes imports once, for all that it starts. None of it may touch CUDA: they could not after."""
+
 NOT_DONE = "not done in its time, ended; its figures up to then stand"
 """Said of a check that took longer than it may."""
 

@@ -1,5 +1,6 @@
 """How fast it is here: the machine, steps, what they spend their time on, slices."""
 
+import gc
 import itertools
 import platform
 import statistics
@@ -135,6 +136,7 @@ def measured(setting: Setting, name: str, config: Config) -> tuple[float, float]
     """Median patches per second of a variant, and on a GPU its peak memory in MB."""
     count, turns = (1, 2) if setting.small else (30, 4)
     if setting.gpu:
+        gc.collect()  # the variant before, whose graph refers to itself
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     values: Generator[tuple[float, float]]

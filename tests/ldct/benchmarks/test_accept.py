@@ -14,7 +14,7 @@ from conftest import ROOT
 
 from ldct.benchmarks import accept, common
 from ldct.benchmarks.accept import page, speed
-from ldct.benchmarks.accept.isolation import Check, Setting, carry_out
+from ldct.benchmarks.accept.isolation import PRELOADED, Check, Setting, carry_out
 from shards.common.command import InputError
 from slurm import cost
 
@@ -22,8 +22,7 @@ from slurm import cost
 @pytest.fixture(scope="module", autouse=True)
 def server():
     """Let multiprocessing's server of processes import once what every check needs."""
-    preloaded = [accept.__name__, "ldct.attention.pictures", "planted_checks"]
-    multiprocessing.get_context("forkserver").set_forkserver_preload(preloaded)
+    multiprocessing.get_context("forkserver").set_forkserver_preload([*PRELOADED, "planted_checks"])
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ import types
 
 import pytest
 import torch
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import EventList, FunctionEvent
 
 from ldct.benchmarks import common, steps, train
 from ldct.config import ModelConfig
@@ -56,6 +58,29 @@ def test_a_profile_names_the_layers(tiny_shards):
     assert {"aten::convolution_backward"} <= {row["operation"] for row in result["layers"]}
     assert "2 x 4 x 51 x 51" in train.layers_text(result)
     assert sum(row["share"] for row in result["layers"]) == pytest.approx(1)
+
+
+def test_a_gpus_kernels_are_counted_once():
+    """torch's profiler has them twice: under the operation that started them, and as events of the GPU."""
+
+    def event(name, device, microseconds, **more):
+        return FunctionEvent(
+            0, name, 1, 0, microseconds, device_type=device, use_device="cuda", stack=[], input_shapes=[], **more
+        )
+
+    convolution = event("aten::convolution", DeviceType.CPU, 100)
+    convolution.append_kernel("convolve", 0, 3000)
+    calls = [event("cudaLaunchKernel", DeviceType.CPU, 5), event("cudaMemcpyAsync", DeviceType.CPU, 5)]
+    kernels = [event("convolve", DeviceType.CUDA, 3000), event("Memcpy HtoD", DeviceType.CUDA, 500)]
+    step = event("Optimizer.step", DeviceType.CUDA, 9000, is_user_annotation=True)
+    events = EventList([convolution, *calls, *kernels, step], use_device="cuda")
+    events._build_tree()
+    averages = events.key_averages(group_by_input_shapes=True)
+    assert train.on_device(averages) == {"launches": 2, "kernels_ms": 3.5}
+    took = train.spent(averages, cuda=True)
+    assert took[("aten::convolution", "")] == 3 and sum(took.values()) == 3
+    with pytest.raises(InputError, match="saw nothing on the GPU"):
+        train.on_device([event for event in averages if event.device_type == DeviceType.CPU])
 
 
 def test_numbers_that_cannot_be_are_one_line():

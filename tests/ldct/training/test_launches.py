@@ -72,6 +72,8 @@ def graph(monkeypatch):
     plain = launches.RecordedPasses._record
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", recording)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "the stream")
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
     monkeypatch.setattr(launches.RecordedPasses, "_record", record)
     return Graph
 
@@ -134,6 +136,30 @@ def test_passes_that_cannot_be_recorded_are_made_plainly(tiny_shards, monkeypatc
     assert line.startswith("note: train.cuda_graph: ") and line.endswith("; training goes on without it")
 
 
+def test_a_recording_that_fails_says_why_and_the_stream_is_as_before(tiny_shards, monkeypatch, capsys):
+    """torch's own context then fails a second time, with words that say nothing, and leaves its stream the current."""
+    streams = ["before"]
+
+    @contextlib.contextmanager
+    def recording(graph, capture_error_mode):
+        streams.append("of the recording")
+        try:
+            raise RuntimeError("a copy from the host\ncannot be recorded")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+        yield
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams[-1])
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    plain, other = make(tiny_shards), recorded(tiny_shards)
+    assert train(other) == train(plain)
+    assert_same(other, plain)
+    assert streams == ["before", "of the recording", "before"]
+    assert "graph: a copy from the host cannot be recorded; training goes on without it" in capsys.readouterr().err
+
+
 def test_on_a_cpu_both_are_left_out_with_a_line(tiny_shards, capsys):
     training = make(tiny_shards, train__cuda_graph=True, train__compile="step")
     assert training.recorded is None and training.faster is training.parallel
@@ -141,6 +167,15 @@ def test_on_a_cpu_both_are_left_out_with_a_line(tiny_shards, capsys):
         "note: train.cuda_graph: needs a GPU; training goes on without it",
         "note: train.compile: gains nothing on a CPU; training goes on without it",
     ]
+
+
+def test_what_cannot_be_recorded_is_not_tried(tiny_shards, monkeypatch, capsys):
+    """With attention torch's deterministic gradients of maxima are copied from the host, also in a recording."""
+    training = make(tiny_shards, model__attention="both", train__deterministic=True)
+    training.config.train.cuda_graph = True
+    training.ranks.device = torch.device("cuda")
+    assert training._recorded() is None
+    assert "note: train.cuda_graph: with attention, train.deterministic" in capsys.readouterr().err
 
 
 def test_a_compiled_network_trains_the_same(tiny_shards, monkeypatch):
