@@ -125,5 +125,5 @@ class Pulse:
         """Stop the pulse; the others hear how this rank ``stands``, DONE or BROKEN."""
         self.stands = stands
         self.ended.set()
-        if stands == DONE and self.listener:
-            self.listener.join()
+        if self.listener:  # a process that ends while gloo waits for a message is aborted
+            self.listener.join(None if stands == DONE else 3 * PULSE_S)
