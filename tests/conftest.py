@@ -27,6 +27,10 @@ MAY_SKIP = {
 # one thread a process: the tests' networks are too small to share, and two ranks must not fight for the cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# on a machine with GPUs too, what is tested is the CPU's: two ranks would share one GPU, which is refused
+if any(Path("/dev").glob("nvidia[0-9]*")):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 
 def required(report):
     """``report``, a failure if it is of a skip where none may be."""

@@ -82,7 +82,7 @@ class FirstConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         kind = x.device.type
-        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        if kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):  # of others torch may know none
             return super().forward(x)
         with torch.autocast(kind, enabled=False):
             return super().forward(x.float()).to(torch.get_autocast_dtype(kind))
