@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from phantom import make_dataset
 from wandb_server import Server
@@ -67,14 +68,12 @@ def same_process():
 
 def run_command(*argv, check=True, timeout=120, **kwargs):
     """Run one of the project's commands with this Python, from the project's root; returns the finished process."""
-    done = subprocess.run(
-        [sys.executable, *map(str, argv)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **kwargs},
-    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **kwargs}
+    if argv[0] in forked.SCRIPTS and not kwargs:  # others are quick, or need their environment before they import
+        done = forked.run(argv, environment, timeout)
+    else:
+        call = [sys.executable, *map(str, argv)]
+        done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
 

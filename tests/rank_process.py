@@ -1,21 +1,17 @@
-"""Ranks of a run, each a process with the output of launch/train.py, forked from one that has imported torch."""
+"""Ranks of a run, each a process of its own."""
 
-import multiprocessing
 import os
-import runpy
 import signal
 import sys
 import time
 from pathlib import Path
 
+from forked import Forked
+
 SLOW_S = 7
-TRAIN = Path(__file__).resolve().parents[1] / "launch" / "train.py"
-FORKS = multiprocessing.get_context("forkserver")
-"""Starts processes from a server that has no threads and computes nothing: a rank is there at once, not in seconds."""
-FORKS.set_forkserver_preload(["ldct.training.trainer", "torch._dynamo"])  # which optimizers import at their first step
 
 
-class Rank(FORKS.Process):
+class Rank(Forked):
     """launch/train.py with ``flags`` as a rank of a run; what it says goes to the new file ``log``.
 
     The rank numbered ``act[0]`` does ``act[2]`` behind step ``act[1]``: hang, wait, fail, or a signal to itself. Two
@@ -23,16 +19,10 @@ class Rank(FORKS.Process):
     """
 
     def __init__(self, environment, act, flags, log):
-        super().__init__(daemon=True)
-        self.environment, self.act, self.flags, self.log = environment, act, flags, log
-        self.start()
+        self.act, self.log = act, log
+        super().__init__(["launch/train.py", *flags], {**os.environ, **environment}, log, log, daemon=True)
 
-    def run(self):
-        file = os.open(self.log, os.O_WRONLY | os.O_CREAT)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        sys.stdout, sys.stderr = (open(number, "w", buffering=1) for number in (1, 2))  # noqa: SIM115 (until the end)
-        os.environ.update(self.environment)
+    def prepare(self):
         number, step, act = self.act
         if os.environ["RANK"] == number:
             if act == "late":
@@ -41,8 +31,6 @@ class Rank(FORKS.Process):
                 slow()
             else:
                 act_behind(int(step), act)
-        sys.argv = ["train.py", *self.flags]
-        runpy.run_path(str(TRAIN), run_name="__main__")
 
     def ended(self, timeout=120):
         """Exit status, and what it said."""
