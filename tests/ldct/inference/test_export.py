@@ -25,8 +25,13 @@ def run_onnx(path, hu):
     return np.clip(np.rint(output[:, 0]), -1024, 32767)
 
 
-@pytest.mark.parametrize("attention", ["none", "channel", "spatial", "both"])
-@pytest.mark.parametrize("network", [{"name": "redcnn"}, {"name": "unet", "depth": 3}])
+REDCNN, UNET = {"name": "redcnn"}, {"name": "unet", "depth": 3}
+
+
+@pytest.mark.parametrize(
+    ("network", "attention"),
+    [(REDCNN, "none"), (REDCNN, "channel"), (REDCNN, "both"), (UNET, "none"), (UNET, "spatial"), (UNET, "both")],
+)
 def test_an_exported_model_takes_any_size_and_is_the_same_within_one_hu(tmp_path, tiny_shards, network, attention):
     run = make_run(tmp_path / "0-run", tiny_shards, scale=0.3, attention=attention, **network)
     model = Denoiser(run, CPU)
