@@ -13,6 +13,7 @@ from shards.common.command import InputError, command
 from shards.common.lock import locked
 from slurm import chain, commands
 from slurm.cluster import load
+from slurm.submission import check_folder
 
 
 def arguments() -> argparse.Namespace:
@@ -50,6 +51,7 @@ def main() -> int:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise InputError(f"--name: expected letters, digits, '.', '_' and '-' (it names a folder), found {name!r}")
     folder = Path(os.path.abspath(args.jobs / name))
+    check_folder(folder)
     if args.dry_run:
         print(chain.dry_run(cluster, folder, checked))
         return 0

@@ -64,6 +64,14 @@ class Submission:
     """Runs that launch/status.py --cancel ended."""
 
 
+def check_folder(folder: Path) -> None:
+    """Raise an InputError if jobs cannot have their files below ``folder``."""
+    if "%" in str(folder):  # %j, %a, ... are the job's numbers
+        raise InputError(
+            f"{folder}: SLURM and submitit read what follows a % as a number of the job; choose another folder"
+        )
+
+
 def new(sweep: Path, executor: Kind, runs: list[str], code: Path) -> tuple[Submission, Path]:
     """A record for ``runs`` and its folder, made on disk."""
     record = Submission(f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}", executor, runs, code=str(code))

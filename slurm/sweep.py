@@ -94,6 +94,7 @@ def plan(search: Search, cluster: Cluster, settings: list[str], root: Path) -> l
     """
     fixed = dict(parse_setting(text, search) for text in settings)
     folder = Path(os.path.abspath(root / search.name))
+    submission.check_folder(folder)
     also = [name for name in search.swept if configuration.resumable(name)]  # then it tells these runs apart
     planned: dict[str, Run] = {}
     for index, values in enumerate(combinations(search)):

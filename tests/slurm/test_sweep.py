@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -252,6 +253,13 @@ def test_dry_run_prints_the_script_and_leaves_nothing(tmp_path, base, tiny_shard
     assert "2 runs, 0 finished, 0 running or waiting, 2 to submit" in shown
     assert "#SBATCH --array=0-1%2" in shown and "#SBATCH --partition=gpu" in shown
     assert not runs_folder.exists()
+
+
+def test_a_folder_whose_path_would_be_read_as_a_jobs_number_is_refused(base, tiny_shards):
+    """/data/10%noise: the jobs failed without a log, or submitit with a traceback."""
+    content = {"method": "grid", "name": "s", "parameters": {"config": {"value": base}}}
+    with pytest.raises(InputError, match="/10%noise/s: SLURM and submitit read what follows a %"):
+        sweep.plan(sweep_file.check(content, "s"), LOCAL, [f"data.shards={tiny_shards}"], Path("/10%noise"))
 
 
 def test_bad_input_is_exit_status_2_and_one_line(tmp_path):
