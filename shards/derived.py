@@ -23,6 +23,7 @@ NO_LONGER_TRUE = (
     *("PixelPaddingValue", "PixelPaddingRangeLimit", "SmallestImagePixelValue", "LargestImagePixelValue"),
     *("SmallestPixelValueInSeries", "LargestPixelValueInSeries", "ReferencedImageSequence", "IconImageSequence"),
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PresentationLUTShape"),
+    *("FloatPixelData", "DoubleFloatPixelData"),
 )
 """Elements that speak of pixels or a coding which a derived image has not."""
 
@@ -167,6 +168,8 @@ def _flatten(dataset: FileDataset, source: Slice) -> None:
     dataset.ImageOrientationPatient = list(source.orientation)
     dataset.SliceThickness, dataset.KVP, dataset.Exposure = source.thickness, source.kvp, source.mas
     dataset.ConvolutionKernel = source.kernel
+    if "AcquisitionNumber" not in dataset:
+        dataset.AcquisitionNumber = None  # what every CT image must have, and may have empty
 
 
 def _set_geometry(dataset: FileDataset, source: Slice) -> None:

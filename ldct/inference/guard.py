@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ldct.inference.pretrained import Card
-from ldct.inference.scan import judge, measure_series
+from ldct.inference.scan import judge, measure_slices, medians, uneven_noise
 from ldct.inference.series import Series
 from shards.dicom import Slice, Unusable
 from shards.dose_comparison import air_level
@@ -60,8 +60,11 @@ def check(series: list[Series], card: Card, force: bool) -> tuple[list[Series], 
             continue
         where = each.slices[0].path.parent
         kernels = {piece.kernel for piece in each.slices}
-        judgement = judge(measure_series(each.slices), card.ranges, kernels, card.kernels)
+        measured = measure_slices(each.slices)
+        judgement = judge(medians(measured.values()), card.ranges, kernels, card.kernels)
         lines.append(f"{where}: {judgement.line}")
+        if not judgement.refused and (uneven := uneven_noise(measured, card.ranges)):
+            lines.append(f"warning: {where}: {uneven}; look at these slices")
         outside = "; ".join(judgement.outside)
         if outside and (force or not judgement.refused):
             lines.append(f"warning: {where}: {card.name} was not trained on such a series: {outside}")

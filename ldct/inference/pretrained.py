@@ -176,7 +176,9 @@ def page(card: Card, size: int) -> str:
     model = configuration.from_dict(card.config).model
     sizes = ", ".join(f"{key} {value}" for key, value in card.config["model"].items() if value is not None)
     rows = [
-        f"| {trait.label} | {' to '.join(map(trait.text, card.ranges[trait.key]))}{trait.unit} |" for trait in TRAITS
+        f"| {trait.label} | {' to '.join(map(trait.text, card.ranges[trait.key]))}{trait.unit} |"
+        for trait in TRAITS
+        if trait.key in card.ranges
     ]
     return PAGE.format(
         **dataclasses.asdict(card) | {"command": card.command.replace("\n", "\n    ")},

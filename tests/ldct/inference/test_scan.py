@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from phantom import write_series
 
-from ldct.inference.scan import judge, measure_series, measure_slice, trained_on
+from ldct.inference import pretrained
+from ldct.inference.scan import judge, measure_series, measure_slice, medians, trained_on, uneven_noise
 from ldct.inference.series import find_series
 
 RANGES = {"noise_hu": (14, 60), "frequency_per_mm": (0.18, 0.35), "spacing_mm": (0.6, 1.0), "body_mm": (250, 420)}
@@ -85,11 +86,41 @@ def test_what_is_far_outside_is_refused(changes, outside):
     assert (judgement.outside, judgement.refused) == ([outside], True)
 
 
-def test_what_is_a_little_outside_or_cannot_be_measured_is_a_warning():
+def test_what_is_a_little_outside_is_a_warning_and_noise_that_cannot_be_measured_is_refused():
     assert judged(noise_hu=13).outside == ["noise 13 HU, trained on 14 to 60: a full dose, or denoised before?"]
     assert judged(noise_hu=math.nan).outside == ["noise not measurable: no flat soft tissue?"]
-    assert not judged(noise_hu=13).refused and not judged(noise_hu=math.nan).refused
+    assert not judged(noise_hu=13).refused and judged(noise_hu=math.nan).refused
+    assert not judged(frequency_per_mm=math.nan).refused
     assert judged(noise_hu=13.9).outside == []
+
+
+def head(sd):
+    """A skull of 7 mm around a brain of 130 by 170 mm, in pixels of 0.7 mm."""
+    y, x = (np.mgrid[:320, :320] - 159.5) * 0.7
+    hu = np.full((320, 320), -1000.0)
+    for half_width, half_length, value in ((76, 96, 40), (72, 92, 900), (65, 85, 35)):
+        hu[np.hypot(x / half_width, y / half_length) < 1] = value
+    return (hu + np.random.default_rng(0).normal(0, sd, hu.shape)).astype(np.int16)
+
+
+def test_a_head_is_known_by_its_bone():
+    """Its size is that of a slim trunk, and thin slices have the noise of a low dose."""
+    card = pretrained.read_card(pretrained.find("redcnn-general"))
+    traits = measure_slice(head(30.0), 0.7)
+    assert traits["bone"] == pytest.approx(0.17, abs=0.02) and 126 < traits["body_mm"] < 300
+    (bone,) = (why for why in judge(traits, card.ranges, [], []).outside if why.startswith("bone"))
+    assert bone.endswith("of the body, trained on 0.007 to 0.037: a head or a limb?")
+    assert judge(USUAL | {"bone": traits["bone"]}, RANGES | {"bone": card.ranges["bone"]}, [], []).refused
+    assert measure_slice(disc(100, sd=200.0), 0.7)["bone"] < 0.005  # of noise alone
+
+
+def test_noise_that_changes_along_z_is_said_where_the_median_is_usual():
+    measured = {float(z): USUAL | {"noise_hu": sd, "bone": 0.01} for z, sd in enumerate((25, 30, 8, 28, 95, math.nan))}
+    assert not judge(medians(measured.values()), RANGES, [], []).outside
+    assert uneven_noise(measured, RANGES) == (
+        "the noise of 2 of 6 slices looked at is far from 14 to 60 HU: 8 HU at z 2 mm, 95 HU at z 4 mm"
+    )
+    assert uneven_noise({0.0: USUAL}, RANGES) == ""
 
 
 def test_a_body_far_larger_is_a_warning_only():
