@@ -15,6 +15,7 @@ from pathlib import Path
 
 from shards.common.atomic import write_text
 from shards.common.command import InputError
+from shards.common.table import csv_text
 from shards.matching import person
 from shards.pairing import Pairing
 
@@ -84,11 +85,9 @@ class Pseudonyms:
         return beside
 
     def _write(self, path: Path, rows: Sequence[Sequence[str]]) -> None:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
         mask = os.umask(0o077)
         try:
-            write_text(path, text.getvalue())
+            write_text(path, csv_text(rows))
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror}") from None
         finally:

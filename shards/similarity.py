@@ -7,7 +7,6 @@ Writes SHARDS/similarity.csv and SHARDS/similarity.png, and prints the least and
 """
 
 import argparse
-import csv
 import io
 import json
 import tarfile
@@ -20,6 +19,7 @@ import numpy as np
 from shards import patching
 from shards.common.atomic import atomic, write_text
 from shards.common.command import InputError, Progress, command, first_line
+from shards.common.table import csv_text
 from shards.manifest import Manifest, load
 
 if TYPE_CHECKING:
@@ -164,9 +164,7 @@ def main() -> None:
     rows = list(cosine_rows(options.shards, manifest, network, options.patches))
     if not rows:
         raise InputError(f"{options.shards} has no {'training patches' if options.patches else 'slices'} to compare")
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
-    write_text(options.shards / "similarity.csv", text.getvalue())
+    write_text(options.shards / "similarity.csv", csv_text([COLUMNS, *rows]))
     values = np.array([row[-1] for row in rows])
     what = "patches" if options.patches else "slices"
     write_histogram(values, options.shards / "similarity.png", what)

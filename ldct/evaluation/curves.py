@@ -3,8 +3,6 @@
 RUN/eval/SPLIT-noise-power.csv    noise power in flat soft tissue, HU^2 mm^2, of every method over frequency in 1/mm
 """
 
-import csv
-import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from ldct.evaluation.results import FULL, Evaluation
 from ldct.metrics import edges, names, noise_texture
 from ldct.metrics.slice_pair import Target
 from shards.common.atomic import write_text
+from shards.common.table import csv_text
 
 Targets = dict[str, Target]
 """Slices by key: their blocks are found once for all methods."""
@@ -96,10 +95,6 @@ def save(run: Path, evaluation: Evaluation, targets: Targets) -> None:
         path.unlink(missing_ok=True)  # of an evaluation before
         return
     found = by_method(noise_power, evaluation, targets)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([names.PER_MM if in_mm(targets) else names.PER_PIXEL, *found])
-    writer.writerows(
-        [f"{value:.6g}" for value in row] for row in zip(frequency_of(targets), *found.values(), strict=True)
-    )
-    write_text(path, text.getvalue())
+    head = [names.PER_MM if in_mm(targets) else names.PER_PIXEL, *found]
+    rows = zip(frequency_of(targets), *found.values(), strict=True)
+    write_text(path, csv_text([head, *([f"{value:.6g}" for value in row] for row in rows)]))

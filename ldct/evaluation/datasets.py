@@ -141,9 +141,7 @@ class DicomPairs:
         total = hashlib.sha256()
         for pair in self.pairs:
             for piece in (pair.low, pair.full):
-                coding = dataclasses.replace(
-                    piece.coding, start=None
-                )  # where the pixels lie in the file decides nothing
+                coding = dataclasses.replace(piece.coding, start=None)  # where in the file decides nothing
                 about = (pair.key, pair.patient, piece.frame, piece.position, piece.orientation, piece.shape)
                 total.update(repr((about, piece.spacing, coding)).encode())
                 try:

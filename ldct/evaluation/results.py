@@ -11,12 +11,10 @@ that a run folder speaks for itself.
 
 import csv
 import dataclasses
-import io
 import json
 import math
 import tempfile
 import zipfile
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from ldct.metrics.intervals import Estimate, Measured
 from ldct.runs import slices_file
 from ldct.runs.slices_file import SlicesFile
 from shards.common.atomic import atomic, write_text
+from shards.common.table import csv_text
 
 VERSION = 1
 """Of these files; those of another version are measured again."""
@@ -139,13 +138,9 @@ def save(run: Path, evaluation: Evaluation) -> None:
     write_text(folder / f"{split}.json", json.dumps(summary(evaluation), indent=1) + "\n")  # last: it vouches for all
 
 
-def _write_csv(path: Path, head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> None:
+def _write_csv(path: Path, head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
     """A line of ``head``, then one per row: its names, then the values of its dictionary."""
-    text, rows = io.StringIO(newline=""), list(rows)
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*head, *rows[0][-1]])
-    writer.writerows([*row[:-1], *row[-1].values()] for row in rows)
-    write_text(path, text.getvalue())
+    write_text(path, csv_text([[*head, *rows[0][-1]], *([*row[:-1], *row[-1].values()] for row in rows)]))
 
 
 def summary(evaluation: Evaluation) -> dict[str, Any]:

@@ -1,10 +1,9 @@
 """The main table: one row per method, the metrics of every protocol; as text, CSV and LaTeX."""
 
-import csv
-import io
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from ldct.config import Config
 from ldct.evaluation.baselines import LOW
@@ -13,7 +12,7 @@ from ldct.metrics import intervals, protocols, registry
 from ldct.metrics.intervals import Estimate
 from ldct.metrics.names import metric as name_under
 from ldct.reports.labels import labels as labels_of
-from shards.common.table import text_table
+from shards.common.table import csv_text, text_table
 
 
 @dataclass(frozen=True)
@@ -159,16 +158,13 @@ def left_out(evaluation: Evaluation, metrics: Iterable[str]) -> list[str]:
 
 def as_csv(evaluation: Evaluation, table: list[Row]) -> str:
     """Every mean and half interval, one line per method, in full precision."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
     metrics = evaluation.metrics
-    writer.writerow(
-        ["label", "name", "detail", "gain_db", "slices_per_s", *(c for n in metrics for c in (n, f"{n}_half"))]
-    )
+    head = ["label", "name", "detail", "gain_db", "slices_per_s", *(c for n in metrics for c in (n, f"{n}_half"))]
+    lines: list[list[Any]] = [head]
     for row in table:
         values = [v for n in metrics for v in (row.values[n].mean, row.values[n].ci95_half_width)]
-        writer.writerow([row.label, row.name, row.detail, row.gain.mean, row.slices_per_s, *values])
-    return text.getvalue()
+        lines.append([row.label, row.name, row.detail, row.gain.mean, row.slices_per_s, *values])
+    return csv_text(lines)
 
 
 def best(table: list[Row], name: str) -> Row | None:

@@ -1,6 +1,9 @@
-"""Tables of text for a terminal."""
+"""Tables as text: for a terminal, and as CSV."""
 
-from collections.abc import Collection, Sequence
+import csv
+import io
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 import tabulate
 
@@ -12,3 +15,10 @@ def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: Collect
     sides = ["left" if column in left else "right" for column in range(len(head))]
     # no parsing of numbers: a cell has the digits that its column should show
     return tabulate.tabulate(rows, head, "plain", colalign=sides, disable_numparse=True)
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """``rows`` as CSV, the lines ended by a line feed."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
