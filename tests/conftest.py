@@ -80,7 +80,7 @@ def run_command(*argv, check=True, timeout=120, **kwargs):
 
 @pytest.fixture(scope="session")
 def tiny_shards(tmp_path_factory):
-    """Shards of four patients: 128 training tiles of 55 x 55 in 4 shards, 4 val and 4 test slices of 128 x 128."""
+    """Shards of four patients: 128 training patches of 55 x 55 in 4 shards, 4 val and 4 test slices of 128 x 128."""
     folder = tmp_path_factory.mktemp("tiny")
     make_dataset(folder / "dicom", patients=("L067", "L096", "L109", "L143"), slices=4, size=128, seed=0)
     split = ["--val", "L096", "--test", "L143", "--stride", "24", "--shard-slices", "2"]

@@ -3,7 +3,6 @@
 import argparse
 import collections
 import contextlib
-import io
 import multiprocessing
 import platform
 import shutil
@@ -200,18 +199,14 @@ def measure(pairs: int, repeats: int, scratch: Path | None) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """The result for people."""
-    text = io.StringIO()
-    print(
-        f"{result['files']} files of {SIDE} x {SIDE}, uncompressed; {result['repeats']} rounds, {result['machine']}",
-        file=text,
-    )
+    lines = [
+        f"{result['files']} files of {SIDE} x {SIDE}, uncompressed; {result['repeats']} rounds, {result['machine']}"
+    ]
     for name, rate in result["slices_per_second"].items():
-        print(f"{name:15} {rate['median']:7.0f} slices/s ({rate['low']:.0f} to {rate['high']:.0f})", file=text)
-    for name, value in result["ratios"].items():
-        print(f"{name:30} {value:.2f}", file=text)
+        lines.append(f"{name:15} {rate['median']:7.0f} slices/s ({rate['low']:.0f} to {rate['high']:.0f})")
+    lines += [f"{name:30} {value:.2f}" for name, value in result["ratios"].items()]
     memory = ", ".join(f"{name} {peak:.0f} MB" for name, peak in result["peak_mb"].items())
-    print(f"peak memory, all processes: {memory}", file=text, end="")
-    return text.getvalue()
+    return "\n".join([*lines, f"peak memory, all processes: {memory}"])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

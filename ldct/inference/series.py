@@ -1,7 +1,8 @@
 """The CT series below a folder, where each of their slices is written to, and which are there already."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +37,12 @@ class Series:
     """Said behind what denoised it, in DerivationDescription."""
     numbered: bool = False
     """Whether files are called 0001.dcm and so on, and not as their sources, which often have a UID for a name."""
-    files: list[Path] = field(init=False)
-    """File to write for each slice, no two alike."""
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def files(self) -> list[Path]:
+        """File to write for each slice, no two alike."""
         numbers = [f"{number:04d}.dcm" for number in range(1, len(self.slices) + 1)]
-        names = numbers if self.numbered else unique_names(self.slices)
-        object.__setattr__(self, "files", [self.folder / name for name in names])
+        return [self.folder / name for name in (numbers if self.numbered else unique_names(self.slices))]
 
 
 def find_series(folder: Path, out: Path) -> tuple[list[Series], dict[str, list[Path]]]:

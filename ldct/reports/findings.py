@@ -344,7 +344,7 @@ def limits(findings: Findings) -> list[str]:
     narrow = {
         f"{c.model.name} with {c.model.channels} channels in place of {width}"
         for c in configs
-        if c.model.channels != (width := published_channels(c.model.name))
+        if c.model.channels != (width := configuration.networks()[c.model.name].channels)
     }
     if narrow:
         lines.append(f"Narrow networks: {', '.join(sorted(narrow))}. Full width: not measured here.")
@@ -371,11 +371,6 @@ def limits(findings: Findings) -> list[str]:
             "all weights are 1/2 and their SD is 0."
         )
     return lines
-
-
-def published_channels(network: str) -> int | None:
-    """Channels of the first stage as published."""
-    return configuration.networks()[network].channels
 
 
 def shown(interval: Interval, name: str) -> str:

@@ -90,16 +90,9 @@ def followed(findings: Findings) -> dict[str, tuple[str, str]]:
 
 
 def over_groups(arm: Arm, name: str, size: int) -> dict[int, list[float]]:
-    """Mean of a metric over groups of ``size`` steps, of every seed, by the number of the group from 0.
-
-    Step 0 is before the first group.
-    """
+    """Mean of a metric over groups of ``size`` steps, of every seed, by the number of the group."""
     means: dict[int, list[float]] = {}
     for run in arm.runs.values():
-        groups: dict[int, list[float]] = {}
-        for step, value in zip(*run.curve(name), strict=True):
-            if step > 0:
-                groups.setdefault((step - 1) // size, []).append(value)
-        for number, values in groups.items():
+        for number, values in page_charts.in_groups(run, name, size).items():
             means.setdefault(number, []).append(float(np.mean(values)))
     return dict(sorted(means.items()))

@@ -68,11 +68,18 @@ def group_size(runs: Sequence[Run]) -> int:
     return max(1, min(GROUP, longest // 10))
 
 
+def in_groups(run: Run, name: str, size: int) -> dict[int, list[float]]:
+    """Values of a metric in groups of ``size`` steps, by the number of the group from 0; step 0 is before the first."""
+    groups: dict[int, list[float]] = {}
+    for step, value in zip(*run.curve(name), strict=True):
+        if step > 0:
+            groups.setdefault((step - 1) // size, []).append(value)
+    return groups
+
+
 def grouped(run: Run, look: Look, size: int) -> Curve:
     """Mean and SD of the training loss in groups of ``size`` steps."""
-    groups: dict[int, list[float]] = {}
-    for step, value in zip(*run.curve(names.TRAIN_LOSS), strict=True):
-        groups.setdefault((step - 1) // size, []).append(value)
+    groups = in_groups(run, names.TRAIN_LOSS, size)
     x = [(number + 0.5) * size for number in groups]
     means, spread = ([float(f(values)) for values in groups.values()] for f in (np.mean, np.std))
     return Curve(run.label, look, x, means, spread)

@@ -1,4 +1,4 @@
-"""Checkpoints: one file each, whole or not there, checked when read.
+"""Checkpoints: one file each, written atomically, checked when read.
 
     checkpoints/step-00001000.pt    the last two, to go on from, and those that train.keep_every_steps keeps
     checkpoints/best.pt             the weights with the best validation, to use; see ldct/runs/attempts.py

@@ -235,11 +235,8 @@ def lines_before(folder: Path, step: int, count: int) -> list[dict[str, Any]] | 
     for place in (*attempts.folders(folder), folder):
         lines = read_lines(place / METRICS)
         before, after = lines[:count], lines[count:]
-        if (
-            len(before) == count
-            and all(line["step"] <= step for line in before[-1:])
-            and (all(line["step"] >= step for line in after[:1]))
-        ):
+        in_order = [*(line["step"] for line in before[-1:]), step, *(line["step"] for line in after[:1])]
+        if len(before) == count and in_order == sorted(in_order):
             return before
     return None
 

@@ -93,10 +93,8 @@ class Tracker:
     def _warn(self, why: str) -> None:
         if not self.warned:
             self.warned = True
-            log, again = (
-                self.run / "wandb" / "mirror.log",
-                f"python -m ldct.runs.wandb_mirror {shlex.quote(str(self.run))}",
-            )
+            log = self.run / "wandb" / "mirror.log"
+            again = f"python -m ldct.runs.wandb_mirror {shlex.quote(str(self.run))}"
             print(f"warning: W&B: {why} (see {log}); metrics.jsonl is whole; send it with: {again}", file=sys.stderr)
 
 

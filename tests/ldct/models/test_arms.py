@@ -1,4 +1,4 @@
-"""Two arms differ in exactly the one thing their name says: the same weights where they share them, the same tiles in
+"""Two arms differ in exactly the one thing their name says: the same weights where they share them, the same patches in
 the same order, turned the same way."""
 
 import functools
@@ -55,11 +55,13 @@ def start(tiny_shards, tmp_path_factory):
     ids=lambda value: next(iter(value.values())) if isinstance(value, dict) else "",
 )
 def test_arms_start_alike_and_see_the_same(start, network, arm, own):
-    base_config, base, tiles = start(model__name=network)
+    base_config, base, patches = start(model__name=network)
     config, weights, same = start(model__name=network, **arm)
     assert [name.replace(".", "__") for name in differences(base_config, config)] == list(arm)
-    assert tiles.shape == (STEPS, 8, 2, 55, 55) and torch.equal(tiles, same)
-    assert len({tile.numpy().tobytes() for step in tiles for tile in step}) > STEPS * 8 / 2  # no batch again and again
+    assert patches.shape == (STEPS, 8, 2, 55, 55) and torch.equal(patches, same)
+    assert (
+        len({patch.numpy().tobytes() for step in patches for patch in step}) > STEPS * 8 / 2
+    )  # no batch again and again
     if own == "norm":  # the names move by the norm's place; what is left is in the same order
         weights = [value for value in weights.values() if value.dim() == 4]
         base = [value for value in base.values() if value.dim() == 4]
