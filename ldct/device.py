@@ -82,6 +82,21 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
+def free_memory() -> int | None:
+    """Bytes that Linux can still give to processes, no more than this one's control group may have (cgroup 2, as SLURM
+    sets it); None where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+        group = Path("/sys/fs/cgroup", *Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip().split("/"))
+    except (OSError, StopIteration):
+        return None
+    for folder in (group, *group.parents):
+        with contextlib.suppress(OSError, ValueError):  # "max", or no such group
+            free = min(free, int((folder / "memory.max").read_text()))
+    return free
+
+
 @contextlib.contextmanager
 def advising(advice: str) -> Iterator[None]:
     """Around work on the device: where its memory does not suffice, an InputError with ``advice``."""

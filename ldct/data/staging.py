@@ -6,10 +6,12 @@ import fcntl
 import hashlib
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 from ldct.config import Config
+from ldct.device import free_memory
 from shards import manifest
 from shards.common.atomic import atomic
 from shards.common.command import InputError, Progress
@@ -25,6 +27,11 @@ COMPLETE = ".complete"
 """In such a folder: everything is there and was checked."""
 
 PIECE = 1 << 20
+
+MEMORY = ("tmpfs", "ramfs")
+"""File systems whose files are a control group's memory, as /dev/shm."""
+
+ADVICE = "name a larger disk, or leave data.stage out"
 
 
 @contextlib.contextmanager
@@ -43,6 +50,11 @@ def staged(config: Config) -> Iterator[Config]:
         yield config
         return
     shards, place = Path(config.data.shards), Path(os.path.expandvars(config.data.stage))
+    if "$" in str(place):
+        raise InputError(
+            f"data.stage: expected a folder, found {place}, of which a variable is not set on {socket.gethostname()}; "
+            "name a folder, or leave data.stage out"
+        )
     folder = place / f"{PREFIX}{manifest.digest(shards)[:16]}"
     lock = place / f"{PREFIX}lock"
     with locked(lock, f"copies shards to {place}", wait_s=-1):
@@ -62,19 +74,23 @@ def staged(config: Config) -> Iterator[Config]:
 
 def copy(shards: Path, folder: Path) -> None:
     """Copy what training reads from ``shards`` into ``folder``, unless that is complete; checked by sha256."""
-    if (folder / COMPLETE).exists():
-        return
     checksums = {shard.name: shard.sha256 for shard in manifest.load(shards).shards if shard.split != "test"}
     # the index stands beside the manifest; a test split is not trained on
     others = [path.name for path in sorted(shards.iterdir()) if path.is_file() and path.suffix != ".tar"]
-    needed = sum((shards / name).stat().st_size for name in [*checksums, *others])
+    sizes = {name: (shards / name).stat().st_size for name in [*checksums, *others]}
+    if (folder / COMPLETE).exists() and all(size_of(folder / name) == size for name, size in sizes.items()):
+        return
+    needed = sum(sizes.values())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed process copied, or a cleaner of old files left
+        folder.mkdir(parents=True)
+        free, where = shutil.disk_usage(folder).free, ""
+        if in_memory(folder):
+            free, where = min(free, free_memory() or free), ", in memory"
         if needed > free:
             raise InputError(
                 f"data.stage: the shards that training reads take {needed / 1e9:.1f} GB, {folder.parent} has "
-                f"{free / 1e9:.1f} GB free; name a larger disk, or leave data.stage out"
+                f"{free / 1e9:.1f} GB free{where}; {ADVICE}"
             )
         with Progress(f"copying shards to {folder}", needed >> 20, "MB") as progress:
             for name in [*checksums, *others]:
@@ -87,7 +103,19 @@ def copy(shards: Path, folder: Path) -> None:
         raise
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
-        raise InputError(f"data.stage: cannot copy the shards to {folder}: {error.strerror}") from None
+        raise InputError(f"data.stage: cannot copy the shards to {folder}: {error.strerror}; {ADVICE}") from None
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, -1 where there is none."""
+    return path.stat().st_size if path.is_file() else -1
+
+
+def in_memory(folder: Path) -> bool:
+    """Whether ``folder`` lies in a file system whose files take the memory of the processes that write them."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    kinds = {Path(where): kind for _, where, kind, *_ in mounts}
+    return next(kinds[path] for path in (folder.resolve(), *folder.resolve().parents) if path in kinds) in MEMORY
 
 
 def copy_file(source: Path, target: Path, progress: Progress) -> str:

@@ -282,7 +282,7 @@ def write_provenance(folder: Path, manifest_sha256: str, attempt: int = 1) -> No
             "attempt": attempt,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "code": code_version(),
-            "packages": {name: _version(name) for name in names},
+            "packages": {name: package_version(name) for name in names},
             "python": platform.python_version(),
             "host": socket.gethostname(),
             "command": sys.argv,
@@ -341,7 +341,8 @@ def manifest_of(folder: Path) -> str:
 
 
 @functools.cache
-def _version(name: str) -> str:
+def package_version(name: str) -> str:
+    """Version of an installed package, or that it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -2,13 +2,12 @@
 
 import copy
 import os
-from contextlib import suppress
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from ldct.device import free_memory
 from ldct.models.network import Network
 from ldct.training.step import Training
 from shards.common.command import InputError
@@ -62,18 +61,3 @@ def bytes_kept(model: Network, side: int) -> int:
         sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in seen.values()))
         del output
     return sizes[1] - sizes[0]
-
-
-def free_memory() -> int | None:
-    """Bytes that Linux can still give to processes, no more than this one's control group may have (cgroup 2, as SLURM
-    sets it); None where it does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
-        group = Path("/sys/fs/cgroup", *Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip().split("/"))
-    except (OSError, StopIteration):
-        return None
-    for folder in (group, *group.parents):
-        with suppress(OSError, ValueError):  # "max", or no such group
-            free = min(free, int((folder / "memory.max").read_text()))
-    return free

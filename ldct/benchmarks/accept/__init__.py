@@ -8,7 +8,6 @@ page.py          the table and the page
 
 import argparse
 import dataclasses
-import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -34,7 +33,7 @@ from ldct.benchmarks.accept.isolation import (
     Setting,
     carry_out,
 )
-from ldct.runs.folder import code_version
+from ldct.runs.folder import code_version, package_version
 from shards.common.atomic import write_text
 from shards.common.command import InputError
 
@@ -138,7 +137,7 @@ def kept(folder: Path, outcomes: list[Outcome], seconds: float) -> dict[str, Any
     code = code_version()
     result = {
         "date": time.strftime("%Y-%m-%d"),
-        "version": importlib.metadata.version("ldct"),
+        "version": package_version("ldct"),
         "code": (code["commit"][:12] or "not known") + " with changes" * bool(code["diff"]),
         "command": f"python launch/bench.py {' '.join(sys.argv[1:])}",
         "seconds": seconds,

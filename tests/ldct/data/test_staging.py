@@ -1,19 +1,25 @@
 """Shards on a disk of the node: copied once, checked, shared, removed by the last to leave."""
 
+import errno
 import multiprocessing
 import os
 import shutil
+from collections import namedtuple
+from pathlib import Path
 
 import pytest
 from conftest import tiny_flags
 from same_run import assert_same
 
 from ldct.config import differences, hash8, parse
+from ldct.data import staging
 from ldct.data.staging import PREFIX, staged
 from ldct.runs.folder import read_config
 from ldct.training.signals import Latch
 from ldct.training.trainer import train
 from shards.common.command import InputError
+
+Usage = namedtuple("Usage", "total used free")
 
 
 def config_of(shards, stage):
@@ -81,6 +87,76 @@ def test_what_does_not_fit_or_differs_is_refused_and_removed(tiny_shards, tmp_pa
     ):
         pass
     assert copies(tmp_path / "disk") == []
+
+
+def test_the_part_that_a_killed_job_copied_takes_no_room_from_the_next(tiny_shards, tmp_path, monkeypatch):
+    """The same job, requeued on the node: what it left is of its own shards."""
+    with staged(config_of(tiny_shards, tmp_path)) as whole:
+        size = sum(path.stat().st_size for path in Path(whole.data.shards).iterdir())
+        folder = Path(whole.data.shards)
+    folder.mkdir()
+    (folder / "train-00000.tar.node.17.tmp").write_bytes(bytes(size // 2))  # killed while it copied
+
+    def usage(path):
+        used = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        return Usage(int(1.2 * size), used, int(1.2 * size) - used)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    with staged(config_of(tiny_shards, tmp_path)):
+        assert not list(folder.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])], ids=str)
+def test_a_copy_from_which_something_was_removed_is_made_anew(tiny_shards, tmp_path, harm):
+    """As a site's cleaner of old files does."""
+    process = multiprocessing.get_context("spawn").Process(
+        target=stage_and_die, args=(config_of(tiny_shards, tmp_path),)
+    )
+    process.start()
+    process.join()
+    (folder,) = tmp_path.glob(f"{PREFIX}*/")
+    harm(folder / "train-00001.tar")
+    with staged(config_of(tiny_shards, tmp_path)):
+        assert (folder / "train-00001.tar").read_bytes() == (tiny_shards / "train-00001.tar").read_bytes()
+
+
+def test_a_quota_that_is_reached_midway_is_one_line_and_leaves_nothing(tiny_shards, tmp_path, monkeypatch):
+    plain, copied = staging.copy_file, []
+
+    def full(source, target, progress):
+        copied.append(source)
+        if len(copied) == 3:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        return plain(source, target, progress)
+
+    monkeypatch.setattr(staging, "copy_file", full)
+    expected = r"^data.stage: cannot copy the shards to .*: Disk quota exceeded; name a larger disk, or leave"
+    with pytest.raises(InputError, match=expected), staged(config_of(tiny_shards, tmp_path)):
+        pass
+    assert copies(tmp_path) == []
+
+
+def test_what_lies_in_memory_has_to_fit_into_the_jobs(tiny_shards, tmp_path, monkeypatch):
+    """A process that puts more there than its job may have is killed without a word."""
+    assert staging.in_memory(Path("/proc/self")) is False and staging.in_memory(Path("/dev/shm")) is True
+    monkeypatch.setattr(staging, "in_memory", lambda folder: True)
+    monkeypatch.setattr(staging, "free_memory", lambda: 1000)
+    with (
+        pytest.raises(InputError, match=r"has 0.0 GB free, in memory; name"),
+        staged(config_of(tiny_shards, tmp_path)),
+    ):
+        pass
+
+
+def test_a_variable_that_is_not_set_is_no_folder(tiny_shards, tmp_path, monkeypatch):
+    monkeypatch.delenv("TMPDIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(InputError, match=r"^data.stage: expected a folder, found \$TMPDIR/x, of which .* not set"),
+        staged(config_of(tiny_shards, "$TMPDIR/x")),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_is_the_same_from_a_copy(tiny_shards, tmp_path, monkeypatch):
