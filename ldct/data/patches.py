@@ -12,6 +12,9 @@ from shards.common.command import InputError
 from shards.index import THOUSANDTHS
 from shards.index import load as load_index
 
+HEADERS = 512 + 128
+"""Bytes in front of a record's pixels: its tar header, which begins with its name, and its array's."""
+
 
 class Patches:
     """The training patches of a folder of shards that hold enough body, and where each of them lies.
@@ -31,6 +34,7 @@ class Patches:
         self.paths = [folder / shard.name for shard in self.index.shards]
         for number in np.unique(self.records["shard"]):
             check_size(self.paths[number], self.index.shards[number].bytes)
+            check_records(self.paths[number], self.records[self.records["shard"] == number])
         counts, sides = self.records["shape"][:, 0], self.records["shape"][:, 3]
         if (sides != sides[0]).any():
             raise InputError(f"{folder} has training patches of several sizes; run shards/verify.py, then build again")
@@ -66,6 +70,27 @@ def check_size(path: Path, expected: int) -> None:
     size = path.stat().st_size if path.is_file() else None
     if size != expected:
         raise InputError(f"{path}: expected {expected} bytes, found {size}; run shards/verify.py, then build again")
+
+
+def check_records(path: Path, records: np.ndarray) -> None:
+    """Raise an InputError unless the first and the last of ``records`` lie in the shard at ``path`` where they should.
+
+    The shard of another data set has the same name and often the same size. What else is in it shards/verify.py checks.
+
+    Parameters
+    ----------
+    records : ndarray
+        Those of the shard, of the index.
+    """
+    with open(path, "rb") as file:
+        for record in records[[0, -1]]:
+            offset, key = int(record["offset"]), record["key"]
+            file.seek(max(0, offset - HEADERS))
+            if b"\0" + key + b"." not in b"\0" + file.read(min(offset, HEADERS)):
+                raise InputError(
+                    f"{path}: expected the record {key.decode()}, found another: the shard of other data? run "
+                    "shards/verify.py, then copy it again or build again"
+                )
 
 
 class MappedStore:

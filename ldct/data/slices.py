@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ldct.data.patches import check_size
+from ldct.data.patches import check_records, check_size
+from shards.common.command import InputError
 from shards.index import load as load_index
 from shards.manifest import Record
 
@@ -27,6 +28,8 @@ class Slices:
         numbers = index.of_split(split)
         for shard in np.unique(index.records["shard"][numbers]):
             check_size(folder / index.shards[shard].name, index.shards[shard].bytes)
+            own = index.records[numbers]
+            check_records(folder / index.shards[shard].name, own[own["shard"] == shard])
         if 0 < limit < len(numbers):
             numbers = numbers[np.linspace(0, len(numbers) - 1, limit).round().astype(int)]
         paths = [folder / index.shards[shard].name for shard in index.records["shard"][numbers]]
@@ -38,4 +41,6 @@ class Slices:
     def __getitem__(self, number: int) -> tuple[Record, np.ndarray]:
         path, record = self.chosen[number]
         pixels = np.fromfile(path, dtype="<i2", count=int(np.prod(record.shape)), offset=record.offset)
+        if pixels.size != np.prod(record.shape):
+            raise InputError(f"{path} is cut off; run shards/verify.py, then build again")
         return record, pixels.reshape(record.shape)

@@ -7,7 +7,9 @@ import webdataset
 
 from ldct.config import DataConfig
 from ldct.data.patches import DeviceStore, MappedStore, Patches, open_store
+from ldct.data.slices import Slices
 from shards.common.command import InputError
+from shards.manifest import load
 
 CPU = torch.device("cpu")
 
@@ -73,3 +75,17 @@ def test_a_short_shard_is_found_before_training(tiny_shards, tmp_path):
         file.truncate(1000)
     with pytest.raises(InputError, match=r"train-00001.tar: expected \d+ bytes, found 1000; run shards/verify.py"):
         Patches(tmp_path, DataConfig())
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_the_shard_of_other_data_is_refused_though_its_name_and_size_are_the_same(tiny_shards, tmp_path, split):
+    """One dataset's shard copied over another's: every training would run on it."""
+    for path in tiny_shards.iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    path = tmp_path / f"{split}-00000.tar"
+    patient = next(record.patient for record in load(tmp_path).of_split(split)[0].records).encode()
+    path.write_bytes(path.read_bytes().replace(patient + b"_", b"L999_"))
+    message = rf"{split}-00000.tar: expected the record L\d+_\d+, found another: the shard of other data\?"
+    with pytest.raises(InputError, match=message):
+        Patches(tmp_path, DataConfig()) if split == "train" else Slices(tmp_path, split)
