@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy  # scipy.stats takes 0.5 s to import, at its first use: the mirror of each run has none
 
 LEAST_PATIENTS = 3
 """Fewer give no interval and no test."""
@@ -74,7 +74,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     kept = np.array([value for value in values if not math.isnan(value)])
     half = None
     if len(kept) >= LEAST_PATIENTS and np.isfinite(kept).all():
-        half = float(stats.t.ppf(0.975, len(kept) - 1) * np.std(kept, ddof=1) / math.sqrt(len(kept)))
+        half = float(scipy.stats.t.ppf(0.975, len(kept) - 1) * np.std(kept, ddof=1) / math.sqrt(len(kept)))
     return Estimate(float(kept.mean()) if len(kept) else math.nan, half)
 
 
@@ -97,7 +97,7 @@ def paired(first: Iterable[Measured], second: Iterable[Measured], name: str) -> 
     differences = [d for patient in both if not math.isnan(d := sides[0][patient] - sides[1][patient])]
     p = math.nan
     if len(differences) >= LEAST_PATIENTS and np.isfinite(differences).all() and np.ptp(differences) > 0:
-        p = float(stats.ttest_1samp(differences, 0).pvalue)
+        p = float(scipy.stats.ttest_1samp(differences, 0).pvalue)
     return Difference(len(differences), estimate(differences), p)
 
 
@@ -143,14 +143,15 @@ class Interval:
         of_patients = self.of_patients * self.patients / patients
         of_seeds = self.of_seeds * self.seeds / seeds
         freedom = _freedom(of_seeds, seeds, of_patients, patients)
-        needed = stats.t.ppf(1 - alpha / 2, freedom) + stats.t.ppf(0.8, freedom)
+        needed = scipy.stats.t.ppf(1 - alpha / 2, freedom) + scipy.stats.t.ppf(0.8, freedom)
         enough = needed * np.sqrt(of_seeds + of_patients) <= effect
         return int(patients[np.argmax(enough)]) if enough.any() else math.inf
 
     @property
     def ci95_half_width(self) -> float | None:
         """Half the width of the 95 % interval; None without a standard error."""
-        return None if self.standard_error is None else float(stats.t.ppf(0.975, self.freedom) * self.standard_error)
+        error = self.standard_error
+        return None if error is None else float(scipy.stats.t.ppf(0.975, self.freedom) * error)
 
     def p_above(self, threshold: float) -> float:
         """One-sided p of the mean lying above ``threshold``: small where it surely does; nan without an interval."""
@@ -158,7 +159,7 @@ class Interval:
             return math.nan
         if self.standard_error == 0:
             return 0.5 if self.mean == threshold else float(self.mean < threshold)
-        return float(stats.t.sf((self.mean - threshold) / self.standard_error, self.freedom))
+        return float(scipy.stats.t.sf((self.mean - threshold) / self.standard_error, self.freedom))
 
     def p_below(self, threshold: float) -> float:
         """One-sided p of the mean lying below ``threshold``; nan without an interval."""
