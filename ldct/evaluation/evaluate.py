@@ -176,6 +176,6 @@ def _of_run(run: Path, device: torch.device) -> Planned:
 
     def create() -> tuple[Denoiser, str]:
         denoiser = Denoiser(run, device)
-        return denoiser, f"best checkpoint (step {denoiser.step}), {denoiser.mode}"
+        return denoiser, f"{results.BEST.format(denoiser.step)}, {denoiser.mode}"
 
     return Planned(run.name, device_name(device), create)

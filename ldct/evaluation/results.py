@@ -33,6 +33,8 @@ VERSION = 1
 """Of these files; those of another version are measured again."""
 REGION = "whole slice, air included, no body mask"
 """What the metrics are taken over."""
+BEST = "best checkpoint (step {})"
+"""How the detail of a run's result begins."""
 FULL = "full dose"
 """Name of the target among the pictures; it has no metrics."""
 

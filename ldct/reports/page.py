@@ -117,7 +117,7 @@ def alarms(page: Page) -> list[str]:
             beaten = [rival.label for rival in rivals if row.is_run and not value >= rival.values[metric].mean]
             if beaten:
                 lines.append(f"{row.label} scores below: {', '.join(beaten)}")
-        lines += [f"{row.label}: {flag}" for row in page.rows for flag in row.unlike_ct]
+        lines += [f"{row.label}: {doubt}" for row in page.rows for doubt in row.doubts]
         note = page.evaluation.note
         if "not by patient" in note or "slab" in note:
             lines.append(f"{note[0].upper()}{note[1:]}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from ldct.config import Config
 from ldct.evaluation.baselines import LOW
-from ldct.evaluation.results import REGION, Evaluation
+from ldct.evaluation.results import BEST, REGION, Evaluation
 from ldct.metrics import intervals, protocols, registry
 from ldct.metrics.intervals import Estimate
 from ldct.metrics.names import metric as name_under
@@ -42,6 +42,12 @@ class Row:
         if not math.isfinite(self.slices_per_s):
             return "-"
         return f"{self.slices_per_s:,.0f}" if self.slices_per_s >= 100 else f"{self.slices_per_s:.3g}"
+
+    @property
+    def doubts(self) -> list[str]:
+        """What must be known before its numbers are believed: ``unlike_ct``, and that it learned nothing."""
+        start = ["untrained: its best checkpoint is of step 0, before it learned anything; it gives back its input"]
+        return start * (self.is_run and self.detail.startswith(BEST.format(0))) + self.unlike_ct
 
     @property
     def unlike_ct(self) -> list[str]:
@@ -129,8 +135,8 @@ def as_text(evaluation: Evaluation, table: list[Row]) -> str:
 
 
 def warnings(table: list[Row]) -> list[str]:
-    """One line for each method that does not look like CT."""
-    return [f"warning: {row.label}: {flag}" for row in table for flag in row.unlike_ct]
+    """One line for each method that has learned nothing, or does not look like CT."""
+    return [f"warning: {row.label}: {doubt}" for row in table for doubt in row.doubts]
 
 
 def about(evaluation: Evaluation) -> str:

@@ -104,6 +104,14 @@ def test_a_method_that_does_not_look_like_ct_is_flagged_but_not_the_low_dose():
     assert tables.warnings(rows) == ["warning: RED-CNN: smoothed: high band 0.05, expected 0.20 to 2.00"]
 
 
+def test_a_run_whose_best_checkpoint_is_its_start_is_named_and_no_other():
+    measured = evaluation(3)
+    measured.get("0-a").detail = "best checkpoint (step 0), whole slice"
+    measured.get("1-b").detail = "best checkpoint (step 20), whole slice"
+    (line,) = tables.warnings(tables.rows(measured, CONFIGS))
+    assert line.startswith("warning: RED-CNN: untrained: its best checkpoint is of step 0")
+
+
 def test_slices_without_flat_tissue_are_counted():
     measured = evaluation(3)
     assert tables.left_out(measured, measured.metrics) == []
