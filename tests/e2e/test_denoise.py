@@ -9,8 +9,23 @@ from conftest import ROOT, run_command
 from made import make_run
 from phantom import make_dataset, write_series
 
+from launch.denoise import main
 from ldct.evaluation import datasets, results
 from ldct.inference import pretrained
+from shards.common.command import command
+
+
+@pytest.fixture
+def denoise(monkeypatch, capsys):
+    """launch/denoise.py in this process, which has torch already; returns exit status, output and errors."""
+
+    def run(*argv):
+        monkeypatch.setattr("sys.argv", ["launch/denoise.py", *map(str, argv)])
+        with pytest.raises(SystemExit) as ended:
+            command(main)
+        return ended.value.code or 0, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -18,18 +33,19 @@ def run(tiny_shards, tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("runs") / "0-run", tiny_shards, scale=0.3, attention="both")
 
 
-def test_the_files_hold_the_pixels_that_evaluate_measured(run, tiny_shards, tmp_path):
+def test_the_files_hold_the_pixels_that_evaluate_measured(denoise, run, tiny_shards, tmp_path):
     make_dataset(tmp_path / "dicom", patients=("L143",), slices=4, size=128, seed=0)
     run_command("launch/evaluate.py", run, "--shards", tiny_shards, "--protocol", "abd400")
     for name in "abcd":
         (tmp_path / "dicom" / f"{name}.txt").write_text("no DICOM")
-    part = run_command("launch/denoise.py", "--run", run, tmp_path / "dicom", tmp_path / "out", "--part", "2/2")
-    assert "4 of 4 slices in 1 series denoised by redcnn of run 0-run" in part.stdout
-    done = run_command("launch/denoise.py", "--run", run, tmp_path / "dicom", tmp_path / "out")
+    argv = ["--run", run, tmp_path / "dicom", tmp_path / "out"]
+    assert "4 of 4 slices in 1 series denoised by redcnn of run 0-run" in denoise(*argv, "--part", "2/2")[1]
+    status, said, _ = denoise(*argv)
+    assert status == 0
     first = ", ".join(str(tmp_path / "dicom" / f"{name}.txt") for name in "abc")
-    assert f"passed over 4 files: not DICOM: {first} and 1 more\n" in done.stdout
-    assert "4 of 8 slices in 2 series denoised by redcnn of run 0-run" in done.stdout
-    assert "slices/s on " in done.stdout
+    assert f"passed over 4 files: not DICOM: {first} and 1 more\n" in said
+    assert "4 of 8 slices in 2 series denoised by redcnn of run 0-run" in said
+    assert "slices/s on " in said
     measured = results.load(run, "test").get("0-run").pictures
     records = [record for record, _ in map(datasets.open_shards(tiny_shards, "test").cases.__getitem__, range(4))]
     files = {}
@@ -43,16 +59,16 @@ def test_the_files_hold_the_pixels_that_evaluate_measured(run, tiny_shards, tmp_
             np.testing.assert_array_equal(files[record.z], measured[record.key])
             compared += 1
     assert compared == len(measured) == 4
-    again = run_command("launch/denoise.py", "--run", run, tmp_path / "dicom", tmp_path / "out")
-    assert "0 of 8 slices" in again.stdout and "; the other 8 were there\n" in again.stdout
+    again = denoise(*argv)[1]
+    assert "0 of 8 slices" in again and "; the other 8 were there\n" in again
 
 
-def test_export_and_use_without_the_run(run, tmp_path):
+def test_export_and_use_without_the_run(denoise, run, tmp_path):
     make_dataset(tmp_path / "dicom", patients=("L143",), slices=1, size=128, seed=0)
     file = tmp_path / "model.pt2"
-    run_command("launch/denoise.py", "--run", run, "--export", file)
-    run_command("launch/denoise.py", "--run", file, tmp_path / "dicom", tmp_path / "by-file")
-    run_command("launch/denoise.py", "--run", run, tmp_path / "dicom", tmp_path / "by-run")
+    assert denoise("--run", run, "--export", file)[0] == 0
+    assert denoise("--run", file, tmp_path / "dicom", tmp_path / "by-file")[0] == 0
+    assert denoise("--run", run, tmp_path / "dicom", tmp_path / "by-run")[0] == 0
     paths = sorted(path.relative_to(tmp_path / "by-run") for path in (tmp_path / "by-run").rglob("*.dcm"))
     assert len(paths) == 2
     for path in paths:
@@ -81,33 +97,33 @@ def descriptions(folder):
     return {name: text for name, (text,) in texts.items()}
 
 
-def test_a_network_that_ships_knows_what_it_was_trained_on(weights, tmp_path):
+def test_a_network_that_ships_knows_what_it_was_trained_on(denoise, weights, tmp_path):
     """The quarter dose is like its training, the full dose and pixels of 0.3 mm are not."""
     make_dataset(tmp_path / "in", patients=("L143",), slices=2, size=128, seed=0)
     write_series(tmp_path / "in" / "small", "L143", "quarter", 2, PixelSpacing=[0.3, 0.3])
-    argv = ["launch/denoise.py", "--model", weights, tmp_path / "in", tmp_path / "out"]
-    done = run_command(*argv, check=False)
-    assert done.returncode == 2
+    argv = ["--model", weights, tmp_path / "in", tmp_path / "out"]
+    status, said, errors = denoise(*argv)
+    assert status == 2
     full, small = (tmp_path / "in" / name for name in ("L143/full_1mm", "small"))
-    assert f"error: 2 of 3 series left out: {full}: redcnn-tiny was not trained on such a series (noise " in done.stderr
-    assert f"{small}: redcnn-tiny was not trained on such a series (" in done.stderr
-    assert "pixels 0.30 mm, trained on 0.70 to 0.70: a small field of view?" in done.stderr
+    assert f"error: 2 of 3 series left out: {full}: redcnn-tiny was not trained on such a series (noise " in errors
+    assert f"{small}: redcnn-tiny was not trained on such a series (" in errors
+    assert "pixels 0.30 mm, trained on 0.70 to 0.70: a small field of view?" in errors
     assert list(descriptions(tmp_path / "out")) == ["quarter_1mm"]
-    assert "; pixels 0.70 mm (0.70 to 0.70); body " in done.stdout and "; kernel B30f (B30f)" in done.stdout
+    assert "; pixels 0.70 mm (0.70 to 0.70); body " in said and "; kernel B30f (B30f)" in said
 
-    run_command(*argv, "--force")
+    assert denoise(*argv, "--force")[0] == 0
     described = descriptions(tmp_path / "out")
     assert described["quarter_1mm"].startswith("denoised by redcnn-tiny, redcnn, weights ")
     assert ", in spite of: redcnn-tiny was not trained on such a series (noise " in described["full_1mm"]
     assert "not trained on" not in described["quarter_1mm"]
 
 
-def test_strength_is_named_by_the_derived_series(weights, tmp_path):
+def test_strength_is_named_by_the_derived_series(denoise, weights, tmp_path):
     make_dataset(tmp_path / "in", patients=("L143",), slices=1, size=128, seed=0)
     (tmp_path / "in" / "L143" / "full_1mm").rename(tmp_path / "full")
     for strength in ("0.5", "1"):
         argv = ["--model", weights, "--strength", strength, tmp_path / "in", tmp_path / strength]
-        run_command("launch/denoise.py", *argv)
+        assert denoise(*argv)[0] == 0
     (half,), (whole,) = ([pydicom.dcmread(path) for path in (tmp_path / s).rglob("*.dcm")] for s in ("0.5", "1"))
     (low,) = [pydicom.dcmread(path) for path in (tmp_path / "in").rglob("*.IMA")]
     expected = (low.pixel_array.astype(float) + whole.pixel_array) / 2
@@ -137,7 +153,7 @@ def test_a_network_that_ships_is_evaluated_on_pairs(weights, tmp_path):
         (["--model", "none-such", "in", "out"], "no network 'none-such'; those that ship: "),
     ],
 )
-def test_bad_input_is_one_line(argv, message):
-    done = run_command("launch/denoise.py", *argv, check=False)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert message in done.stderr
+def test_bad_input_is_one_line(denoise, argv, message):
+    status, _, errors = denoise(*argv)
+    assert (status, errors.count("\n")) == (2, 1)
+    assert message in errors
