@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REQUIRE_ALL, ROOT
+from conftest import MAY_SKIP, REQUIRE_ALL, ROOT
 
 CASES = """
 import pytest
@@ -19,14 +19,14 @@ def test_tool(tool): ...
 def test_user(): ...
 
 def test_gpu():
-    pytest.skip("no CUDA device")
+    pytest.skip("torch can use the GPUs here; and so on")
 
 @pytest.mark.xfail(reason="known")
 def test_known():
     assert False
 """
 
-REASONS = {"no such tool here", "no such user", "no CUDA device", "No module named 'no_such_package'"}
+REASONS = {"no such tool here", "no such user", "torch can use the GPUs here", "No module named 'no_such_package'"}
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,11 @@ def test_a_skip_is_a_failure_that_names_its_reason(switch, says, tmp_path):
     done = subprocess.run([*argv, "-p", "conftest"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert says in done.stdout
     assert {reason for reason in REASONS if reason in done.stdout} == REASONS
+
+
+def test_what_may_be_skipped_is_a_reason_of_some_test():
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py") if path.name != "test_skips.py")
+    assert [reason for reason in MAY_SKIP if reason not in tests] == []
 
 
 def test_ci_sets_the_switch():
