@@ -41,7 +41,7 @@ CHECKS = (
     Check("machine", "device, driver and versions", 60, speed.machine),
     Check("no waits", "a step never waits for the GPU", 60, correctness.no_waits),
     Check("CPU beside GPU", "the same losses, the same slice", 60, correctness.cpu_beside_gpu),
-    Check("exact resume", "interrupted and continued: the same bytes", 75, correctness.exact_resume),
+    Check("exact resume", "interrupted and continued: the same bytes", 90, correctness.exact_resume),
     Check("steps, RED-CNN", "patches/s beside the baseline and a matrix product", 75, speed.steps_redcnn),
     Check("recorded step", "train.cuda_graph gives the losses of the plain step", 60, correctness.recorded_step),
     Check("steps, recorded", "patches/s with train.cuda_graph", 60, speed.steps_recorded),
