@@ -1,5 +1,5 @@
 # make demo   the whole chain on a sample of real CT, in minutes, on two CPU cores
-# make pretrained   the network that ships, redcnn-general, trained again; a quarter of an hour on two CPU cores. A try:
+# make pretrained   the networks that ship, trained again; about an hour on two free CPU cores. A try:
 #                   SET='--train.steps=60'
 # make findings   docs/findings.md: four sweeps, evaluated, with SHARDS=, PAIRS=, BESIDE=, SWEEPS=, SET=; goes on where it stopped
 # make test   every check and test; what .ci/run calls
@@ -59,10 +59,14 @@ pretrained: env
 		--workers $(CORES)
 	$(BIN)/python shards/build.py data/general data/shards-general --split slabs --workers $(CORES) \
 		--full '*/{patient}/full_*/*.IMA' --quarter '*/{patient}/quarter_*/*.IMA'
-	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node 2 launch/train.py \
-		--config configs/train/general.yaml --data.shards data/shards-general --run_dir runs/redcnn-general $(SET)
-	$(BIN)/python -m ldct.inference.pretrained runs/redcnn-general redcnn-general --shards data/shards-general \
-		--about configs/pretrained/redcnn-general.yaml --folder runs/redcnn-general/pretrained
+	for network in "general 48" "small 16"; do \
+		set -- $$network; \
+		OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node 2 launch/train.py \
+			--config configs/train/general.yaml --data.shards data/shards-general --run_dir runs/redcnn-$$1 \
+			--model.channels=$$2 $(SET) && \
+		$(BIN)/python -m ldct.inference.pretrained runs/redcnn-$$1 redcnn-$$1 --shards data/shards-general \
+			--about configs/pretrained/shared.yaml configs/pretrained/redcnn-$$1.yaml --folder runs/redcnn-$$1/pretrained || \
+		exit; done
 
 lint: env
 	$(BIN)/ruff check .

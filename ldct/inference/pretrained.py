@@ -2,7 +2,7 @@
 
     python -m ldct.inference.pretrained RUN NAME --shards SHARDS --about ABOUT.yaml
 
-turns a run into one. The weights are safetensors, since a file that many people load should not be able to run code, as
+turns a run into one; of several files of --about each has some of the texts. The weights are safetensors, since a file that many people load should not be able to run code, as
 a pickle can, and its header says what is in it before anything is loaded.
 """
 
@@ -226,19 +226,33 @@ Commit {commit}, step {step:,}. {sizes}. sha256 {sha256}.
 """
 
 
+def read_about(path: Path) -> dict[str, str]:
+    """Texts of a card that people write.
+
+    Raises
+    ------
+    InputError
+        If it is not a YAML file of such texts.
+    """
+    try:
+        told = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"--about {path}: expected a YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(told, dict):
+        raise InputError(f"--about {path}: expected the texts {', '.join(TOLD)} by name, found none")
+    return told
+
+
 def main() -> None:
     """Turn a run into a network that ships."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("name", metavar="NAME", help="e.g. redcnn-general")
     parser.add_argument("--shards", type=Path, required=True, help="what it was trained on, for the ranges of its card")
-    parser.add_argument("--about", type=Path, required=True, help=f"YAML with the texts {', '.join(TOLD)}")
+    parser.add_argument("--about", type=Path, nargs="+", required=True, help=f"YAML with the texts {', '.join(TOLD)}")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write to (%(default)s)")
     options = parser.parse_args()
-    try:
-        told = yaml.safe_load(options.about.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"--about {options.about}: expected a YAML file: {' '.join(str(error).split())}") from None
+    told = {key: text for path in options.about for key, text in read_about(path).items()}
     ranges, kernels = trained_on(options.shards)
     card = publish(options.run, options.name, ranges, kernels, told, options.folder)
     print(f"{options.folder / (card.name + SUFFIX)}: {card.parameters:,} parameters, sha256 {card.sha256}")
