@@ -2,8 +2,9 @@
 
     python -m ldct.inference.pretrained RUN NAME --shards SHARDS --about ABOUT.yaml
 
-turns a run into one; of several files of --about each has some of the texts. The weights are safetensors, since a file that many people load should not be able to run code, as
-a pickle can, and its header says what is in it before anything is loaded.
+turns a run into one. Its card's texts may stand in several files behind --about. The weights are safetensors, since a
+file that many people load should not be able to run code, as a pickle can, and its header says what is in it before
+anything is loaded.
 """
 
 import argparse
