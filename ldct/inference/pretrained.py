@@ -130,7 +130,7 @@ def as_run(weights: Path, root: Path = RUNS) -> Path:
     content["config"] = configuration.to_dict(config)
     checkpoint.save(folder / "checkpoints", checkpoint.BEST, content)
     write_text(folder / "config.yaml", configuration.to_yaml(config))
-    runs.write_status(folder, runs.Status("finished", step=content["step"], steps=content["step"]))
+    runs.write_status(folder, runs.Status("finished", step=content["step"], steps=config.train.steps))
     return folder
 
 

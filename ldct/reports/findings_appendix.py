@@ -7,9 +7,10 @@ import yaml
 
 from ldct import config as configuration
 from ldct.config import Config
+from ldct.evaluation import lesion
 from ldct.evaluation.baselines import LOW, NAMES
-from ldct.evaluation.results import Evaluation
-from ldct.metrics import intervals, names, registry
+from ldct.evaluation.results import FULL, Evaluation
+from ldct.metrics import intervals, names, observer, registry
 from ldct.reports import arms as arms_of
 from ldct.reports import findings_charts, labels, page_charts, tables
 from ldct.reports.arms import identity
@@ -29,6 +30,7 @@ def render(findings: Findings, charts: dict[str, str], stem: str) -> list[str]:
     return [
         *("# Findings: appendix", "", *about(findings), "## All arms", "", *ranking(findings)),
         *budgets(findings),
+        *faint_disc(findings),
         *("## What the verdicts rest on", "", *reasons(findings)),
         *("## Attention by depth", "", *depths(findings, charts, stem)),
         *(f"## By groups of {size} iterations", "", *by_groups(findings, charts, stem, size)),
@@ -120,6 +122,33 @@ def budgets(findings: Findings) -> list[str]:
             [cells for _, cells in sorted(rows)],
         ),
         "Seconds of a run's steps, without validation: of the quickest seed, as other work on the machine only adds.",
+        "",
+    ]
+
+
+def faint_disc(findings: Findings) -> list[str]:
+    """What became of a disc drawn into the low dose behind the arms and the baselines; empty where none was drawn."""
+    of_arms: dict[str, list[tuple[float, float]]] = {}
+    for arm in findings.arms:
+        for run in arm.runs.values():
+            for name, of_patients in lesion.load(run.folder, run.evaluation).items():
+                estimates = intervals.over_patients(of_patients)
+                if estimates:
+                    label = arm.label if name == run.folder.resolve().name else name
+                    seen, kept = (estimates[key].mean for key in lesion.LESION)
+                    of_arms.setdefault(label, []).append((seen, kept))
+    rows = []
+    for label, values in of_arms.items():
+        seen, kept = np.mean(values, 0)
+        seeds = "-" if label in (FULL, *NAMES) else str(len(values))
+        rows.append((seen, [label, seeds, f"{seen:.2f}", f"{kept:.2f}"]))
+    if not rows:
+        return []
+    return [
+        *("## A faint disc", ""),
+        *table(["", "seeds", "d'", "contrast kept"], [cells for _, cells in sorted(rows, key=lambda row: -row[0])]),
+        f"{observer.DIAMETER_MM:g} mm, +{observer.CONTRAST_HU:g} HU, drawn into the low dose in flat soft tissue "
+        "(evaluate.py --lesion): means over patients, then seeds.",
         "",
     ]
 

@@ -98,6 +98,7 @@ def test_it_becomes_a_run_for_whatever_takes_runs(weights, tmp_path):
     low = images("L001", "quarter", 1, size=96)
     np.testing.assert_array_equal(Denoiser(run, CPU)(low), Denoiser(weights, CPU)(low))
     assert (run.name, read_status(run).state) == ("redcnn-tiny", "finished")
+    assert read_status(run).steps == read_config(run).train.steps  # else reports say that somebody edited it
     assert pretrained.as_run(weights, tmp_path / "runs") == run  # again: the same bytes, so what was measured stays
     assert {path: path.read_bytes() for path in run.rglob("*.pt")} == before
 

@@ -216,6 +216,22 @@ def test_arms_of_other_lengths_are_laid_beside_by_their_seconds(tiny_shards, tmp
     assert rows[0][0].startswith("| RED-CNN") and rows[2][0].startswith("| U-Net")
 
 
+def test_the_appendix_has_what_became_of_a_faint_disc(tiny_shards, tmp_path):
+    digest = manifest.digest(tiny_shards)
+    for seed, seen in ((0, 1.0), (1, 1.5)):
+        run = make(seed, 1.0, model__name="redcnn", model__channels=8)
+        write(tmp_path / run.name, run, [], digest)
+        of_run = {p: {"detectability": seen, "contrast_kept": 0.5} for p in PATIENTS}
+        full = {p: {"detectability": 2.0, "contrast_kept": 1.0} for p in PATIENTS}
+        about = {"data": digest, "checkpoint_sha256": run.evaluation.results[-1].mark}
+        path = tmp_path / run.name / "eval" / f"{run.evaluation.split}-lesion.json"
+        path.write_text(json.dumps(about | {"by_method": {"full dose": full, run.name: of_run}}))
+    appendix = findings.render(findings.gather([tmp_path], tiny_shards), "findings")["findings-appendix.md"]
+    part = appendix.partition("## A faint disc")[2].splitlines()
+    assert part[4] == "| full dose | - | 2.00 | 1.00 |"
+    assert re.fullmatch(r"\| RED-CNN.* \| 2 \| 1\.25 \| 0\.50 \|", part[5])
+
+
 def test_the_command_writes_the_pages_and_prints_the_verdicts(sweep, tmp_path):
     folder, shards = sweep
     done = run_command("launch/findings.py", folder, "--shards", shards, "-o", tmp_path / "docs" / "seen.md")
