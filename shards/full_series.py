@@ -13,10 +13,13 @@ from shards.common.command import InputError
 from shards.dicom import Slice, Unusable, read_slices
 from shards.files import files_under
 from shards.layouts import names_a_dose, place
-from shards.pixels import PADDING
+from shards.pixels import PADDING, read_hu
 
 BELIEVABLE = (10.0, 2000.0)
 """Range of an Exposure in mAs; some scanners write 9 for 200."""
+
+DARKEST = -50
+"""HU below which every slice of a body has pixels, also one that shows its middle alone."""
 
 
 def find_series(folder: Path) -> tuple[dict[str, list[Slice]], dict[str, str]]:
@@ -68,6 +71,36 @@ def _name_series(folder: Path, slices: dict[Path, list[Slice]], names: dict[Path
             )
         named[name] = sorted(pieces, key=lambda piece: piece.z)
     return named
+
+
+def check_source(name: str, pieces: list[Slice]) -> None:
+    """Refuse a series whose values are not HU, that was denoised or simulated, or that is several.
+
+    Raises
+    ------
+    InputError
+        Saying which.
+    """
+    where = pieces[0].path.parent
+    without = sum(not piece.coding.rescaled for piece in pieces)
+    if without:
+        why = (
+            f"{without} of {len(pieces)} slices have no RescaleSlope or RescaleIntercept, so their values may not be HU"
+        )
+        raise InputError(f"{name}: {why}; put the headers in {where} right")
+    if made := next((piece.derivation for piece in pieces if piece.denoised or "dose" in piece.simulated), ""):
+        raise InputError(f"{name}: expected a full dose as scanned, found {made[:60]!r}; give the folder of its source")
+    kernels, people = {piece.kernel for piece in pieces}, {piece.patient_id for piece in pieces}
+    if len(kernels) > 1 or len(people) > 1:
+        several = f"kernels {', '.join(sorted(kernels))}" if len(kernels) > 1 else f"{len(people)} PatientIDs"
+        raise InputError(f"{where} holds several series ({several}); give each a folder of its own")
+    try:
+        darkest = [int(read_hu(pieces[i])[0].min()) for i in {0, len(pieces) // 2}]
+    except Unusable:
+        return  # whoever reads them all says so
+    if min(darkest) > DARKEST:
+        why = f"expected HU, found no pixel below {DARKEST} HU, where fat and air lie"
+        raise InputError(f"{name}: {why}; put the RescaleIntercept in {where} right")
 
 
 def pick_kernel(pieces: list[Slice], choice: str) -> noise_model.Kernel:

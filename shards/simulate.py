@@ -29,7 +29,7 @@ from shards.common.pool import Workers
 from shards.deidentify import Deidentifier
 from shards.derived import resampled, shrunk, write_copy, write_derived
 from shards.dicom import Slice, Unusable
-from shards.full_series import content, cut_off, exposures, find_series, pick_kernel, shared_noise
+from shards.full_series import check_source, content, cut_off, exposures, find_series, pick_kernel, shared_noise
 from shards.noise_level import noise_sd, soft_tissue
 from shards.noise_model import Kernel, Scan
 from shards.pixels import PADDING, read_hu
@@ -380,8 +380,15 @@ def main() -> None:
     if not chosen:
         print(f"part {options.part}: no series")
         return
+    for name, pieces in chosen:
+        check_source(name, pieces)
     with Workers(options.workers) as workers:
-        plans = [plan(options.out, name, pieces, settings, workers) for name, pieces in chosen]
+        try:
+            plans = [plan(options.out, name, pieces, settings, workers) for name, pieces in chosen]
+        except Unusable as reason:
+            raise InputError(
+                f"{options.full}: a slice cannot be read: {reason}; copy it again, or take it away"
+            ) from None
         if deidentifier:
             deidentifier.keep()
         tasks = [dataclasses.replace(task, deidentifier=deidentifier) for tasks in plans for task in tasks]

@@ -19,7 +19,7 @@ from shards.common.command import InputError, Progress, command
 from shards.deidentify import Deidentifier
 from shards.derived import copying, derive, write
 from shards.dicom import Slice, Unusable
-from shards.full_series import find_series, pick_kernel
+from shards.full_series import check_source, find_series, pick_kernel
 from shards.noise_level import noise_sd, soft_tissue
 from shards.noise_model import Kernel
 from shards.pixels import PADDING, read_hu
@@ -121,6 +121,7 @@ def main() -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         ((name, pieces),) = series.items()
+        check_source(name, pieces)
         report = soften(name, pieces, unfinished, options.slices, deidentifier)
         unfinished.rename(options.out)
         print(f"{options.out}: {report}")

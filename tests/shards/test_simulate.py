@@ -328,3 +328,36 @@ def test_the_note_says_what_made_the_folder(full, tmp_path, monkeypatch, capsys)
     note = json.loads((tmp_path / "out/simulation.json").read_text())
     assert note["ranges"]["dose"] == [0.1, 0.1] and note["model"] == simulate.MODEL
     assert note["sources"]["patient"]["slices"] == 3 and len(note["sources"]["patient"]["sha256"]) == 64
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"RescaleIntercept": None}, "4 of 4 slices have no RescaleSlope or RescaleIntercept, so their values may not"),
+        ({"RescaleIntercept": 0}, "expected HU, found no pixel below -50 HU, where fat and air lie; put the RescaleI"),
+        ({"DerivationDescription": "denoised by x"}, "expected a full dose as scanned, found 'denoised by x'; give"),
+        ({"DerivationDescription": "simulated low dose, dose fraction 0.2500"}, "found 'simulated low dose, dose fr"),
+        ({"second": {"ConvolutionKernel": "B70f"}}, "holds several series (kernels B30f, B70f); give each a folder o"),
+        ({"second": {"PatientID": "other"}}, "holds several series (2 PatientIDs); give each a folder of its own"),
+    ],
+)
+def test_a_source_that_is_no_full_dose_in_hu_is_one_line(tmp_path, monkeypatch, capsys, changes, message):
+    second = changes.pop("second", None)
+    write_series(tmp_path / "in", "L067", "full", 4, 64, **changes)
+    if second:
+        write_series(tmp_path / "in", "L067", "full", 2, 64, name="b{index}", first_z=9.0, **second)
+    status, _, err = run(monkeypatch, capsys, tmp_path / "in", tmp_path / "out")
+    assert status == 2 and message in err and err.count("error:") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_slice_that_cannot_be_decoded_where_the_noise_is_measured_is_one_line(full, tmp_path, monkeypatch, capsys):
+    for path in full.iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.compress(pydicom.uid.JPEG2000Lossless)
+        dataset.PixelData = pydicom.encaps.encapsulate([b"\xff\x4f\xff\x51 no image"])
+        dataset["PixelData"].is_undefined_length = True
+        dataset.save_as(path)
+    status, _, err = run(monkeypatch, capsys, full, tmp_path / "out")
+    assert status == 2 and f"error: {full}: a slice cannot be read: pixels cannot be decoded" in err
+    assert "Traceback" not in err and not (tmp_path / "out").exists()
