@@ -1,5 +1,6 @@
 """What tests share: tiny shards by the real sharder, the flags of a tiny training run, and what may be skipped."""
 
+import importlib
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from phantom import make_dataset
 from wandb_server import Server
 
 from ldct.training.signals import CAUGHT
+from shards.common.command import command
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -75,6 +77,19 @@ def run_command(*argv, check=True, timeout=120, **kwargs):
         done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run one of the project's commands in this process, which has torch already; exit status, output and errors."""
+
+    def run(script, *argv):
+        monkeypatch.setattr("sys.argv", [script, *map(str, argv)])
+        with pytest.raises(SystemExit) as ended:
+            command(importlib.import_module(script.removesuffix(".py").replace("/", ".")).main)
+        return ended.value.code or 0, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,7 @@ from conftest import ROOT, run_command
 from made import make_run
 from PIL import Image
 
-from launch.compare import main
 from ldct.evaluation import results
-from shards.common.command import command
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -39,28 +37,24 @@ def test_it_prints_the_table_and_the_page_last(compared):
     assert sorted(path.name for path in page.parent.iterdir()) == ["page.csv", "page.html", "page.tex"]
 
 
-def test_bad_input_is_one_line(compared, tmp_path, monkeypatch, capsys):
+def test_bad_input_is_one_line(compared, tmp_path, call):
     runs, _, _ = compared
     for argv, message in (
         ([tmp_path / "none"], "expected a folder of runs, found nothing at"),
         ([runs, "-o", tmp_path / "page.pdf"], "expected a name that ends in .html"),
     ):
-        monkeypatch.setattr("sys.argv", ["compare.py", *map(str, argv)])
-        with pytest.raises(SystemExit) as stopped:
-            command(main)
-        error = capsys.readouterr().err
-        assert (stopped.value.code, error.count("\n")) == (2, 1)
+        status, _, error = call("launch/compare.py", *argv)
+        assert (status, error.count("\n")) == (2, 1)
         assert message in error
 
 
-def test_a_gain_that_is_not_there_is_status_1(compared):
+def test_a_gain_that_is_not_there_is_status_1(compared, call):
     runs, page, _ = compared
-    done = run_command(
-        "launch/compare.py", runs, "-o", page, "--require-gain", "2", "--require-best-gain", 3, check=False
-    )
-    assert done.returncode == 1
-    assert "not reached: 1-both gains -" in done.stderr and "not reached: the best run gains" in done.stderr
-    assert done.stdout.splitlines()[-1] == str(page)  # the page all the same
+    argv = [runs, "-o", page, "--require-gain", "2", "--require-best-gain", 3]
+    status, said, errors = call("launch/compare.py", *argv)
+    assert status == 1
+    assert "not reached: 1-both gains -" in errors and "not reached: the best run gains" in errors
+    assert said.splitlines()[-1] == str(page)  # the page all the same
 
 
 PROBE = """

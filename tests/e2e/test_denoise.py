@@ -1,3 +1,4 @@
+import functools
 import os
 import subprocess
 import sys
@@ -9,23 +10,13 @@ from conftest import ROOT, run_command
 from made import make_run
 from phantom import make_dataset, write_series
 
-from launch.denoise import main
 from ldct.evaluation import datasets, results
 from ldct.inference import pretrained
-from shards.common.command import command
 
 
 @pytest.fixture
-def denoise(monkeypatch, capsys):
-    """launch/denoise.py in this process, which has torch already; returns exit status, output and errors."""
-
-    def run(*argv):
-        monkeypatch.setattr("sys.argv", ["launch/denoise.py", *map(str, argv)])
-        with pytest.raises(SystemExit) as ended:
-            command(main)
-        return ended.value.code or 0, *capsys.readouterr()
-
-    return run
+def denoise(call):
+    return functools.partial(call, "launch/denoise.py")
 
 
 @pytest.fixture(scope="module")
