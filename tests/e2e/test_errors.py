@@ -1,7 +1,6 @@
 """docs/errors.md: every line it lists is in the code, and most are provoked here, by the command that says them."""
 
 import ast
-import importlib
 import re
 import shutil
 
@@ -15,7 +14,7 @@ from ldct.config import parse
 from ldct.training.signals import Latch
 from ldct.training.step import NotFinite
 from ldct.training.trainer import step_advice, train, validation_advice
-from shards.common.command import InputError, command
+from shards.common.command import InputError
 from shards.common.lock import locked
 
 LISTED = re.findall(r"^\| `(.+?)` \|", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE)
@@ -46,15 +45,13 @@ def test_every_listed_line_is_in_the_code():
 
 
 @pytest.fixture
-def said(capsys, monkeypatch):
-    """The one line that a command ends with, run in this process, which has torch already."""
+def said(call):
+    """The one line that a command ends with."""
 
     def run(module, *argv):
-        monkeypatch.setattr("sys.argv", [module, *map(str, argv)])
-        with pytest.raises(SystemExit) as stopped:
-            command(importlib.import_module(module).main)
-        assert stopped.value.code == 2
-        return capsys.readouterr().err.splitlines()[-1].removeprefix("error: ")
+        status, _, errors = call(module, *argv)
+        assert status == 2
+        return errors.splitlines()[-1].removeprefix("error: ")
 
     return run
 
