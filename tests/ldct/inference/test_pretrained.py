@@ -15,6 +15,7 @@ from phantom import images
 from ldct.config import from_dict, hash8
 from ldct.inference import denoiser, pretrained
 from ldct.inference.denoiser import Blended, Denoiser
+from ldct.inference.scan import TRAITS
 from ldct.runs.folder import read_config, read_status
 from ldct.training.ranks import Ranks
 from ldct.training.step import Training
@@ -136,6 +137,8 @@ def test_the_names_of_runs_do_not_change_for_the_field():
 def test_what_ships_is_whole(name):
     content = pretrained.read(pretrained.find(name))
     assert all(torch.isfinite(value).all() for value in content["model"].values())
+    card = pretrained.read_card(pretrained.find(name))
+    assert card.ranges.keys() == {trait.key for trait in TRAITS}
 
 
 def test_all_that_ships_is_small():
