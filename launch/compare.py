@@ -32,6 +32,13 @@ def arguments() -> argparse.Namespace:
         help="which evaluation to show: test, val, pairs, or a --name of evaluate.py (test where there is one)",
     )
     parser.add_argument(
+        "--slices-mb",
+        type=float,
+        default=9.0,
+        metavar="MB",
+        help="how much of the page may be slices, the worst and the median first (%(default)g)",
+    )
+    parser.add_argument(
         "--require-gain",
         type=float,
         metavar="DB",
@@ -46,6 +53,8 @@ def main() -> int:
     options = arguments()
     if options.output.suffix != ".html":
         raise InputError(f"--output {options.output}: expected a name that ends in .html")
+    if not options.slices_mb >= 0:
+        raise InputError(f"--slices-mb {options.slices_mb:g}: expected megabytes, 0 or more")
     if options.wandb_report:
         if options.require_gain is not None or options.require_best_gain is not None:
             raise InputError(
@@ -74,7 +83,7 @@ def compare(roots: list[Path], options: argparse.Namespace) -> int:
     split, others = comparison.choose_split(roots, options.split)
     page = build(roots, split)
     title = f"Comparison of {', '.join(dict.fromkeys(run.folder.resolve().parent.name for run in page.runs))}"
-    files = {".html": render(page, title)}
+    files = {".html": render(page, title, int(options.slices_mb * 1e6))}
     if page.evaluation:
         files[".csv"] = tables.as_csv(page.evaluation, page.rows)
         files[".tex"] = tables.as_latex(page.evaluation, page.rows)

@@ -58,8 +58,8 @@ def build(roots: list[Path], split: str) -> Page:
     return Page(runs, evaluation, rows)
 
 
-def render(page: Page, title: str) -> str:
-    """The page as HTML."""
+def render(page: Page, title: str, budget: int) -> str:
+    """The page as HTML, with slices of up to ``budget`` bytes."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ldct.reports", "."), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -87,7 +87,7 @@ def render(page: Page, title: str) -> str:
         definitions=definitions(page),
         tests=significance.matrix(evaluation, rows) if evaluation else None,
         tests_note=significance.note(evaluation, rows) if evaluation else "",
-        viewer=viewer.content(evaluation, rows) if evaluation else None,
+        viewer=viewer.content(evaluation, rows, budget) if evaluation else None,
         extremes=extremes(page),
         judged=registry.find(registry.JUDGED),
         differing=differing([run.config for run in page.runs]),

@@ -18,8 +18,6 @@ from ldct.runs.slices_file import steps
 
 VIEWED = 8
 """Runs whose slices are on the page, the best first."""
-BUDGET = 9_000_000
-"""Bytes of packed slices on the page; a slice takes 0.2 to 0.3 MB for each method."""
 WINDOWS = [
     ("Abdomen", 50, 400),
     ("abd400", 40, 400),
@@ -57,8 +55,11 @@ def extremes(evaluation: Evaluation, rows: list[Row]) -> list[Extreme]:
     return chosen
 
 
-def content(evaluation: Evaluation, rows: list[Row]) -> dict[str, Any] | None:
-    """Cases with their slices, HU packed as by ``pack``; None if there are no pictures."""
+def content(evaluation: Evaluation, rows: list[Row], budget: int) -> dict[str, Any] | None:
+    """Cases with their slices, HU packed as by ``pack``; None if there are no pictures.
+
+    They take up to ``budget`` bytes, one slice at least; a slice has 0.2 to 0.3 MB for each method.
+    """
     best = [row for row in rows if row.is_run][:VIEWED]
     shown = [row for row in rows if row.name == LOW] + best
     shown += [row for row in rows if not row.is_run and row.name != LOW]
@@ -70,7 +71,7 @@ def content(evaluation: Evaluation, rows: list[Row]) -> dict[str, Any] | None:
     for key in [*first, *spaced([key for key in kept if key not in first])]:
         entry = packed_slice(evaluation, results, key)
         spent += sum(map(len, entry["panels"]))
-        if packed and spent > BUDGET:
+        if packed and spent > budget:
             break
         packed[key] = entry
     if not packed:

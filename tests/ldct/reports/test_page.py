@@ -86,7 +86,7 @@ def test_hours_of_gpus_are_told_of_runs_on_gpus_alone(page):
 
 
 def test_the_inserted_disc_stands_by_method_the_best_first(page):
-    assert inserted(page) == [] and "lesion-table" not in render(page, "")
+    assert inserted(page) == [] and "lesion-table" not in render(page, "", 10**6)
     run = page.runs[0]
     found = {"full dose": 2.0, "low dose": 1.0, run.folder.name: 1.5}
     by_method = {name: {"p": {"detectability": d, "contrast_kept": 0.5}} for name, d in found.items()}
@@ -95,7 +95,7 @@ def test_the_inserted_disc_stands_by_method_the_best_first(page):
     path.write_text(json.dumps({**about, "by_method": by_method}))
     try:
         lines = inserted(page)
-        assert "lesion-table" in render(page, "")
+        assert "lesion-table" in render(page, "", 10**6)
     finally:
         path.unlink()
     assert [(label, cells[0]) for label, cells in lines] == [
@@ -108,7 +108,7 @@ def test_only_what_differs_is_listed(page):
 
 
 def test_the_page_needs_nothing_from_outside(page):
-    html = render(page, "arms")
+    html = render(page, "arms", 10**6)
     text = re.sub(r'base64,[A-Za-z0-9+/=]+|"data": "[^"]+"', "", html)
     assert set(re.findall(r"https?://[^\"'\s)<]*", text)) <= {
         "http://www.w3.org/2000/svg",
@@ -125,7 +125,7 @@ def test_text_from_runs_cannot_become_markup(sweep, tmp_path, tiny_shards):
     status = runs.read_status(run)
     status.error = "<script>alert(1)</script>"
     runs.write_status(run, status)
-    html = render(build([run], "test"), "<b>title</b>")
+    html = render(build([run], "test"), "<b>title</b>", 10**6)
     assert "<script>alert" not in html and "&lt;script&gt;alert" in html
     assert "<b>title" not in html
 
