@@ -106,8 +106,7 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """What decides the bytes of the shards, apart from the input."""
     names = "full quarter series split val test fold patch stride tiling shard_slices seed"
     settings = {name: getattr(options, name) for name in names.split()}
-    if options.pseudonyms:
-        return settings | {"pseudonyms": True}
+    settings |= {"pseudonyms": True} if options.pseudonyms else {}
     return settings | ({"allow": sorted(options.allow)} if options.allow else {})
 
 

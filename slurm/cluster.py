@@ -290,7 +290,8 @@ def sbatch_environment(cluster: Cluster) -> Iterator[None]:
     """
     given = {str(name).lstrip("-") for name in cluster.sbatch}
     ours = {name for name in LEFT_OPEN if name in given or getattr(cluster, name, None) is not None}
-    theirs = {f"SBATCH_{name.upper()}" for name in LEFT_OPEN if name not in ours} | {"SLURM_CONF", "SLURM_CLUSTERS"}
+    theirs = {f"SBATCH_{name.upper()}" for name in LEFT_OPEN if name not in ours}
+    theirs |= {"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"}
     prefixes = ("SBATCH_", "SLURM_") if "SLURM_JOB_ID" in os.environ else ("SBATCH_",)
     before = dict(os.environ)
     try:

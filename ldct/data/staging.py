@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ldct.config import Config
 from ldct.device import free_memory
-from shards import manifest
+from shards import index, manifest
 from shards.common.atomic import atomic
 from shards.common.command import InputError, Progress
 from shards.common.lock import locked
@@ -75,15 +75,18 @@ def staged(config: Config) -> Iterator[Config]:
 def copy(shards: Path, folder: Path) -> None:
     """Copy what training reads from ``shards`` into ``folder``, unless that is complete; checked by sha256."""
     checksums = {shard.name: shard.sha256 for shard in manifest.load(shards).shards if shard.split != "test"}
-    # the index stands beside the manifest; a test split is not trained on
-    others = [path.name for path in sorted(shards.iterdir()) if path.is_file() and path.suffix != ".tar"]
-    sizes = {name: (shards / name).stat().st_size for name in [*checksums, *others]}
-    if (folder / COMPLETE).exists() and all(size_of(folder / name) == size for name, size in sizes.items()):
+    sizes = {name: (shards / name).stat().st_size for name in [*checksums, manifest.NAME]}  # test is not trained on
+    complete = (folder / COMPLETE).exists()
+    if not complete:
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed process copied
+        sizes |= {path.name: path.stat().st_size for path in [shards / index.NAME] if path.is_file()}
+    # of a complete copy a cleaner of old files may have taken some; others may read the rest at this moment
+    lacking = [name for name, size in sizes.items() if size_of(folder / name) != size]
+    if complete and not lacking:
         return
-    needed = sum(sizes.values())
+    needed = sum(sizes[name] for name in lacking)
     try:
-        shutil.rmtree(folder, ignore_errors=True)  # what a killed process copied, or a cleaner of old files left
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         free, where = shutil.disk_usage(folder).free, ""
         if in_memory(folder):
             free, where = min(free, free_memory() or free), ", in memory"
@@ -93,16 +96,16 @@ def copy(shards: Path, folder: Path) -> None:
                 f"{free / 1e9:.1f} GB free{where}; {ADVICE}"
             )
         with Progress(f"copying shards to {folder}", needed >> 20, "MB") as progress:
-            for name in [*checksums, *others]:
+            for name in lacking:
                 digest = copy_file(shards / name, folder / name, progress)
                 if digest != checksums.get(name, digest):
                     raise InputError(f"{shards / name} differs from the manifest; run shards/verify.py {shards}")
         (folder / COMPLETE).touch()
-    except InputError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
+    except (InputError, OSError) as error:
+        if not complete:
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"data.stage: cannot copy the shards to {folder}: {error.strerror}; {ADVICE}") from None
 
 

@@ -188,5 +188,7 @@ def is_whole(path: Path, made_by: str, uid: str) -> bool:
     if maker != made_by:
         raise InputError(f"{path.parent} holds files made by {maker or 'something else'!r}; choose another folder")
     if whole and header.get("SOPInstanceUID") != uid:
-        raise InputError(f"{path} was made of another image than IN holds now; choose another folder")
+        raise InputError(
+            f"{path} was made of another image than IN holds now, or by another version; choose another folder"
+        )
     return whole

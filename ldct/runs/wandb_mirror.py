@@ -358,8 +358,9 @@ def main() -> None:
     parser.add_argument("--follow", action="store_true", help="one run, from its start to its end, beside its training")
     args = parser.parse_args()
     if args.follow:
-        (folder,) = args.runs
-        follow(folder)
+        if len(args.runs) != 1:
+            parser.error("--follow: expected one run")
+        follow(args.runs[0])
     else:
         for run in runs.find_runs(args.runs):
             send(run)

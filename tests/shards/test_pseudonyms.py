@@ -79,6 +79,8 @@ def test_the_table_is_kept_and_grows(source, tmp_path, monkeypatch, capsys):
     assert list(load(tmp_path / "out").split["val"]) == ["P0002"]
     status, out, _ = main(monkeypatch, capsys, *call(source, tmp_path, "--val", "P0002"))
     assert status == 0 and "there already" in out
+    status, _, err = main(monkeypatch, capsys, *call(source, tmp_path, "--val", "P0002", "--allow", "P0001"))
+    assert status == 2 and "allow was None, is ['P0001']" in err
     status, _, err = main(monkeypatch, capsys, *call(source, tmp_path, "--val", "P0002")[:-4], "--val", "P0002")
     assert (status == 2 and "no such patient; there are 4711234" in err) or "pseudonyms was True, is None" in err
 

@@ -120,6 +120,21 @@ def test_a_copy_from_which_something_was_removed_is_made_anew(tiny_shards, tmp_p
         assert (folder / "train-00001.tar").read_bytes() == (tiny_shards / "train-00001.tar").read_bytes()
 
 
+def test_a_copy_that_somebody_reads_stays_whatever_comes_beside_the_shards(tiny_shards, tmp_path):
+    shards = shutil.copytree(tiny_shards, tmp_path / "shards")
+    place = tmp_path / "place"
+    place.mkdir()
+    with staged(config_of(shards, place)) as first:
+        read = Path(first.data.shards) / "train-00000.tar"
+        before = read.stat().st_ino
+        (shards / "similarity.csv").write_text("made later")
+        (Path(first.data.shards) / "train-00001.tar").unlink()
+        with staged(config_of(shards, place)) as second:
+            assert second.data.shards == first.data.shards
+        assert read.stat().st_ino == before  # not made anew
+        assert (read.parent / "train-00001.tar").is_file()
+
+
 def test_a_quota_that_is_reached_midway_is_one_line_and_leaves_nothing(tiny_shards, tmp_path, monkeypatch):
     plain, copied = staging.copy_file, []
 
