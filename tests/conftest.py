@@ -1,7 +1,9 @@
 """What tests share: tiny shards by the real sharder, the flags of a tiny training run, and what may be skipped."""
 
 import importlib
+import importlib.metadata
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -41,6 +43,11 @@ def required(report):
         if not reason.startswith(tuple(MAY_SKIP)):
             report.outcome, report.longrepr = "failed", f"skipped, which {REQUIRE_ALL} forbids: {reason}"
     return report
+
+
+def pytest_report_header():
+    python, torch = platform.python_version(), importlib.metadata.version("torch")
+    return f"Python {python}, torch {torch}, no others; those in a clone of their own: make test PYTHON=..."
 
 
 @pytest.hookimpl(wrapper=True)
