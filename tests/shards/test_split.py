@@ -15,7 +15,7 @@ TEN = ["L067", "L096", "L109", "L143", "L192", "L286", "L291", "L310", "L333", "
 def patient(name, slices=3, step=2.0, thickness=3.0):
     coding = Coding(None, False, 12, 11, 1.0, -1024.0, True, None)
     piece = Slice(Path("x"), None, (0, 0, 0), (1, 0), (64, 64), (1, 1), thickness, "", None, None, "", "", "", "",
-                  coding, "", 0, 0)  # fmt: skip
+                  "", coding, "", 0, 0)  # fmt: skip
     pairs = []
     for i in range(slices):
         at = dataclasses.replace(piece, position=(0.0, 0.0, step * i))
