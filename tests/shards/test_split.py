@@ -20,7 +20,7 @@ def patient(name, slices=3, step=2.0, thickness=3.0):
     for i in range(slices):
         at = dataclasses.replace(piece, position=(0.0, 0.0, step * i))
         pairs.append(Pair(f"{name}_{i:04d}", name, at, at, 0.25))
-    return Patient(name, "", "", slices, slices, pairs)
+    return Patient(name, "", "", slices, slices, pairs=pairs)
 
 
 def names(split):
