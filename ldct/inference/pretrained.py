@@ -100,7 +100,7 @@ def read_card(weights: Path) -> Card:
     path = weights.with_suffix(".json")
     try:
         fields = json.loads(path.read_text())
-        fields["ranges"] = {key: (least, most) for key, (least, most) in fields["ranges"].items()}
+        fields["ranges"] = {trait.key: tuple(fields["ranges"][trait.key]) for trait in TRAITS}
         return Card(**fields)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}: expected the card of {weights.name}: {error}; take both from one version") from None
@@ -177,9 +177,7 @@ def page(card: Card, size: int) -> str:
     model = configuration.from_dict(card.config).model
     sizes = ", ".join(f"{key} {value}" for key, value in card.config["model"].items() if value is not None)
     rows = [
-        f"| {trait.label} | {' to '.join(map(trait.text, card.ranges[trait.key]))}{trait.unit} |"
-        for trait in TRAITS
-        if trait.key in card.ranges
+        f"| {trait.label} | {' to '.join(map(trait.text, card.ranges[trait.key]))}{trait.unit} |" for trait in TRAITS
     ]
     return PAGE.format(
         **dataclasses.asdict(card) | {"command": card.command.replace("\n", "\n    ")},

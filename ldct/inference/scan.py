@@ -185,8 +185,6 @@ def judge(traits: Traits, ranges: Ranges, kernels: Iterable[str], trained_kernel
     """
     told, outside, refused = [], [], False
     for trait in TRAITS:
-        if trait.key not in ranges:  # the card is older than the trait
-            continue
         value, (least, most) = traits[trait.key], ranges[trait.key]
         range_text = f"{trait.text(least)} to {trait.text(most)}"
         if math.isnan(value):

@@ -27,6 +27,7 @@ RANGES = {
     "frequency_per_mm": (0.18, 0.35),
     "spacing_mm": (0.6, 1.0),
     "body_mm": (50.0, 420.0),
+    "bone": (0.0, 1.0),
 }
 TOLD = {key: f"of {key}" for key in pretrained.TOLD}
 
@@ -75,9 +76,12 @@ def test_other_weights_than_the_cards_are_refused(weights):
 
 def test_a_card_that_is_missing_or_of_another_version_is_one_line(weights):
     path = weights.with_suffix(".json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"colour": "blue"}))
-    with pytest.raises(InputError, match=r"expected the card of redcnn-tiny\.safetensors: .*colour"):
-        Denoiser(weights, CPU)
+    card = json.loads(path.read_text())
+    without = {key: value for key, value in card["ranges"].items() if key != "bone"}
+    for other, named in ((card | {"colour": "blue"}, "colour"), (card | {"ranges": without}, "bone")):
+        path.write_text(json.dumps(other))
+        with pytest.raises(InputError, match=rf"expected the card of redcnn-tiny\.safetensors: .*{named}"):
+            Denoiser(weights, CPU)
     path.unlink()
     with pytest.raises(InputError, match=r"expected the card of redcnn-tiny\.safetensors"):
         Denoiser(weights, CPU)
